@@ -1,0 +1,54 @@
+"""Deterministic backbones, by name."""
+
+import importlib
+import inspect
+
+from models.backbone import Backbone
+from models.persistence import Persistence
+from models.simvp import SimVP
+from utils.errors import InputError
+
+__all__ = ["BACKBONES", "Backbone", "build_backbone"]
+
+BACKBONES: dict[str, type[Backbone]] = {
+    "simvp": SimVP,
+    "persistence": Persistence,
+}
+
+
+def build_backbone(
+    name: str,  # a key of BACKBONES, or a user's own class as `my_package.my_module:MyNet`
+    frame_shape: tuple[int, int, int] = (1, 128, 128),
+    frames_in: int = 5,
+    frames_out: int = 20,
+    **options,  # the backbone's own, checked against its constructor
+) -> Backbone:
+    """Build a backbone with fresh weights; raises `InputError` for an unknown name or option."""
+    backbone = _find(name)
+    arguments = {"frame_shape": frame_shape, "frames_in": frames_in, "frames_out": frames_out, **options}
+    try:
+        inspect.signature(backbone).bind(**arguments)
+    except TypeError as error:
+        known = ", ".join(p for p in inspect.signature(backbone).parameters)
+        raise InputError(f"backbone {name}: {error}; its constructor takes {known}.") from None
+    return backbone(**arguments)
+
+
+def _find(name: str) -> type[Backbone]:
+    if ":" not in name:
+        if name not in BACKBONES:
+            raise InputError(
+                f"unknown backbone {name!r}: choose one of {', '.join(BACKBONES)}, or name your own class as "
+                "my_package.my_module:MyNet."
+            )
+        return BACKBONES[name]
+    module_name, _, class_name = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"backbone {name!r} cannot be imported: {error}.") from None
+    if not (inspect.isclass(found) and issubclass(found, Backbone)):
+        raise InputError(f"backbone {name!r} is not a subclass of models.Backbone; derive it from that class.")
+    if found.trend is Backbone.trend:
+        raise InputError(f"backbone {name!r} does not implement `trend`.")
+    return found

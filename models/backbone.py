@@ -1,0 +1,48 @@
+"""The contract that every deterministic backbone fulfils."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """A deterministic forecaster of the trend; DiffCast generates what it leaves out.
+
+    A subclass takes `frame_shape`, `frames_in`, `frames_out` and its own options as keyword arguments and
+    implements `trend`. It overrides `forward` only if its loss is not the mean squared error of the trend.
+    Frames are float32 `(B, T, C, H, W)` with values in [0, 1].
+    """
+
+    def __init__(
+        self,
+        frame_shape: tuple[int, int, int] = (1, 128, 128),  # C, H, W
+        frames_in: int = 5,  # observed frames
+        frames_out: int = 20,  # frames to forecast
+    ):
+        super().__init__()
+        self.frame_shape = tuple(frame_shape)
+        self.frames_in = frames_in
+        self.frames_out = frames_out
+
+    def trend(self, frames_in: Tensor) -> Tensor:
+        """Forecast `(B, frames_out, C, H, W)` from `(B, frames_in, C, H, W)`: differentiable, not clamped."""
+        raise TypeError(f"{type(self).__name__} is a backbone without a `trend` method; implement it.")
+
+    def forward(self, frames_in: Tensor, frames_out: Tensor, generator=None) -> dict[str, Tensor]:
+        """Training pass.
+
+        Returns `loss` (what to minimise), `deterministic` (the same, as a part of DiffCast's loss) and
+        `forecast`, the differentiable trend `(B, frames_out, C, H, W)`. `generator` is part of the contract of
+        all forecasters; a backbone draws nothing from it.
+        """
+        trend = self.trend(frames_in)
+        loss = F.mse_loss(trend, frames_out)
+        return {"loss": loss, "deterministic": loss, "forecast": trend}
+
+    @torch.no_grad()
+    def forecast(self, frames_in: Tensor, members: int = 1, generator=None) -> Tensor:
+        """Forecast `(B, 1, frames_out, C, H, W)` in [0, 1], without gradients.
+
+        A deterministic forecast has one member, whatever `members` asks for.
+        """
+        return self.trend(frames_in).clamp(0, 1)[:, None]

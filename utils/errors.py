@@ -1,0 +1,23 @@
+"""How the command lines report a user's mistake: one sentence, exit status 2, no traceback."""
+
+import contextlib
+import os
+import sys
+
+
+class InputError(ValueError):
+    """The user's input is at fault; the message names the file, flag or value and says what to do."""
+
+
+@contextlib.contextmanager
+def exit_on_input_error():
+    """Turn an `InputError` into one line on standard error and exit status 2.
+
+    In a multi-process run only the first process of each machine prints it.
+    """
+    try:
+        yield
+    except InputError as error:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
