@@ -1,8 +1,12 @@
 """The contract that every deterministic backbone fulfils."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from utils.official import Rules
 
 
 class Backbone(nn.Module):
@@ -12,6 +16,9 @@ class Backbone(nn.Module):
     implements `trend`. It overrides `forward` only if its loss is not the mean squared error of the trend.
     Frames are float32 `(B, T, C, H, W)` with values in [0, 1].
     """
+
+    official_names: Rules = ()  # see utils.official
+    official_dropped: Sequence[str] = ()
 
     def __init__(
         self,

@@ -1,0 +1,206 @@
+"""DiffCast: a deterministic backbone and a conditional diffusion model of its residual, trained end to end."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Generator, Tensor, nn
+
+from diffcast import motion, process, residual
+from diffcast.motion import GlobalMotion
+from diffcast.residual import LocalResidual
+from diffcast.samplers import SAMPLERS
+from models import Backbone
+from utils.errors import InputError
+from utils.official import prefixed
+
+Generators = Generator | Sequence[Generator] | None  # one for all, or one for each sequence of the batch
+
+
+class Generated(NamedTuple):
+    """A forecast and its parts, all without gradients."""
+
+    forecast: Tensor  # (B, M, T, C, H, W) in [0, 1]
+    trend: Tensor  # (B, T, C, H, W) in units of the frames, not clamped
+    residual: Tensor  # (B, M, T, C, H, W) in units of [-1, 1] frames
+
+
+class DiffCast(nn.Module):
+    """Residual-diffusion forecaster (Yu et al., CVPR 2024, arXiv 2312.06734).
+
+    The backbone forecasts the trend `mu`; what remains of the future, the residual `r = x - mu` (both scaled to
+    [-1, 1]), is cut into segments of `segment_length` frames and generated one after the other: LocalResidual
+    denoises a segment given GlobalMotion's context of observation and trend, the residual of the segment before it
+    and the segment's index. A last segment that reaches beyond the forecast is filled with zero residual, in training
+    and (because it was trained so) in sampling, and cut off.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        dim: int = 64,  # width of the diffusion networks
+        dim_mults: tuple[int, ...] = (1, 2, 4, 8),  # their widths per level, in units of dim
+        segment_length: int | None = None,  # frames of one diffusion run; None: as many as are observed
+        timesteps: int = 1000,  # of the diffusion process
+        diffusion_weight: float = 0.5,  # share of the diffusion loss in the total, the paper's alpha
+    ):
+        super().__init__()
+        self.segment_length = segment_length or backbone.frames_in
+        self.diffusion_weight = diffusion_weight
+        self.segments = math.ceil(backbone.frames_out / self.segment_length)
+        channels = backbone.frame_shape[0]
+        self.backbone = backbone
+        self.motion = GlobalMotion(channels, dim, dim_mults)
+        self.residual = LocalResidual(channels, self.segment_length, dim, dim_mults)
+        self.schedule = process.Schedule(timesteps)
+
+    @property
+    def frames_out(self) -> int:
+        """Number of forecast frames."""
+        return self.backbone.frames_out
+
+    def forward(self, frames_in: Tensor, frames_out: Tensor, generator: Generators = None) -> dict[str, Tensor]:
+        """Training pass: scalar `loss` and its parts `deterministic` and `diffusion`.
+
+        Frames are `(B, T, C, H, W)` in [0, 1]. Diffusion times and noise are drawn from `generator`, so that a
+        generator for each sequence makes the draws independent of how a batch is spread over processes.
+        """
+        b, shape = len(frames_in), (self.segments, self.segment_length, *frames_in.shape[2:])
+        time = _draw(
+            partial(torch.randint, self.schedule.timesteps), b, (self.segments,), generator, frames_in.device
+        )
+        noise = _draw(torch.randn, b, shape, generator, frames_in.device)
+        return self.objective(frames_in, frames_out, time, noise)
+
+    def objective(self, frames_in: Tensor, frames_out: Tensor, time: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """`forward` for given diffusion times `(B, S)` and noise `(B, S, L, C, H, W)` of the S segments.
+
+        All segments go through LocalResidual at once, each conditioned on the true residual of the one before.
+        Nothing is detached: the diffusion loss also shapes the backbone, through residual, condition and context.
+        """
+        trend = self.backbone(frames_in, frames_out)
+        mu = 2 * trend["forecast"] - 1
+        target = self._to_segments(2 * frames_out - 1 - mu)
+        previous = F.pad(target, (0, 0) * 4 + (1, 0))[:, :-1]
+        local, last = self._context(2 * frames_in - 1, mu)
+        context = [
+            rearrange([first] + [later] * (self.segments - 1), "s b c h w -> (b s) c h w")
+            for first, later in zip(local, last, strict=True)
+        ]
+        x0, eps, condition, time = (
+            rearrange(x, "b s ... -> (b s) ...") for x in (target, noise, previous, time)
+        )
+        predicted = self.residual(
+            process.diffuse(self.schedule, x0, eps, time),
+            time,
+            condition,
+            context,
+            torch.arange(self.segments, device=time.device).repeat(len(frames_in)),
+        )
+        v = process.v_target(self.schedule, x0, eps, time)
+        diffusion = process.weighted_loss(self.schedule, predicted.float(), v, time)
+        loss = self.diffusion_weight * diffusion + (1 - self.diffusion_weight) * trend["loss"]
+        return {"loss": loss, "deterministic": trend["loss"], "diffusion": diffusion}
+
+    def forecast(self, frames_in: Tensor, members: int = 1, generator: Generators = None, **sampling) -> Tensor:
+        """Ensemble `(B, M, T, C, H, W)` in [0, 1] from frames `(B, T_in, C, H, W)`; options as in `generate`."""
+        return self.generate(frames_in, members, generator, **sampling).forecast
+
+    @torch.no_grad()
+    def generate(
+        self,
+        frames_in: Tensor,  # (B, T_in, C, H, W) in [0, 1]
+        members: int = 1,  # draws of the residual for each sequence
+        generator: Generators = None,  # of the start noise
+        sampler: str = "ddim",  # a key of SAMPLERS
+        sampling_steps: int = 250,  # network evaluations per segment
+        noise: Tensor | None = None,  # (B, M, S, L, C, H, W): replaces the drawn start noise
+    ) -> Generated:
+        """Forecast with its parts. Backbone and GlobalMotion run once, whatever the members."""
+        b = len(frames_in)
+        if noise is None:
+            shape = (members, self.segments, self.segment_length, *frames_in.shape[2:])
+            noise = _draw(torch.randn, b, shape, generator, frames_in.device)
+        mu = 2 * self.backbone.trend(frames_in) - 1
+        local, last = (
+            [repeat(x, "b ... -> (b m) ...", m=noise.shape[1]) for x in level_maps]
+            for level_maps in self._context(2 * frames_in - 1, mu)
+        )
+        segments = []
+        previous = torch.zeros_like(noise[:, :, 0]).flatten(0, 1)
+        for s, start in enumerate(rearrange(noise, "b m s ... -> s (b m) ...")):
+            denoise = partial(
+                self.residual,
+                condition=previous,
+                context=last if s else local,
+                segment=torch.full((len(start),), s, device=start.device),
+            )
+            previous = SAMPLERS[sampler](denoise, start, self.schedule, sampling_steps)
+            segments.append(previous)
+        drawn = rearrange(segments, "s (b m) l c h w -> b m (s l) c h w", b=b)[:, :, : self.frames_out]
+        forecast = ((mu[:, None] + drawn + 1) / 2).clamp(0, 1)
+        return Generated(forecast, (mu + 1) / 2, drawn)
+
+    def _context(self, frames: Tensor, mu: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Local and global context of frames and trend, both in [-1, 1]."""
+        return self.motion(torch.cat([frames, mu], dim=1), local_at=frames.shape[1])
+
+    def _to_segments(self, frames: Tensor) -> Tensor:
+        """`(B, T, C, H, W)` -> `(B, S, L, C, H, W)`, filled up with zeros."""
+        missing = self.segments * self.segment_length - frames.shape[1]
+        padded = F.pad(frames, (0, 0) * 3 + (0, missing))
+        return rearrange(padded, "b (s l) c h w -> b s l c h w", s=self.segments)
+
+    @cached_property
+    def official_names(self) -> list[tuple[str, str]]:
+        """See `utils.official`."""
+        return [
+            *prefixed(residual.OFFICIAL_NAMES, "model.", "residual."),
+            *prefixed(motion.OFFICIAL_NAMES, "ctx_net.", "motion."),
+            *prefixed(self.backbone.official_names, "backbone_net.", "backbone."),
+        ]
+
+    @cached_property
+    def official_dropped(self) -> list[str]:
+        """See `utils.official`: the schedule, which is computed here, and what the backbone drops."""
+        backbone = prefixed([(pattern, "") for pattern in self.backbone.official_dropped], "backbone_net.", "")
+        schedule = r"^(betas|(log_|sqrt_)?(one_minus_)?(recip_|recipm1_)?alphas_cumprod(_prev)?|posterior_\w+|loss_weight)$"
+        return [schedule, *(pattern for pattern, _ in backbone)]
+
+
+def build_diffcast(
+    backbone: Backbone,
+    dim: int = 64,
+    dim_mults: tuple[int, ...] = (1, 2, 4, 8),
+    segment_length: int | None = None,
+    timesteps: int = 1000,
+    diffusion_weight: float = 0.5,
+) -> DiffCast:
+    """A DiffCast around a backbone, its options as in `DiffCast`; raises `InputError` where they contradict."""
+    _, height, width = backbone.frame_shape
+    halvings = len(dim_mults) - 1
+    if height % 2**halvings or width % 2**halvings:
+        raise InputError(
+            f"--img_size {height}x{width} cannot be halved {halvings} times, as --dim_mults with {len(dim_mults)} "
+            f"levels demands; choose a multiple of {2**halvings} or fewer levels."
+        )
+    if dim < 8 or dim % 8:
+        raise InputError(f"--dim must be a positive multiple of 8, not {dim}.")
+    if segment_length is not None and not 1 <= segment_length <= backbone.frames_out:
+        raise InputError(
+            f"--segment_length must lie between 1 and --frames_out ({backbone.frames_out}), not {segment_length}."
+        )
+    if not 0 < diffusion_weight <= 1:
+        raise InputError(f"--diffusion_weight must lie in (0, 1], not {diffusion_weight}.")
+    return DiffCast(backbone, dim, dim_mults, segment_length, timesteps, diffusion_weight)
+
+
+def _draw(distribution, batch: int, shape: tuple[int, ...], generator: Generators, device) -> Tensor:
+    """Random numbers `(batch, *shape)`, sequence by sequence if each has its own generator."""
+    if isinstance(generator, Sequence):
+        return torch.stack([distribution(shape, generator=one, device=device) for one in generator])
+    return distribution((batch, *shape), generator=generator, device=device)

@@ -1,0 +1,66 @@
+"""GlobalMotion: what observation and trend say about the motion of the whole sequence."""
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from diffcast.layers import ConvGRU, Downsample, ResidualBlock
+
+# Official parameter names -> ours.
+OFFICIAL_NAMES = [
+    (r"^init_conv\.", "stem."),
+    (r"^downs\.(\d+)\.0\.block([12])\.proj\.", r"levels.\1.block.conv\2."),
+    (r"^downs\.(\d+)\.0\.block([12])\.norm\.", r"levels.\1.block.norm\2."),
+    (r"^downs\.(\d+)\.1\.conv_gates\.0\.", r"levels.\1.recurrence.gates."),
+    (r"^downs\.(\d+)\.1\.conv_cans\.0\.", r"levels.\1.recurrence.candidate."),
+    (r"^downs\.(\d+)\.2\.1\.", r"levels.\1.down.conv."),
+]
+
+
+class GlobalMotion(nn.Module):
+    """A convolutional recurrent encoder over observed and forecast frames (DiffCast, section 3.3).
+
+    Frames are `(B, T, C, H, W)` in [-1, 1]. Level `i` sees 1 / 2^i of the resolution; its recurrent state is the
+    context that LocalResidual receives at that level. The levels run one after the other, each over all frames, so
+    that only the recurrences themselves are sequential.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        dim: int = 64,  # width of the finest level
+        dim_mults: tuple[int, ...] = (1, 2, 4, 8),  # width after each level, in units of dim
+    ):
+        super().__init__()
+        widths = [dim, *(dim * m for m in dim_mults)]
+        self.stem = nn.Conv2d(channels, dim, 7, padding=3)
+        last = len(dim_mults) - 1
+        self.levels = nn.ModuleList(
+            MotionLevel(width, following if i < last else None)
+            for i, (width, following) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+        )
+
+    def forward(self, frames: Tensor, local_at: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Contexts, finest first: the states after frame index `local_at` (local) and after the last (global)."""
+        b = frames.shape[0]
+        x = self.stem(rearrange(frames, "b t c h w -> (b t) c h w"))
+        local, last = [], []
+        for level in self.levels:
+            states, x = level(x, b)
+            local.append(states[:, local_at])
+            last.append(states[:, -1])
+        return local, last
+
+
+class MotionLevel(nn.Module):
+    """One resolution: residual block, recurrence, reduction to the next level (`None` for the coarsest)."""
+
+    def __init__(self, width: int, following: int | None):
+        super().__init__()
+        self.block = ResidualBlock(width, width)
+        self.recurrence = ConvGRU(width)
+        self.down = Downsample(width, following) if following else None
+
+    def forward(self, x: Tensor, batch: int) -> tuple[Tensor, Tensor | None]:
+        """Frames `(B T, C, H, W)` -> states `(B, T, C, H, W)` and the next level's frames."""
+        states = self.recurrence(rearrange(self.block(x), "(b t) c h w -> b t c h w", b=batch))
+        return states, self.down and self.down(rearrange(states, "b t c h w -> (b t) c h w"))

@@ -1,0 +1,81 @@
+"""The diffusion process: noise schedule, forward process, prediction targets and loss weights.
+
+Notation: `A_t` is the cumulative signal power of step `t`, and `x_t = sqrt(A_t) x0 + sqrt(1 - A_t) eps`
+(Ho et al. 2020, arXiv 2006.11239). The network predicts `v = sqrt(A_t) eps - sqrt(1 - A_t) x0`
+(Salimans and Ho 2022, arXiv 2202.00512). Times are integers in `0 .. timesteps - 1`; tensors have any shape
+`(B, ...)`, times `(B,)`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Schedule(nn.Module):
+    """The sigmoid noise schedule (Jabri et al. 2022, arXiv 2212.11972) from -3 to 3, as float32 buffers `(timesteps,)`.
+
+    A module only so that the buffers follow the model from device to device; they are not saved.
+    """
+
+    def __init__(self, timesteps: int = 1000):
+        super().__init__()
+        self.timesteps = timesteps
+        betas = _sigmoid_betas(timesteps)
+        signal = torch.cumprod(1 - betas, dim=0)
+        for name, value in {
+            "betas": betas,
+            "alphas_cumprod": signal,
+            "sqrt_alphas_cumprod": signal.sqrt(),
+            "sqrt_one_minus_alphas_cumprod": (1 - signal).sqrt(),
+            "sqrt_recip_alphas_cumprod": (1 / signal).sqrt(),
+            "sqrt_recipm1_alphas_cumprod": (1 / signal - 1).sqrt(),
+        }.items():
+            self.register_buffer(name, value.float(), persistent=False)
+
+
+def _sigmoid_betas(timesteps: int) -> Tensor:
+    position = torch.linspace(-3, 3, timesteps + 1, dtype=torch.float64)
+    # The end points are float32 in the official schedule. They nearly cancel against the last steps' sigmoids, so that
+    # exact ones would move the last betas by up to 6.5e-6.
+    first, last = (torch.tensor(end, dtype=torch.float32).sigmoid().double() for end in (-3.0, 3.0))
+    signal = (last - position.sigmoid()) / (last - first)
+    signal = signal / signal[0]
+    return (1 - signal[1:] / signal[:-1]).clamp(0, 0.999)
+
+
+def diffuse(schedule: Schedule, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """`x_t` from clean data and standard normal noise."""
+    return _at(schedule.sqrt_alphas_cumprod, time, x0) * x0 + (
+        _at(schedule.sqrt_one_minus_alphas_cumprod, time, x0) * noise
+    )
+
+
+def v_target(schedule: Schedule, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """What the network should predict."""
+    return _at(schedule.sqrt_alphas_cumprod, time, x0) * noise - (
+        _at(schedule.sqrt_one_minus_alphas_cumprod, time, x0) * x0
+    )
+
+
+def x0_from_v(schedule: Schedule, x_t: Tensor, v: Tensor, time: Tensor) -> Tensor:
+    """Clean data that a prediction `v` at `x_t` implies."""
+    return _at(schedule.sqrt_alphas_cumprod, time, x_t) * x_t - (
+        _at(schedule.sqrt_one_minus_alphas_cumprod, time, x_t) * v
+    )
+
+
+def noise_from_x0(schedule: Schedule, x_t: Tensor, x0: Tensor, time: Tensor) -> Tensor:
+    """The noise that separates `x_t` from clean data `x0`."""
+    return (_at(schedule.sqrt_recip_alphas_cumprod, time, x_t) * x_t - x0) / (
+        _at(schedule.sqrt_recipm1_alphas_cumprod, time, x_t)
+    )
+
+
+def weighted_loss(schedule: Schedule, predicted: Tensor, target: Tensor, time: Tensor) -> Tensor:
+    """Mean squared error of `v` per sample, weighted by `A_t` (which is SNR / (SNR + 1)), averaged over the batch."""
+    error = F.mse_loss(predicted, target, reduction="none").flatten(1).mean(dim=1)
+    return (schedule.alphas_cumprod[time] * error).mean()
+
+
+def _at(values: Tensor, time: Tensor, like: Tensor) -> Tensor:
+    return values[time].view(-1, *[1] * (like.dim() - 1))
