@@ -75,7 +75,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.gain = nn.Parameter(torch.ones(channels, 1, 1))
+        self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=1) * (self.gain * math.sqrt(x.shape[1]))
