@@ -151,8 +151,7 @@ class ConvGRU(nn.Module):
         states = []
         h = None
         for gates, candidate in (
-            frame.split([2 * c, c], dim=1)
-            for frame in rearrange(from_input, "(b t) c h w -> t b c h w", b=b)
+            frame.split([2 * c, c], dim=1) for frame in rearrange(from_input, "(b t) c h w -> t b c h w", b=b)
         ):
             if h is not None:
                 gates = gates + F.conv2d(h, gate_h, padding=1)

@@ -70,9 +70,7 @@ class DiffCast(nn.Module):
         generator for each sequence makes the draws independent of how a batch is spread over processes.
         """
         b, shape = len(frames_in), (self.segments, self.segment_length, *frames_in.shape[2:])
-        time = _draw(
-            partial(torch.randint, self.schedule.timesteps), b, (self.segments,), generator, frames_in.device
-        )
+        time = _draw(partial(torch.randint, self.schedule.timesteps), b, (self.segments,), generator, frames_in.device)
         noise = _draw(torch.randn, b, shape, generator, frames_in.device)
         return self.objective(frames_in, frames_out, time, noise)
 
@@ -91,9 +89,7 @@ class DiffCast(nn.Module):
             rearrange([first] + [later] * (self.segments - 1), "s b c h w -> (b s) c h w")
             for first, later in zip(local, last, strict=True)
         ]
-        x0, eps, condition, time = (
-            rearrange(x, "b s ... -> (b s) ...") for x in (target, noise, previous, time)
-        )
+        x0, eps, condition, time = (rearrange(x, "b s ... -> (b s) ...") for x in (target, noise, previous, time))
         predicted = self.residual(
             process.diffuse(self.schedule, x0, eps, time),
             time,
@@ -168,7 +164,9 @@ class DiffCast(nn.Module):
     def official_dropped(self) -> list[str]:
         """See `utils.official`: the schedule, which is computed here, and what the backbone drops."""
         backbone = prefixed([(pattern, "") for pattern in self.backbone.official_dropped], "backbone_net.", "")
-        schedule = r"^(betas|(log_|sqrt_)?(one_minus_)?(recip_|recipm1_)?alphas_cumprod(_prev)?|posterior_\w+|loss_weight)$"
+        schedule = (
+            r"^(betas|(log_|sqrt_)?(one_minus_)?(recip_|recipm1_)?alphas_cumprod(_prev)?|posterior_\w+|loss_weight)$"
+        )
         return [schedule, *(pattern for pattern, _ in backbone)]
 
 

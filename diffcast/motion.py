@@ -1,5 +1,7 @@
 """GlobalMotion: what observation and trend say about the motion of the whole sequence."""
 
+import itertools
+
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -36,7 +38,7 @@ class GlobalMotion(nn.Module):
         last = len(dim_mults) - 1
         self.levels = nn.ModuleList(
             MotionLevel(width, following if i < last else None)
-            for i, (width, following) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+            for i, (width, following) in enumerate(itertools.pairwise(widths))
         )
 
     def forward(self, frames: Tensor, local_at: int) -> tuple[list[Tensor], list[Tensor]]:

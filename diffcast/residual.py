@@ -1,5 +1,7 @@
 """LocalResidual: the network that denoises one segment of the residual."""
 
+import itertools
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -30,22 +32,20 @@ class LocalResidual(nn.Module):
     ):
         super().__init__()
         widths = [dim, *(dim * m for m in dim_mults)]
-        levels = list(zip(widths[:-1], widths[1:], strict=True))  # (width, width after it), finest first
+        levels = list(itertools.pairwise(widths))  # (width, width after it), finest first
         embedding = 8 * dim
         self.dim = dim
         self.stem = nn.Conv2d(2 * segment_length * channels, dim, 7, padding=3)
         self.embed_time = _embedding_mlp(dim)
         self.embed_segment = _embedding_mlp(dim)
         self.downs = nn.ModuleList(
-            DownLevel(width, after, embedding, last=i == len(levels) - 1)
-            for i, (width, after) in enumerate(levels)
+            DownLevel(width, after, embedding, last=i == len(levels) - 1) for i, (width, after) in enumerate(levels)
         )
         self.middle_block1 = ResidualBlock(widths[-1], widths[-1], embedding)
         self.middle_attention = SelfAttention(widths[-1])
         self.middle_block2 = ResidualBlock(widths[-1], widths[-1], embedding)
         self.ups = nn.ModuleList(
-            UpLevel(width, after, embedding, last=i == 0)
-            for i, (width, after) in reversed(list(enumerate(levels)))
+            UpLevel(width, after, embedding, last=i == 0) for i, (width, after) in reversed(list(enumerate(levels)))
         )
         self.head_block = ResidualBlock(2 * dim, dim, embedding)
         self.head = nn.Conv2d(dim, segment_length * channels, 1)

@@ -4,6 +4,7 @@ Every sampler has the signature `sampler(denoise, noise, schedule, steps, ...)`.
 `(B, ...)` and integer times `(B,)`; `noise` is standard normal `(B, ...)`; the result has its shape.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -28,7 +29,7 @@ def ddim(denoise: Denoiser, noise: Tensor, schedule: Schedule, steps: int) -> Te
     """
     times = ddim_times(schedule.timesteps, steps)
     x = noise
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in itertools.pairwise(times):
         time = torch.full((len(x),), now, device=x.device)
         x0 = x0_from_v(schedule, x, denoise(x, time), time).clamp(-1, 1)
         if then >= 0:
