@@ -61,7 +61,7 @@ class Architecture:
 
 
 def load_forecaster_weights(model: nn.Module, architecture: Architecture, path: Path) -> None:
-    """Fill a model from our safetensors or an official `.pt`; raises `InputError` if they are of another architecture."""
+    """Fill a model from our safetensors or an official `.pt`; raises `InputError` if they do not fit."""
     if path.suffix == ".pt":
         loaded = load_pickle(path)
         weights = loaded.get("model", loaded)

@@ -39,6 +39,8 @@ class DiffCast(nn.Module):
     and (because it was trained so) in sampling, and cut off.
     """
 
+    loss_terms = ("loss", "deterministic", "diffusion")
+
     def __init__(
         self,
         backbone: Backbone,
@@ -57,6 +59,11 @@ class DiffCast(nn.Module):
         self.motion = GlobalMotion(channels, dim, dim_mults)
         self.residual = LocalResidual(channels, self.segment_length, dim, dim_mults)
         self.schedule = process.Schedule(timesteps)
+
+    @property
+    def frames_in(self) -> int:
+        """Number of observed frames."""
+        return self.backbone.frames_in
 
     @property
     def frames_out(self) -> int:

@@ -17,6 +17,7 @@ class Backbone(nn.Module):
     Frames are float32 `(B, T, C, H, W)` with values in [0, 1].
     """
 
+    loss_terms: tuple[str, ...] = ("loss",)  # scalars of `forward` that are logged
     official_names: Rules = ()  # see utils.official
     official_dropped: Sequence[str] = ()
 

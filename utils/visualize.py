@@ -137,8 +137,8 @@ def draw_animation(path: str | Path, inputs: ArrayLike, rows: Mapping[str, Array
 class _Page:
     """Places panels, text and the legend on 8-bit canvases of palette indices.
 
-    All sizes are in pixels and follow from the frame size `(H, W)`. Small frames are enlarged by a whole factor,
-    so that their pixels stay squares of one size. The text is as high as a panel's width / `text_share`.
+    All sizes are in pixels and follow from the frame size `(H, W)`. Small frames are enlarged by a whole
+    factor, so that their pixels stay squares of one size. The text is as high as a panel's width / `text_share`.
     """
 
     def __init__(self, frame_size: tuple[int, int], style: Style, text_share: int):
@@ -199,23 +199,17 @@ class _Page:
         for color, (low, high) in enumerate(pairwise(edges - top), start=FIRST_COLOR):
             bar[high:low] = color
         self.put_framed(canvas, x, top, bar)
-        every = -(
-            -self.line * len(edges) // (2 * (bottom - top))
-        )  # leave out labels where they would overlap
+        every = -(-self.line * len(edges) // (2 * (bottom - top)))  # leave out labels where they would overlap
         for edge, label in list(zip(edges[1:-1].tolist(), self.bounds, strict=True))[::every]:
             self.write(canvas, beside, edge, label, "lm")
 
 
-def _checked_indices(
-    inputs: ArrayLike, rows: Mapping[str, ArrayLike], style: Style
-) -> tuple[np.ndarray, np.ndarray]:
+def _checked_indices(inputs: ArrayLike, rows: Mapping[str, ArrayLike], style: Style) -> tuple[np.ndarray, np.ndarray]:
     """Palette indices of the inputs `(T_in, H, W)` and of all rows `(rows, T_out, H, W)`."""
     inputs = _color_index(inputs, style)
     forecasts = np.stack([_color_index(frames, style) for frames in rows.values()])
     if inputs.ndim != 3 or forecasts.ndim != 4 or inputs.shape[1:] != forecasts.shape[2:]:
-        raise ValueError(
-            f"inputs {inputs.shape} and rows {forecasts.shape[1:]} must be frames (T, H, W) of one size"
-        )
+        raise ValueError(f"inputs {inputs.shape} and rows {forecasts.shape[1:]} must be frames (T, H, W) of one size")
     return inputs, forecasts
 
 

@@ -1,0 +1,103 @@
+"""Which sequences a process sees when: functions of the seed alone, whatever the number of processes or workers."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+def derived_seed(*keys: int) -> int:
+    """A 63-bit seed from the run's seed and what it is for; different keys give unrelated seeds."""
+    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1)
+
+
+def generators(device: torch.device, *keys: np.ndarray | int) -> list[torch.Generator]:
+    """One generator per entry of the last key, which is a list of integers."""
+    *common, each = keys
+    return [torch.Generator(device).manual_seed(derived_seed(*common, int(key))) for key in each]
+
+
+class TrainingBatches(Sampler[list[int]]):
+    """The batches of one process from number `start` to `stop`, over as many reshuffled epochs as that takes.
+
+    Batch `k` of the processes together holds the sequences `k * batch_size * processes` and following of the shuffled
+    order, so that two processes see what one with a batch twice as large would. Sequences that do not fill a last
+    common batch wait for the next epoch's order.
+    """
+
+    def __init__(
+        self,
+        sequences: int,
+        batch_size: int,  # per process
+        seed: int,
+        start: int,
+        stop: int,
+        rank: int = 0,
+        processes: int = 1,
+    ):
+        self.sequences = sequences
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+        self.stop = stop
+        self.rank = rank
+        self.processes = processes
+        self.per_epoch = sequences // (batch_size * processes)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        shuffled = None
+        for number in range(self.start, self.stop):
+            epoch, position = divmod(number, self.per_epoch)
+            if shuffled is None or position == 0:
+                shuffled = np.random.default_rng([self.seed, epoch]).permutation(self.sequences)
+            first = (position * self.processes + self.rank) * self.batch_size
+            yield shuffled[first : first + self.batch_size].tolist()
+
+
+class EvaluationBatches(Sampler[list[int]]):
+    """Given sequences in order, each exactly once over all processes; a batch has the same content for any number."""
+
+    def __init__(self, sequences: list[int], batch_size: int, rank: int = 0, processes: int = 1):
+        batches = [sequences[first : first + batch_size] for first in range(0, len(sequences), batch_size)]
+        self.batches = batches[rank::processes]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+class Numbered(Dataset):
+    """A data set that gives each sequence together with its index."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+        return index, self.dataset[index]
+
+
+def make_loader(dataset: Dataset, batches: Sampler[list[int]], workers: int, device: torch.device) -> DataLoader:
+    """A loader of (indices, frames) that keeps an accelerator fed."""
+    return DataLoader(
+        Numbered(dataset),
+        batch_sampler=batches,
+        num_workers=min(workers, len(batches)),
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers and len(batches) else None,
+    )
+
+
+def spread(total: int, wanted: int | None) -> list[int]:
+    """At most `wanted` indices (None: all), evenly spread over `range(total)`."""
+    if wanted is None or wanted >= total:
+        return list(range(total))
+    return [i * total // wanted for i in range(wanted)]

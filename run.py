@@ -1,0 +1,396 @@
+"""Train or evaluate a forecaster.
+
+    python run.py --backbone simvp                          train a backbone, then score it on the test split
+    python run.py --backbone simvp --use_diff               train DiffCast around it, end to end
+    accelerate launch run.py --use_diff                     the same on all GPUs
+    accelerate launch --cpu --num_processes 2 run.py ...    or on processors
+    python run.py --backbone simvp --use_diff --eval --ckpt_milestone best
+    python run.py @resources/demo.args                      arguments from a file
+
+Results appear in Exps/<exp_dir>/<Diff|Single><backbone>_<dataset>[_<exp_note>].
+"""
+
+import argparse
+import logging
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+
+from dataset import DATASETS, build_dataset
+from diffcast.evaluation import EvaluationSettings, evaluate
+from diffcast.forecaster import Architecture, load_forecaster_weights
+from diffcast.samplers import SAMPLERS
+from diffcast.summary import summarise
+from diffcast.training import TrainingSettings, total_steps, train
+from models import BACKBONES
+from utils import checkpoint
+from utils.errors import InputError, exit_on_input_error
+from utils.files import replacing, writable_folder
+from utils.log import format_table, start_logging
+
+LOG = logging.getLogger("run")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the description's lines and shows defaults."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; names and defaults of the official tool, and more."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=HelpFormatter,
+        fromfile_prefix_chars="@",
+        allow_abbrev=False,
+    )
+    parser.convert_arg_line_to_args = lambda line: line.split("#")[0].split()
+
+    for title, add_arguments in {
+        "model": _model_arguments,
+        "data": _data_arguments,
+        "training": _training_arguments,
+        "evaluation": _evaluation_arguments,
+        "output": _output_arguments,
+    }.items():
+        add_arguments(parser.add_argument_group(title))
+    return parser
+
+
+def _model_arguments(group) -> None:
+    group.add_argument(
+        "--backbone", default="phydnet", help=f"{', '.join(BACKBONES)}, or your own class as package.module:Class"
+    )
+    group.add_argument(
+        "--backbone_options", nargs="*", default=[], metavar="NAME=VALUE", help="options of the backbone's constructor"
+    )
+    group.add_argument("--use_diff", action="store_true", help="DiffCast: the backbone plus residual diffusion")
+    group.add_argument("--dim", type=int, default=64, help="width of the diffusion networks")
+    group.add_argument(
+        "--dim_mults",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8],
+        metavar="N",
+        help="their widths per level, in units of --dim",
+    )
+    group.add_argument(
+        "--segment_length", type=int, help="frames of one diffusion run; as many as --frames_in if not given"
+    )
+    group.add_argument(
+        "--diffusion_weight", type=float, default=0.5, help="share of the diffusion loss, the paper's alpha"
+    )
+
+
+def _data_arguments(group) -> None:
+    group.add_argument(
+        "--dataset", default="sevir", choices=list(DATASETS), help="synthetic storms are generated on first use"
+    )
+    group.add_argument("--data_path", type=Path, help="folder of the data set; data/<dataset> if not given")
+    group.add_argument("--packed_path", type=Path, help="folder of the packed cache; <data_path>/packed if not given")
+    group.add_argument(
+        "--split", default="official", choices=["official", "benchmark"], help="dates and windows of the splits"
+    )
+    group.add_argument("--stride", type=int, help="frames between windows; as the split has it if not given")
+    group.add_argument("--img_size", type=int, default=128, help="pixels of a frame's side")
+    group.add_argument("--img_channel", type=int, default=1, help="channels of a frame")
+    group.add_argument("--seq_len", type=int, default=25, help="frames of a sequence")
+    group.add_argument("--frames_in", type=int, default=5, help="of these, observed")
+    group.add_argument("--frames_out", type=int, default=20, help="of these, to forecast")
+    group.add_argument("--num_workers", type=int, default=4, help="processes that load data, per process")
+
+
+def _training_arguments(group) -> None:
+    group.add_argument("--batch_size", type=int, default=6, help="sequences per process and batch")
+    group.add_argument("--grad_acc_step", type=int, default=1, help="batches per optimiser step")
+    group.add_argument("--epochs", type=int, default=20, help="the longer of --epochs")
+    group.add_argument("--training_steps", type=int, default=200_000, help="and --training_steps counts")
+    group.add_argument("--lr", type=float, default=1e-4, help="learning rate of AdamW")
+    group.add_argument("--lr-beta1", type=float, default=0.90, help="its first decay rate")
+    group.add_argument("--lr-beta2", type=float, default=0.95, help="its second decay rate")
+    group.add_argument("--l2-norm", type=float, default=0.0, help="its weight decay")
+    group.add_argument(
+        "--scheduler",
+        default="cosine",
+        choices=["constant", "linear", "cosine"],
+        help="of the learning rate, after the warm-up",
+    )
+    group.add_argument("--warmup_steps", type=int, default=1000, help="of the learning rate")
+    group.add_argument("--ema_rate", type=float, default=0.95, help="decay of the averaged weights per 20 steps")
+    group.add_argument("--mixed_precision", default="no", choices=["no", "fp16", "bf16"], help="of the forward pass")
+    group.add_argument(
+        "--early_stop", type=int, default=10, help="validations without improvement before stopping; 0: never"
+    )
+    group.add_argument(
+        "--valid_every", type=int, default=2000, help="steps between validations, each of which writes a checkpoint"
+    )
+    group.add_argument("--valid_sequences", type=int, default=256, help="sequences per validation, evenly spread")
+    group.add_argument("--keep_checkpoints", type=int, default=3, help="latest checkpoints to keep besides the best")
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="go on from the latest checkpoint, if there is one, or from a given one",
+    )
+    group.add_argument("--seed", type=int, default=0, help="of everything random")
+
+
+def _evaluation_arguments(group) -> None:
+    group.add_argument("--eval", action="store_true", help="only evaluate, on the test split")
+    group.add_argument(
+        "--ckpt_milestone",
+        metavar="CHECKPOINT",
+        help="weights to evaluate: a file or folder, a step of the run, best or latest",
+    )
+    group.add_argument("--members", type=int, default=1, help="ensemble members")
+    group.add_argument("--sampler", default="ddim", choices=list(SAMPLERS), help="of the diffusion")
+    group.add_argument("--sampling_steps", type=int, default=250, help="network evaluations per segment")
+    group.add_argument(
+        "--eval_sequences", type=int, help="score only so many, evenly spread over the test split; all if not given"
+    )
+    group.add_argument("--cases", type=int, default=4, help="sequences to draw")
+
+
+def _output_arguments(group) -> None:
+    group.add_argument("--exp_dir", default="basic_exps", help="folder below Exps, or an absolute path")
+    group.add_argument("--exp_note", help="appended to the run's name")
+    group.add_argument("--log_with", nargs="*", default=[], choices=["tensorboard", "wandb"], help="trackers")
+    group.add_argument(
+        "--wandb_state", default="disabled", choices=["disabled", "online", "offline"], help="mode of the wandb tracker"
+    )
+    group.add_argument(
+        "--dry_run", action="store_true", help="print settings, data counts, parameters, GFLOPs and memory, and stop"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    args = build_parser().parse_args(argv)
+    with exit_on_input_error():
+        check(args)
+        run(args)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Find options that contradict each other before anything is built."""
+    if args.frames_in + args.frames_out != args.seq_len:
+        raise InputError(
+            f"--frames_in {args.frames_in} + --frames_out {args.frames_out} is not --seq_len {args.seq_len}; "
+            "make them add up."
+        )
+    positive = (
+        "frames_in frames_out img_size img_channel batch_size grad_acc_step training_steps valid_every valid_sequences "
+        "keep_checkpoints members sampling_steps"
+    )
+    for name in positive.split():
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} must be at least 1, not {getattr(args, name)}.")
+    for name in ["epochs", "warmup_steps", "num_workers", "early_stop", "cases", "seed"]:
+        if getattr(args, name) < 0:
+            raise InputError(f"--{name} must not be negative, as {getattr(args, name)} is.")
+    if args.img_channel != 1:
+        raise InputError(f"--img_channel {args.img_channel}: the data sets have one channel; leave it at 1.")
+    if args.sampling_steps > 1000:
+        raise InputError(f"--sampling_steps {args.sampling_steps} exceeds the 1000 steps of the diffusion process.")
+    if not 0 <= args.ema_rate < 1:
+        raise InputError(f"--ema_rate must lie in [0, 1), not {args.ema_rate}.")
+    if args.eval and args.resume:
+        raise InputError("--eval evaluates and --resume goes on training; give one of them.")
+    if args.eval and not args.ckpt_milestone and (args.use_diff or args.backbone != "persistence"):
+        raise InputError(
+            "--eval needs --ckpt_milestone: a checkpoint file or folder, a step of the run, best or latest."
+        )
+    if args.wandb_state != "disabled" and "wandb" not in args.log_with:
+        args.log_with.append("wandb")
+    for tracker in args.log_with:
+        if find_spec(tracker) is None:
+            raise InputError(f"--log_with {tracker} needs the package {tracker}: pip install {tracker}.")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Dry run, evaluation, or training followed by evaluation."""
+    folder = run_folder(args)
+    architecture = architecture_of(args)
+    torch.manual_seed(args.seed)
+    model = architecture.build(args.diffusion_weight)
+    accelerator = make_accelerator(args, folder)
+    start_logging(None if args.dry_run else prepare_folder(folder, args), accelerator.is_main_process)
+    if args.dry_run:
+        dry_run(args, model, accelerator)
+        return
+    best = args.ckpt_milestone
+    if not args.eval:
+        start_training(args, accelerator, model, architecture, folder)
+        best = "best"
+    label = "persistence"
+    if best:
+        weights = checkpoint.find_weights(best, folder / "checkpoints")
+        load_forecaster_weights(model, architecture, weights)
+        label = weights.parent.name if weights.name == checkpoint.WEIGHTS else weights.stem
+        LOG.info("evaluating %s", weights)
+    evaluate(
+        accelerator,
+        model,
+        open_split(args, "test"),
+        evaluation_settings(args),
+        writable_folder(folder / f"evaluation_{label}", "the results"),
+        ("diffcast_" if args.use_diff else "") + args.backbone.replace(":", "."),
+        {"settings": plain_settings(args), "checkpoint": label},
+    )
+    LOG.info("results in %s", folder / f"evaluation_{label}")
+
+
+def start_training(args, accelerator: Accelerator, model, architecture: Architecture, folder: Path) -> None:
+    """Open the data, find the checkpoint to resume from, and train."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"--backbone {args.backbone} has no weights to train; add --use_diff or --eval.")
+    train_set, valid_set = open_split(args, "train"), open_split(args, "valid")
+    settings = training_settings(args)
+    steps = total_steps(len(train_set), settings, accelerator.num_processes)
+    resume = find_resume(args, folder / "checkpoints", architecture)
+    writable_folder(folder / "checkpoints", "the checkpoints")
+    LOG.info(
+        "training %s on %d sequences, %d steps on %d process(es), %s",
+        folder.name, len(train_set), steps, accelerator.num_processes, accelerator.device,
+    )  # fmt: skip
+    accelerator.init_trackers(
+        "diffcast",
+        {
+            name: value if isinstance(value, int | float | str) else str(value)
+            for name, value in plain_settings(args).items()
+        },
+        {"wandb": {"mode": args.wandb_state, "name": folder.name}} if "wandb" in args.log_with else {},
+    )
+    metadata = {"architecture": architecture.to_metadata(), "dataset": args.dataset}
+    train(accelerator, model, train_set, valid_set, settings, folder, metadata, resume)
+    accelerator.end_training()
+
+
+def find_resume(args, checkpoints: Path, architecture: Architecture) -> Path | None:
+    """The checkpoint folder to go on from, checked to be of this architecture."""
+    found = checkpoint.checkpoints(checkpoints)
+    if args.resume is None:
+        if found:
+            raise InputError(
+                f"{checkpoints.parent} holds a training already, up to step {found[-1].name[5:]}: go on with --resume, "
+                "or name another run with --exp_note."
+            )
+        return None
+    path = Path(args.resume) if args.resume != "auto" else (found[-1] if found else None)
+    if path is None:
+        LOG.info("nothing to resume in %s: starting from the beginning", checkpoints)
+        return None
+    load_forecaster_weights(architecture.build(), architecture, path / checkpoint.WEIGHTS)
+    LOG.info("resuming from %s", path)
+    return path
+
+
+def dry_run(args, model, accelerator: Accelerator) -> None:
+    """Print what a training with these arguments would be."""
+    LOG.info("%s", yaml.safe_dump(plain_settings(args), sort_keys=False).rstrip())
+    rows = []
+    for split in ("train", "valid", "test"):
+        data = open_split(args, split)
+        rows.append([f"{split} split", f"{len(data):,} sequences of {len(data.event_ids):,} events"])
+        if split == "train":
+            steps = total_steps(len(data), training_settings(args), accelerator.num_processes)
+            rows.append(["training steps", f"{steps:,}"])
+    rows.append(["device", f"{accelerator.num_processes} x {accelerator.device.type}"])
+    LOG.info(
+        "\n%s", format_table(["", ""], rows + summarise(model, training_settings(args), evaluation_settings(args)))
+    )
+
+
+def run_folder(args: argparse.Namespace) -> Path:
+    """Where the run's results go."""
+    name = ("Diff" if args.use_diff else "Single") + args.backbone.replace(":", ".") + f"_{args.dataset}"
+    return Path("Exps") / args.exp_dir / (f"{name}_{args.exp_note}" if args.exp_note else name)
+
+
+def prepare_folder(folder: Path, args: argparse.Namespace) -> Path:
+    """Create the run's folder with its settings; returns the log file."""
+    writable_folder(folder, "the results")
+    with replacing(folder / "params.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(plain_settings(args), sort_keys=False))
+    return folder / "run.log"
+
+
+def make_accelerator(args: argparse.Namespace, folder: Path) -> Accelerator:
+    """Accelerate's view of devices, processes, precision and trackers."""
+    return Accelerator(
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_steps=args.grad_acc_step,
+        log_with=args.log_with,
+        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
+    )
+
+
+def open_split(args: argparse.Namespace, split: str):
+    """One split of the data set."""
+    path = args.data_path or Path("data") / args.dataset
+    return build_dataset(
+        args.dataset, split, path, args.img_size, args.seq_len, args.stride, args.split, args.packed_path
+    )
+
+
+def architecture_of(args: argparse.Namespace) -> Architecture:
+    """What the arguments say about the network."""
+    return Architecture(
+        backbone=args.backbone,
+        use_diff=args.use_diff,
+        frame_shape=(args.img_channel, args.img_size, args.img_size),
+        frames_in=args.frames_in,
+        frames_out=args.frames_out,
+        backbone_options=parse_options(args.backbone_options),
+        dim=args.dim,
+        dim_mults=tuple(args.dim_mults),
+        segment_length=args.segment_length,
+    )
+
+
+def parse_options(options: list[str]) -> dict:
+    """`NAME=VALUE` strings to a dictionary, values read as YAML."""
+    parsed = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not (name.isidentifier() and equals):
+            raise InputError(f"--backbone_options {option!r} does not have the form NAME=VALUE.")
+        parsed[name] = yaml.safe_load(value)
+    return parsed
+
+
+def training_settings(args: argparse.Namespace) -> TrainingSettings:
+    """The arguments that concern training."""
+    same = {name: getattr(args, name) for name in TrainingSettings.__dataclass_fields__ if hasattr(args, name)}
+    return TrainingSettings(**same, betas=(args.lr_beta1, args.lr_beta2), weight_decay=args.l2_norm)
+
+
+def evaluation_settings(args: argparse.Namespace) -> EvaluationSettings:
+    """The arguments that concern evaluation; it needs less memory than training, so its batches are twice as large."""
+    return EvaluationSettings(
+        seed=args.seed,
+        members=args.members if args.use_diff else 1,
+        sampler=args.sampler,
+        sampling_steps=args.sampling_steps,
+        batch_size=2 * args.batch_size,
+        sequences=args.eval_sequences,
+        cases=args.cases,
+        num_workers=args.num_workers,
+    )
+
+
+def plain_settings(args: argparse.Namespace) -> dict:
+    """All arguments, ready for YAML and JSON."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command with --resume goes on from the last checkpoint")

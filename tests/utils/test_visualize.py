@@ -1,0 +1,201 @@
+import numpy as np
+import pytest
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from utils import visualize
+from utils.errors import InputError
+from utils.visualize import Style, draw_animation, draw_strip, render
+
+STYLE = Style(
+    scale=255,
+    bounds=(0, 16, 74, 160, 219, 255),
+    colors=("#f2f2f2", "#9ad1a0", "#0b5d2e", "#f4dc3a", "#8e1f8f"),
+    units="VIL byte",
+    interval=5,
+)
+COLORS = [tuple(bytes.fromhex(color[1:])) for color in STYLE.colors]
+GREY = (0xDC, 0xDC, 0xDC)
+PACK = np.array([1 << 16, 1 << 8, 1])  # one number from red, green and blue
+
+
+def storms(frames, size, seed):
+    """Frames (T, H, W) of blobs that reach all colours, as bytes / 255."""
+    noise = np.random.default_rng(seed).standard_normal((frames, *size))
+    blobs = gaussian_filter(noise, (1, 2.5, 2.5))
+    ranks = blobs.argsort(axis=None).argsort().reshape(blobs.shape) / blobs.size
+    return np.float32((ranks**6 * 255).round() / 255)
+
+
+def rgb(image):
+    return np.asarray(image.convert("RGB"))
+
+
+def corners(picture, frame):
+    """Where a frame, enlarged to sides of at least 200 pixels, stands in a picture: a list of (y, x)."""
+    zoom = max(1, int(np.ceil(200 / min(frame.shape))))
+    panel = render(frame, STYLE).repeat(zoom, 0).repeat(zoom, 1) @ PACK
+    picture = picture @ PACK
+    strongest = np.unravel_index(frame.repeat(zoom, 0).repeat(zoom, 1).argmax(), panel.shape)
+    found = np.argwhere(picture == panel[strongest]) - strongest
+    found = found[((found >= 0) & (found + panel.shape <= picture.shape)).all(1)]
+    for probe in np.random.default_rng(0).integers(0, panel.shape, (60, 2)):
+        y, x = (found + probe).T
+        found = found[picture[y, x] == panel[tuple(probe)]]
+    windows = sliding_window_view(picture, panel.shape)
+    return [(y, x) for y, x in found.tolist() if (windows[y, x] == panel).all()]
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The texts written into pictures, in order."""
+    texts = []
+    monkeypatch.setattr(visualize._Page, "write", lambda page, canvas, x, y, text, anchor: texts.append(text))
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("byte", "color"), [(0, 0), (15, 0), (16, 1), (73, 1), (74, 2), (159, 2), (160, 3), (219, 4), (255, 4)]
+)
+def test_bytes_at_a_bound_take_the_colour_above_it(byte, color):
+    assert tuple(render(np.float32(byte) / 255, STYLE)) == COLORS[color]
+
+
+def test_values_between_bytes_are_not_rounded_up_to_a_bound():
+    assert tuple(render(np.float32(15.9 / 255), STYLE)) == COLORS[0]
+
+
+def test_values_outside_the_range_take_the_outermost_colours():
+    assert render([[-0.2, 1.3]], STYLE).tolist() == [[list(COLORS[0]), list(COLORS[-1])]]
+
+
+def test_missing_data_are_grey():
+    assert render([[np.nan, 0.0]], STYLE).tolist() == [[list(GREY), list(COLORS[0])]]
+
+
+def test_a_style_needs_a_colour_between_each_two_bounds():
+    with pytest.raises(ValueError, match="3 bounds and 3 colours"):
+        Style(scale=1, bounds=(0, 1, 2), colors=("#000000",) * 3, units="", interval=5)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (37, 53), (201, 210)])
+def test_strip_shows_seven_lead_times_in_aligned_columns(tmp_path, size):
+    inputs, target, trend = storms(5, size, 0), storms(20, size, 1), storms(20, size, 2)
+    draw_strip(tmp_path / "strip.png", inputs, {"Target": target, "Trend": trend}, STYLE)
+    picture = rgb(Image.open(tmp_path / "strip.png"))
+
+    rows = [
+        [corners(picture, frame) for frame in frames]
+        for frames in (inputs, target[[0, 3, 6, 9, 12, 15, 19]], trend[[0, 3, 6, 9, 12, 15, 19]])
+    ]
+    assert all(len(places) == 1 for row in rows for places in row)
+    ys, xs = zip(*[zip(*[places[0] for places in row], strict=True) for row in rows], strict=True)
+    assert [len(set(y)) for y in ys] == [1, 1, 1]
+    assert ys[0] < ys[1] < ys[2]
+    assert xs[1] == xs[2] == tuple(sorted(xs[1]))
+    assert xs[0] == xs[1][:5]
+    assert not any(corners(picture, target[i]) for i in (1, 2, 18))
+
+
+def test_strip_names_rows_lead_times_and_units(tmp_path, written):
+    rows = {"Target": storms(20, (16, 16), 1), "DiffCast": storms(20, (16, 16), 2)}
+    draw_strip(tmp_path / "strip.png", storms(5, (16, 16), 0), rows, STYLE)
+    assert written[:3] == ["Input", "Target", "DiffCast"]
+    assert written[3:8] == ["-20 min", "-15 min", "-10 min", "-5 min", "0 min"]
+    assert written[8:15] == [f"+{lead} min" for lead in (5, 20, 35, 50, 65, 80, 100)]
+    assert written[15:] == ["VIL byte", "16", "74", "160", "219"]
+
+
+def test_legend_stacks_the_colours_evenly_from_low_to_high(tmp_path):
+    draw_strip(tmp_path / "strip.png", np.zeros((2, 9, 9)), {"Trend": np.zeros((2, 9, 9))}, STYLE)
+    picture = rgb(Image.open(tmp_path / "strip.png"))
+    column = picture[:, np.argwhere((picture == COLORS[-1]).all(-1))[0, 1]]
+    stripes = [color for color in map(tuple, column.tolist()) if color in COLORS]
+    assert list(dict.fromkeys(stripes)) == COLORS[::-1]
+    assert np.ptp([stripes.count(color) for color in COLORS]) <= 1
+
+
+def test_strip_of_a_single_lead_time(tmp_path):
+    target = storms(1, (16, 16), 1)
+    draw_strip(tmp_path / "strip.png", storms(2, (16, 16), 0), {"Target": target}, STYLE)
+    assert len(corners(rgb(Image.open(tmp_path / "strip.png")), target[0])) == 1
+
+
+def test_missing_data_are_hatched_and_explained(tmp_path, written):
+    inputs = storms(2, (16, 16), 0)
+    target = np.full((3, 16, 16), np.nan)
+    draw_strip(tmp_path / "strip.png", inputs, {"Target": target}, STYLE)
+    picture = rgb(Image.open(tmp_path / "strip.png"))
+    assert "no data" in written
+    assert {GREY, (0x7D, 0x7D, 0x7D)} <= set(map(tuple, picture.reshape(-1, 3).tolist()))
+
+
+def test_animation_plays_inputs_then_forecasts_and_rests_on_both_ends(tmp_path):
+    inputs, target, trend = (storms(*key) for key in [(3, (20, 31), 0), (4, (20, 31), 1), (4, (20, 31), 2)])
+    draw_animation(tmp_path / "play.gif", inputs, {"Target": target, "Trend": trend}, STYLE)
+
+    with Image.open(tmp_path / "play.gif") as movie:
+        assert movie.n_frames == 7
+        assert movie.info["loop"] == 0
+        pictures, durations = [], []
+        for time in range(7):
+            movie.seek(time)
+            pictures.append(rgb(movie))
+            durations.append(movie.info["duration"])
+    assert durations == [200, 200, 1000, 200, 200, 200, 1000]
+    assert all(len(corners(picture, frame)) == 2 for picture, frame in zip(pictures, inputs, strict=False))
+    left = [corners(picture, frame) for picture, frame in zip(pictures[3:], target, strict=True)]
+    right = [corners(picture, frame) for picture, frame in zip(pictures[3:], trend, strict=True)]
+    assert left == [left[0]] * 4
+    assert right == [right[0]] * 4
+    assert left[0][0][0] == right[0][0][0]
+    assert left[0][0][1] < right[0][0][1]
+
+
+def test_animation_tells_the_time(tmp_path, written):
+    draw_animation(tmp_path / "play.gif", storms(2, (9, 9), 0), {"Trend": storms(20, (9, 9), 1)}, STYLE)
+    assert "Trend" in written
+    assert written[-22:-19] == ["-5 min  observed", "0 min  observed", "+5 min  forecast"]
+    assert written[-1] == "+100 min  forecast"
+
+
+def test_animation_of_a_full_sequence_is_a_small_file(tmp_path):
+    rows = {label: storms(20, (128, 128), seed) for seed, label in enumerate(["Target", "Trend", "DiffCast"])}
+    draw_animation(tmp_path / "play.gif", storms(5, (128, 128), 9), rows, STYLE)
+    assert (tmp_path / "play.gif").stat().st_size < 600_000
+
+
+@pytest.mark.parametrize("draw", [draw_strip, draw_animation])
+def test_pictures_contain_only_the_legend_and_grey_text(tmp_path, draw):
+    draw(tmp_path / "picture", storms(2, (16, 16), 0), {"Trend": storms(3, (16, 16), 1)}, STYLE)
+    image = Image.open(tmp_path / "picture")
+    image.seek(image.n_frames - 1 if draw is draw_animation else 0)
+    colors = {tuple(color) for color in np.unique(rgb(image).reshape(-1, 3), axis=0).tolist()}
+    assert all(r == g == b for r, g, b in colors - set(COLORS))
+    assert set(COLORS) <= colors
+
+
+@pytest.mark.parametrize("draw", [draw_strip, draw_animation])
+def test_a_missing_folder_is_the_users_error(tmp_path, draw):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "nowhere" / "picture", tmp_path / "file" / "picture"):
+        with pytest.raises(InputError, match=str(path)):
+            draw(path, storms(2, (9, 9), 0), {"Trend": storms(2, (9, 9), 1)}, STYLE)
+
+
+def test_a_failed_write_keeps_the_old_picture_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    def disk_full(image, path, **options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "strip.png").write_bytes(b"old")
+    monkeypatch.setattr(Image.Image, "save", disk_full)
+    with pytest.raises(InputError, match="No space left on device"):
+        draw_strip(tmp_path / "strip.png", storms(2, (9, 9), 0), {"Trend": storms(2, (9, 9), 1)}, STYLE)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("strip.png", b"old")]
+
+
+def test_frames_of_different_sizes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="one size"):
+        draw_strip(tmp_path / "strip.png", storms(2, (9, 9), 0), {"Trend": storms(2, (9, 8), 1)}, STYLE)

@@ -1,0 +1,124 @@
+"""What all scores share: a state of sums that splits, merges and reduces over processes."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+BLOCK_VALUES = 2**20  # forecast values scored at once, which bounds the memory of the float64 copies
+
+
+class Score:
+    """Scores over a stream of forecasts, computed from sums alone.
+
+    The state is a dict of int64 and float64 tensors, zero at the start. Whatever the split of the data into
+    batches or processes, the sums of the states are the same, so that a reduction over processes reads
+
+        score.load_state({name: reduce_sum(tensor) for name, tensor in score.state().items()})
+
+    The state lives on the device of the data last seen. A subclass hands zeros to the constructor and
+    implements `accumulate` and `compute`.
+    """
+
+    def __init__(
+        self,
+        leads: int,  # T, forecast frames
+        sums: Mapping[str, Tensor],  # the state before any data
+    ):
+        self.leads = leads
+        self._sums = dict(sums)
+
+    @torch.no_grad()
+    def update(self, forecast: Tensor, target: Tensor) -> None:
+        """Add forecasts `(B, M, T, C, H, W)` of the targets `(B, T, C, H, W)`, both in [0, 1].
+
+        Values beyond the range are clipped. A pixel that is NaN in the target or in any member is missing:
+        it counts nowhere. Raises `ValueError` if the shapes do not fit.
+        """
+        self._check_shapes(forecast, target)
+        if forecast.device.type == "mps":  # Apple's GPUs lack float64
+            forecast, target = forecast.cpu(), target.cpu()
+        sequences = max(1, BLOCK_VALUES // forecast.shape[1:].numel())
+        for block in zip(forecast.split(sequences), target.split(sequences), strict=True):
+            self.accumulate(*_prepare(*block))
+
+    def accumulate(self, forecast: Tensor, target: Tensor) -> None:
+        """Add float32 fields that `update` clipped to [0, 1]; the target is NaN where a pixel is missing."""
+        raise NotImplementedError
+
+    def compute(self) -> dict:
+        """Return the scores as plain floats, integers and lists, NaN where a score is undefined."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums by name."""
+        return dict(self._sums)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Replace the sums by `state`. Raises `ValueError` if names or shapes are not those of this score."""
+        self._check_state(state)
+        self._replace(state)
+
+    def merge(self, other: "Score") -> None:
+        """Add the sums of `other`, built with the same arguments. Raises `ValueError` as `load_state` does."""
+        theirs = other.state()
+        self._check_state(theirs)
+        self._replace({name: mine + theirs[name].to(mine.device) for name, mine in self.state().items()})
+
+    def _replace(self, state: Mapping[str, Tensor]) -> None:
+        self._sums = dict(state)
+
+    def _add(self, **terms: Tensor) -> None:
+        for name, term in terms.items():
+            self._sums[name] = self._sums[name].to(term.device) + term
+
+    def _check_state(self, state: Mapping[str, Tensor]) -> None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in self.state().items()}
+        if shapes != expected:
+            raise ValueError(f"the state holds {shapes}, but this score needs {expected}.")
+
+    def _check_shapes(self, forecast: Tensor, target: Tensor) -> None:
+        if forecast.ndim != 6 or target.ndim != 5 or forecast[:, 0].shape != target.shape:
+            raise ValueError(
+                f"a forecast {tuple(forecast.shape)} does not fit a target {tuple(target.shape)}: "
+                "expected (B, M, T, C, H, W) and (B, T, C, H, W)."
+            )
+        if target.shape[1] != self.leads:
+            raise ValueError(f"the score was built for {self.leads} lead times, but got {target.shape[1]}.")
+
+
+class ScoreGroup(Score):
+    """Several scores fed with the same data; its state holds the sums of each part as `part/name`."""
+
+    def __init__(
+        self,
+        leads: int,  # T, forecast frames
+        parts: Mapping[str, Score],
+    ):
+        super().__init__(leads, {})
+        self.parts = dict(parts)
+
+    def accumulate(self, forecast: Tensor, target: Tensor) -> None:
+        """Add the fields to every part."""
+        for part in self.parts.values():
+            part.accumulate(forecast, target)
+
+    def compute(self) -> dict:
+        """Return the scores of all parts in one dict."""
+        return {name: value for part in self.parts.values() for name, value in part.compute().items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums of all parts."""
+        return {f"{key}/{name}": tensor for key, part in self.parts.items() for name, tensor in part.state().items()}
+
+    def _replace(self, state: Mapping[str, Tensor]) -> None:
+        for key, part in self.parts.items():
+            part.load_state({name: state[f"{key}/{name}"] for name in part.state()})
+
+
+def _prepare(forecast: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    forecast = forecast.float().clamp(0, 1)
+    target = target.float().clamp(0, 1)
+    missing = torch.isnan(target + forecast.sum(dim=1))  # a sum is NaN if any of its terms is
+    return forecast, target.masked_fill(missing, torch.nan)
