@@ -325,7 +325,7 @@ def make_accelerator(args: argparse.Namespace, folder: Path) -> Accelerator:
     return Accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.grad_acc_step,
-        log_with=args.log_with,
+        log_with=args.log_with or None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
     )
 

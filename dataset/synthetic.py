@@ -109,8 +109,8 @@ def _write(folder: Path, events: int, size: int, resolution: int, seed: int) -> 
     staging = folder / STAGING
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        frames = tqdm(_generate(events, size, resolution, seed), "storms", events, unit="event", disable=None)
-        frames = iter(frames)
+        bar = tqdm(_generate(events, size, resolution, seed), "storms", events, unit="event", disable=None)
+        frames = iter(bar)
         rows = []
         for file_name, group in groupby(enumerate(event_times(events)), key=lambda event: _file_name(event[1])):
             rows += _write_file(staging / DATA, file_name, dict(group), size, frames)

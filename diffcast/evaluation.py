@@ -93,7 +93,12 @@ class Evaluator:
         self.cases = {self.chosen[i] for i in spread(len(self.chosen), settings.cases)}
         self.persistence = Persistence(model.frame_shape, model.frames_in, model.frames_out)
         self.style = style_of(dataset.source)
-        self.scores: dict[str, Scores] = {}
+        members = {name: settings.members, "trend": 1} if isinstance(model, DiffCast) else {name: 1}
+        source = dataset.source
+        self.scores = {
+            name: Scores(source.scale, source.thresholds, model.frames_out, number)
+            for name, number in (members | {"persistence": 1}).items()
+        }
 
     def run(self) -> None:
         """Forecast, score and draw this process's share of the sequences."""
@@ -108,7 +113,7 @@ class Evaluator:
                 observed, future = frames.to(self.accelerator.device).tensor_split([self.model.frames_in], dim=1)
                 forecasts = self._forecast(indices, observed)
                 for name, forecast in forecasts.items():
-                    self._scores(name, forecast.shape[1]).update(forecast, future)
+                    self.scores[name].update(forecast, future)
                 for i in (i for i, index in enumerate(indices) if int(index) in self.cases):
                     self._draw(int(indices[i]), observed[i], future[i], {n: f[i] for n, f in forecasts.items()})
                 bar.update(len(frames))
@@ -127,12 +132,6 @@ class Evaluator:
             "persistence": self.persistence.forecast(observed)
         }
 
-    def _scores(self, name: str, members: int) -> Scores:
-        if name not in self.scores:
-            source = self.dataset.source
-            self.scores[name] = Scores(source.scale, source.thresholds, self.model.frames_out, members)
-        return self.scores[name]
-
     def _draw(self, index: int, observed: Tensor, future: Tensor, forecasts: dict[str, Tensor]) -> None:
         rows = {"target": future[:, 0]} | {name: forecast[0, :, 0] for name, forecast in forecasts.items()}
         rows = {name: frames.cpu().numpy() for name, frames in rows.items()}
@@ -143,14 +142,10 @@ class Evaluator:
 
     def reduced(self) -> dict[str, dict]:
         """The scores of all processes together."""
-        names = [self.name, "trend"] if isinstance(self.model, DiffCast) else [self.name]
-        result = {}
-        for name in dict.fromkeys([*names, "persistence"]):
-            scores = self._scores(name, self.settings.members if name == self.name else 1)
+        for scores in self.scores.values():
             state = {key: value.to(self.accelerator.device) for key, value in scores.state().items()}
             scores.load_state({key: self.accelerator.reduce(value, "sum") for key, value in state.items()})
-            result[name] = scores.compute()
-        return result
+        return {name: scores.compute() for name, scores in self.scores.items()}
 
 
 def style_of(source: Source) -> Style:

@@ -61,6 +61,11 @@ class DiffCast(nn.Module):
         self.schedule = process.Schedule(timesteps)
 
     @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a frame."""
+        return self.backbone.frame_shape
+
+    @property
     def frames_in(self) -> int:
         """Number of observed frames."""
         return self.backbone.frames_in

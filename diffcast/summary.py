@@ -54,8 +54,7 @@ def _sampling(model: nn.Module, settings: EvaluationSettings) -> str:
 
 
 def _frames(model: nn.Module, number: int) -> torch.Tensor:
-    backbone = getattr(model, "backbone", model)
-    return torch.zeros(1, number, *backbone.frame_shape, device="meta")
+    return torch.zeros(1, number, *model.frame_shape, device="meta")
 
 
 def _training_cost(model: nn.Module) -> tuple[int, int]:

@@ -97,11 +97,7 @@ class Earthformer(Backbone):
         frame_shape: tuple[int, int, int] = (1, 128, 128),
         frames_in: int = 5,
         frames_out: int = 20,
-        stem_dims: tuple[int, ...] = (
-            16,
-            64,
-            128,
-        ),  # features after each stem stage; the coarse grid has twice the last
+        stem_dims: tuple[int, ...] = (16, 64, 128),  # features after each stem stage; the coarse grid has 2 * the last
         stem_factors: tuple[int, ...] = (1, 2, 2),  # by how much each stem stage shrinks height and width
         stem_convs: int = 2,  # convolutions in each stage of stem and head
         heads: int = 4,
@@ -110,28 +106,21 @@ class Earthformer(Backbone):
     ):
         super().__init__(frame_shape, frames_in, frames_out)
         _check_options(stem_dims, stem_factors, heads)
-        channels, *size = self.frame_shape
-        sizes = [tuple(size)]
+        channels, *frame_size = self.frame_shape
+        sizes = [tuple(frame_size)]
         for factor in (*stem_factors, 2):
             sizes.append(_shrink(sizes[-1], factor))
-        *frame_sizes, fine, coarse = sizes
+        *head_sizes, fine, coarse = sizes
         dims = (stem_dims[-1], 2 * stem_dims[-1])
+        stem_ends = pairwise((channels, *stem_dims))
+        head_ends = pairwise((stem_dims[-1], *reversed(stem_dims)))
 
-        self.stem = nn.Sequential(
-            *(
-                StemStage(*ends, stem_convs, factor)
-                for ends, factor in zip(pairwise((channels, *stem_dims)), stem_factors, strict=True)
-            )
-        )
+        stem = [StemStage(*ends, stem_convs, f) for ends, f in zip(stem_ends, stem_factors, strict=True)]
+        self.stem = nn.Sequential(*stem)
         self.encoder = Encoder(frames_in, (fine, coarse), dims, heads, global_vectors, dropout)
         self.decoder = Decoder(frames_in, frames_out, (fine, coarse), dims, heads, dropout)
-        head_dims = (stem_dims[-1], *reversed(stem_dims))
-        self.head = nn.Sequential(
-            *(
-                HeadStage(*ends, stem_convs, size)
-                for ends, size in zip(pairwise(head_dims), reversed(frame_sizes), strict=True)
-            )
-        )
+        head = [HeadStage(*ends, stem_convs, size) for ends, size in zip(head_ends, reversed(head_sizes), strict=True)]
+        self.head = nn.Sequential(*head)
         self.to_frames = linear(stem_dims[0], channels)
 
     def trend(self, frames_in: Tensor) -> Tensor:

@@ -1,131 +1,240 @@
-"""PhyDNet: a physically constrained recurrent cell beside a ConvLSTM.
+"""PhyDNet (Le Guen and Thome, CVPR 2020, arXiv 2003.01460) in the variant of the DiffCast paper.
 
-Le Guen and Thome, "Disentangling Physical Dynamics from Unknown Factors for Unsupervised Video Prediction",
-CVPR 2020, arXiv 2003.01460.
+Two recurrent branches share an encoder and a decoder: a cell whose dynamics are a learned partial differential
+equation, and a ConvLSTM for what such an equation cannot express.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from models.backbone import Backbone
 from utils.errors import InputError
 
-GROUPS = 16  # of every group norm in the encoders and decoders
+NORM_GROUPS = 16  # of encoders and decoders
+DIVISOR = 4  # the branches work at a quarter of the resolution
 
+# Official parameter names -> ours. Layers are counted from 1 there, from 0 here.
+_STACKS = {
+    "encoder_E": "encoder",
+    "encoder_Ep": "physical_encoder",
+    "encoder_Er": "residual_encoder",
+    "decoder_Dp": "physical_decoder",
+    "decoder_Dr": "residual_decoder",
+    "decoder_D": "decoder",
+}
 OFFICIAL_NAMES = [
-    (r"^encoder\.encoder_E\.c(\d)\.main\.", r"encoder.\1."),
+    *(
+        (rf"^encoder\.{stack}\.(?:up)?c{layer}\.(?:main\.)?", f"{ours}.{layer - 1}.")
+        for stack, ours in _STACKS.items()
+        for layer in (1, 2, 3)
+    ),
+    (r"^encoder\.phycell\.cell_list\.0\.F\.conv1\.", "physical_cell.derivatives."),
+    (r"^encoder\.phycell\.cell_list\.0\.F\.bn1\.", "physical_cell.norm."),
+    (r"^encoder\.phycell\.cell_list\.0\.F\.conv2\.", "physical_cell.combine."),
+    (r"^encoder\.phycell\.cell_list\.0\.convgate\.", "physical_cell.gain."),
+    (r"^encoder\.convcell\.cell_list\.(\d+)\.conv\.", r"residual_cells.\1.gates."),
 ]
+OFFICIAL_DROPPED = [r"^phycell\.", r"^convcell\.", r"^k2m\."]  # the cells once more, and moment matrices
 
 
-def conv_block(dim_in: int, dim_out: int, stride: int = 1) -> nn.Sequential:
-    """3x3 convolution, group norm, leaky ReLU; `stride` divides the resolution."""
-    conv = nn.Conv2d(dim_in, dim_out, 3, stride, padding=1)
-    return nn.Sequential(conv, nn.GroupNorm(GROUPS, dim_out), nn.LeakyReLU(0.2))
+class State(NamedTuple):
+    """Memory of the two branches after a frame; every map is `(B, dim, H/4, W/4)`."""
 
+    physical: Tensor
+    lstm: list[tuple[Tensor, Tensor]]  # hidden and cell state of every layer
 
-def deconv_block(dim_in: int, dim_out: int, stride: int = 1) -> nn.Sequential:
-    """3x3 transposed convolution, group norm, leaky ReLU; `stride` multiplies the resolution."""
-    deconv = nn.ConvTranspose2d(dim_in, dim_out, 3, stride, padding=1, output_padding=stride - 1)
-    return nn.Sequential(deconv, nn.GroupNorm(GROUPS, dim_out), nn.LeakyReLU(0.2))
-
-
-class PhyCell(nn.Module):
-    def __init__(self, dim: int = 64, kernel_size: int = 7):
-        super().__init__()
-        self.derivatives = nn.Conv2d(dim, kernel_size**2, kernel_size, padding=kernel_size // 2)
-        self.norm = nn.GroupNorm(kernel_size, kernel_size**2)
-        self.combine = nn.Conv2d(kernel_size**2, dim, 1)
-        self.gate = nn.Conv2d(2 * dim, dim, 3, padding=1)
-        offsets = torch.arange(kernel_size, dtype=torch.float64) - kernel_size // 2
-        orders = torch.arange(kernel_size, dtype=torch.float64)
-        basis = offsets ** orders[:, None] / torch.exp(torch.lgamma(orders + 1))[:, None]
-        self.register_buffer("moment_basis", basis, persistent=False)
-
-    def forward(self, features, state):
-        predicted = state + self.combine(self.norm(self.derivatives(state)))
-        gain = torch.sigmoid(self.gate(torch.cat([features, state], dim=1)))
-        return predicted + gain * (features - predicted)
-
-    def moment_errors(self):
-        basis = self.moment_basis
-        kernels = self.derivatives.weight.to(basis.dtype)
-        moments = torch.einsum("pi,ncij,qj->cnpq", basis, kernels, basis).float()
-        size = basis.shape[0]
-        target = torch.eye(size**2, device=basis.device).unflatten(1, (size, size))
-        return (moments - target).square().mean(dim=(1, 2, 3))
-
-
-class ConvLSTMCell(nn.Module):
-    def __init__(self, dim_in: int, dim: int):
-        super().__init__()
-        self.gates = nn.Conv2d(dim_in + dim, 4 * dim, 3, padding=1)
-
-    def forward(self, features, state):
-        hidden, cell = state
-        i, f, o, g = self.gates(torch.cat([features, hidden], dim=1)).chunk(4, dim=1)
-        cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(cell), cell
+    @property
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        """What the decoders read: the physical state and the last layer's hidden state."""
+        return self.physical, self.lstm[-1][0]
 
 
 class PhyDNet(Backbone):
-    def __init__(self, frame_shape=(1, 128, 128), frames_in=5, frames_out=20, dim=64, lstm_dims=(128, 128), kernel_size=7):
+    """PhyDNet forecaster; height and width must divide by 4.
+
+    Every step reads a frame and predicts the next one, within [0, 1]; from the last observed frame on it reads its own
+    prediction. The training loss is a sum over the predicted frames, the observed ones included, and over the kernels
+    of the physical cell; it is some 25 times larger than a mean squared error.
+
+    The recurrence runs in float32 even under autocast: bfloat16 changes the gradients by about a tenth.
+    """
+
+    official_names = OFFICIAL_NAMES
+    official_dropped = OFFICIAL_DROPPED
+
+    def __init__(
+        self,
+        frame_shape: tuple[int, int, int] = (1, 128, 128),
+        frames_in: int = 5,
+        frames_out: int = 20,
+        dim: int = 64,  # channels of both branches; the full encoder's stem has half as many
+        lstm_dims: Sequence[int] = (128, 128),  # channels of the ConvLSTM's layers before the last, which has `dim`
+        kernel_size: int = 7,  # of the derivatives; as many orders of derivation in y and in x
+    ):
         super().__init__(frame_shape, frames_in, frames_out)
-        c = frame_shape[0]
+        channels, height, width = self.frame_shape
+        if height % DIVISOR or width % DIVISOR:
+            raise InputError(f"phydnet needs an --img_size that is a multiple of {DIVISOR}, not {height}x{width}.")
+        if dim < 1 or dim % (2 * NORM_GROUPS):
+            raise InputError(f"phydnet needs a dim that is a multiple of {2 * NORM_GROUPS}, not {dim}.")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise InputError(f"phydnet needs an odd kernel_size, not {kernel_size}.")
         stem = dim // 2
-        self.encoder = nn.Sequential(conv_block(c, stem, 2), conv_block(stem, stem), conv_block(stem, dim, 2))
+        self.encoder = nn.Sequential(
+            conv_block(channels, stem, stride=2), conv_block(stem, stem), conv_block(stem, dim, stride=2)
+        )
         self.physical_encoder = nn.Sequential(conv_block(dim, dim), conv_block(dim, dim))
         self.residual_encoder = nn.Sequential(conv_block(dim, dim), conv_block(dim, dim))
         self.physical_cell = PhyCell(dim, kernel_size)
-        self.residual_cells = nn.ModuleList(ConvLSTMCell(i, o) for i, o in pairwise((dim, *lstm_dims, dim)))
-        self.lstm_dims = (*lstm_dims, dim)
+        self.residual_cells = nn.ModuleList(ConvLSTMCell(*dims) for dims in pairwise([dim, *lstm_dims, dim]))
         self.physical_decoder = nn.Sequential(deconv_block(dim, dim), deconv_block(dim, dim))
         self.residual_decoder = nn.Sequential(deconv_block(dim, dim), deconv_block(dim, dim))
-        self.decoder = nn.Sequential(deconv_block(dim, stem, 2), deconv_block(stem, stem),
-            nn.ConvTranspose2d(stem, c, 3, 2, padding=1, output_padding=1))
+        self.decoder = nn.Sequential(
+            deconv_block(dim, stem, stride=2), deconv_block(stem, stem), deconv(stem, channels, stride=2)
+        )
 
-    def rollout(self, frames_in):
-        t = frames_in.shape[1]
-        physical, residual = self.encode(frames_in.flatten(0, 1))
-        physical = physical.unflatten(0, (-1, t)).unbind(1)
-        residual = residual.unflatten(0, (-1, t)).unbind(1)
-        h = torch.zeros_like(physical[0])
-        states = [(torch.zeros_like(h[:, :1]).expand(-1, d, -1, -1),) * 2 for d in self.lstm_dims]
-        hs, vs = [], []
-        for p, r in zip(physical, residual):
-            h, v, states = self.step(p, r, h, states)
-            hs.append(h); vs.append(v)
-        out = self.decode(torch.cat(hs), torch.cat(vs)).unflatten(0, (t, -1)).transpose(0, 1)
-        recon, frame = out[:, :-1], out[:, -1]
-        frames = [frame]
-        for _ in range(self.frames_out - 1):
-            p, r = self.encode(frame)
-            h, v, states = self.step(p, r, h, states)
-            frame = self.decode(h, v)
-            frames.append(frame)
-        return recon, torch.stack(frames, 1)
+    def trend(self, frames_in: Tensor) -> Tensor:
+        """See `Backbone.trend`; values are within [0, 1]."""
+        return self.predict(frames_in, first=frames_in.shape[1])
 
-    def step(self, p, r, h, states):
-        h = self.physical_cell(p, h)
-        new = []
-        for cell, state in zip(self.residual_cells, states):
-            r, c = cell(r, state)
-            new.append((r, c))
-        return h, r, new
+    def forward(self, frames_in: Tensor, frames_out: Tensor, generator=None) -> dict[str, Tensor]:
+        """See `Backbone.forward`; the loss is the sum of `frame_errors` and of `PhyCell.moment_errors`."""
+        predictions = self.predict(frames_in)
+        targets = torch.cat([frames_in[:, 1:], frames_out], dim=1)
+        loss = frame_errors(predictions, targets).sum() + self.physical_cell.moment_errors().sum()
+        return {"loss": loss, "deterministic": loss, "forecast": predictions[:, frames_in.shape[1] - 1 :]}
 
-    def encode(self, x):
-        f = self.encoder(x)
-        return self.physical_encoder(f), self.residual_encoder(f)
+    def predict(self, frames_in: Tensor, first: int = 1) -> Tensor:
+        """Predictions of the frames `first`, `first + 1`, ... to the last forecast one.
 
-    def decode(self, h, v):
-        return torch.sigmoid(self.decoder(self.physical_decoder(h) + self.residual_decoder(v)))
+        Frames count from the first observed one, and `1 <= first <= T`: `(B, T, C, H, W)` gives
+        `(B, T + frames_out - first, C, H, W)`.
+        """
+        observed = frames_in.shape[1]
+        with torch.autocast(frames_in.device.type, enabled=False):
+            features = self._encode(rearrange(frames_in, "b t c h w -> (t b) c h w"))
+            states = self._observe(*(branch.chunk(observed) for branch in features))
+            outputs = (torch.cat(branch) for branch in zip(*(s.outputs for s in states[first - 1 :]), strict=True))
+            predictions = list(self._decode(*outputs).chunk(observed - first + 1))
+            state = states[-1]
+            for _ in range(self.frames_out - 1):
+                state = self._update(*self._encode(predictions[-1]), state)
+                predictions.append(self._decode(*state.outputs))
+        return torch.stack(predictions, dim=1)
 
-    def forward(self, x, y, generator=None):
-        recon, frames = self.rollout(x)
-        loss = (recon - x[:, 1:]).square().mean((0, 2, 3, 4)).sum() + (frames - y).square().mean((0, 2, 3, 4)).sum() + self.physical_cell.moment_errors().sum()
-        return {"loss": loss, "deterministic": loss, "forecast": frames}
+    def _observe(self, physical: Sequence[Tensor], residual: Sequence[Tensor]) -> list[State]:
+        """The states after each observed frame, from the features of both branches per frame."""
+        state = self._initial_state(physical[0])
+        states = []
+        for features in zip(physical, residual, strict=True):
+            state = self._update(*features, state)
+            states.append(state)
+        return states
+
+    def _initial_state(self, features: Tensor) -> State:
+        batch, _, height, width = features.shape
+        lstm = [features.new_zeros(batch, cell.dim, height, width) for cell in self.residual_cells]
+        return State(torch.zeros_like(features), [(zeros, zeros) for zeros in lstm])
+
+    def _update(self, physical: Tensor, residual: Tensor, state: State) -> State:
+        lstm = []
+        for cell, (hidden, memory) in zip(self.residual_cells, state.lstm, strict=True):
+            residual, memory = cell(residual, hidden, memory)
+            lstm.append((residual, memory))
+        return State(self.physical_cell(physical, state.physical), lstm)
+
+    def _encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.encoder(frames)
+        return self.physical_encoder(features), self.residual_encoder(features)
+
+    def _decode(self, physical: Tensor, residual: Tensor) -> Tensor:
+        return torch.sigmoid(self.decoder(self.physical_decoder(physical) + self.residual_decoder(residual)))
+
+
+class PhyCell(nn.Module):
+    """Predict with a learned differential equation, then correct with the frame (arXiv 2003.01460, eq. 6 to 8).
+
+    The convolution `derivatives` is pushed by `moment_errors` towards the partial derivatives of every input channel:
+    output channel `n = kernel_size * i + j` to the order `i` in y and `j` in x.
+    """
+
+    def __init__(self, dim: int, kernel_size: int):
+        super().__init__()
+        orders = kernel_size**2
+        self.derivatives = nn.Conv2d(dim, orders, kernel_size, padding=kernel_size // 2)
+        self.norm = nn.GroupNorm(kernel_size, orders)
+        self.combine = nn.Conv2d(orders, dim, 1)
+        self.gain = nn.Conv2d(2 * dim, dim, 3, padding=1)
+        self.register_buffer("moment_basis", moment_basis(kernel_size), persistent=False)
+
+    def forward(self, features: Tensor, state: Tensor) -> Tensor:
+        """The next state from the frame's features and the last state, all `(B, dim, H, W)`."""
+        predicted = state + self.combine(self.norm(self.derivatives(state)))
+        gain = torch.sigmoid(self.gain(torch.cat([features, state], dim=1)))  # Kalman gain, eq. 8
+        return predicted + gain * (features - predicted)
+
+    def moments(self) -> Tensor:
+        """Moment matrices `(dim, kernel_size ** 2, kernel_size, kernel_size)` of the kernels, in float64."""
+        basis = self.moment_basis
+        kernels = self.derivatives.weight.to(basis.dtype)
+        return torch.einsum("ia,ncab,jb->cnij", basis, kernels, basis)
+
+    def moment_errors(self) -> Tensor:
+        """Mean squared distance of the kernels' moments to those of the derivatives, per input channel: `(dim,)`."""
+        size = len(self.moment_basis)
+        moments = self.moments().to(self.derivatives.weight.dtype)
+        derivatives = torch.eye(size**2, device=moments.device).unflatten(1, (size, size))
+        return (moments - derivatives).square().mean(dim=(1, 2, 3))
+
+
+class ConvLSTMCell(nn.Module):
+    """Convolutional LSTM without peepholes (Shi et al., NIPS 2015, arXiv 1506.04214)."""
+
+    def __init__(self, dim_in: int, dim: int):
+        super().__init__()
+        self.dim = dim
+        self.gates = nn.Conv2d(dim_in + dim, 4 * dim, 3, padding=1)
+
+    def forward(self, inputs: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """The next hidden state and memory, `(B, dim, H, W)`, from inputs `(B, dim_in, H, W)`."""
+        gates = self.gates(torch.cat([inputs, hidden], dim=1))
+        write, forget, read, candidate = gates.chunk(4, dim=1)
+        memory = torch.sigmoid(forget) * memory + torch.sigmoid(write) * torch.tanh(candidate)
+        return torch.sigmoid(read) * torch.tanh(memory), memory
+
+
+def conv_block(dim_in: int, dim_out: int, stride: int = 1) -> nn.Sequential:
+    """3x3 convolution, group norm, leaky ReLU; divides height and width by `stride`."""
+    conv = nn.Conv2d(dim_in, dim_out, 3, stride, padding=1)
+    return nn.Sequential(conv, nn.GroupNorm(NORM_GROUPS, dim_out), nn.LeakyReLU(0.2))
+
+
+def deconv(dim_in: int, dim_out: int, stride: int = 1) -> nn.ConvTranspose2d:
+    """3x3 transposed convolution; multiplies height and width by `stride`."""
+    return nn.ConvTranspose2d(dim_in, dim_out, 3, stride, padding=1, output_padding=stride - 1)
+
+
+def deconv_block(dim_in: int, dim_out: int, stride: int = 1) -> nn.Sequential:
+    """3x3 transposed convolution, group norm, leaky ReLU; multiplies height and width by `stride`."""
+    return nn.Sequential(deconv(dim_in, dim_out, stride), nn.GroupNorm(NORM_GROUPS, dim_out), nn.LeakyReLU(0.2))
+
+
+def moment_basis(size: int) -> Tensor:
+    """Matrix `P[i, a] = (a - size // 2) ** i / i!` in float64; `P k P^T` are the moments of a kernel `k`.
+
+    Long et al., "PDE-Net", ICML 2018, arXiv 1710.09668.
+    """
+    orders = torch.arange(size, dtype=torch.float64)
+    offsets = orders - size // 2
+    factorials = torch.cat([torch.ones(1, dtype=torch.float64), orders[1:].cumprod(0)])
+    return offsets ** orders[:, None] / factorials[:, None]
+
+
+def frame_errors(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error of each frame, `(T,)`, over batch, channels and pixels."""
+    return (predictions - targets).square().mean(dim=(0, 2, 3, 4))

@@ -3,6 +3,7 @@ import os
 import pickle
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -91,6 +92,10 @@ def short_cache(sevir, folder):
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def other_shape(sevir, folder):
+    np.save(folder / "train.npy", np.zeros((2, 49, 4, 4), np.uint8))
+
+
 def broken_index(sevir, folder):
     (folder / "index.json").write_text("{")
 
@@ -101,6 +106,7 @@ def broken_index(sevir, folder):
         (other_catalog, "catalog_sha256"),
         (other_file, "SEVIR_VIL_2018.h5 has changed"),
         (short_cache, "train.npy"),
+        (other_shape, "train.npy is damaged"),
         (broken_index, "format is None"),
     ],
 )

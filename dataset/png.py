@@ -1,0 +1,74 @@
+"""Sequences as folders of grey PNG frames: `<sequence>/inputs/*.png` and, if known, `<sequence>/targets/*.png`."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from dataset.sevir import resize_bytes
+from utils.errors import InputError
+
+
+class Sequence(NamedTuple):
+    """One sequence; frames are float32 `(T, 1, H, W)` in [0, 1]."""
+
+    name: str
+    inputs: Tensor
+    targets: Tensor | None  # None: the future is not known
+
+
+def read_sequences(folder: str | Path, frames_in: int, frames_out: int, img_size: int) -> list[Sequence]:
+    """All sequences in a folder, by name, resized to `img_size`.
+
+    The last `frames_in` inputs and the first `frames_out` targets of each are used. Raises `InputError` if there is no
+    sequence, one has fewer frames than that, or a frame is not a square 8-bit grey PNG of the sequence's size.
+    """
+    folder = Path(folder)
+    found = sorted(path.parent for path in folder.glob("*/inputs") if path.is_dir())
+    if not found:
+        raise InputError(f"{folder} holds no sequence; expected folders <sequence>/inputs/ with PNG frames.")
+    return [
+        Sequence(
+            path.name,
+            _read(path / "inputs", frames_in, img_size)[-frames_in:],
+            _read(path / "targets", frames_out, img_size)[:frames_out] if (path / "targets").is_dir() else None,
+        )
+        for path in found
+    ]
+
+
+def write_sequence(folder: Path, inputs: np.ndarray, targets: np.ndarray) -> None:
+    """Write uint8 frames `(T, H, W)` in the layout that `read_sequences` reads."""
+    for name, frames in (("inputs", inputs), ("targets", targets)):
+        (folder / name).mkdir(parents=True)
+        for number, frame in enumerate(frames):
+            Image.fromarray(frame).save(folder / name / f"{number:02d}.png", optimize=True)
+
+
+def _read(folder: Path, at_least: int, img_size: int) -> Tensor:
+    paths = sorted(folder.glob("*.png"))
+    if len(paths) < at_least:
+        raise InputError(f"{folder} holds {len(paths)} PNG frames; the model needs {at_least}.")
+    frames = [_read_frame(path) for path in paths]
+    for path, frame in zip(paths, frames, strict=True):
+        if frame.shape != frames[0].shape or frame.shape[0] != frame.shape[1]:
+            height, width = frame.shape
+            raise InputError(
+                f"{path} is {width} x {height} pixels; all frames of a sequence must be squares of one size."
+            )
+    return resize_bytes(np.stack(frames, axis=-1), img_size).float() / 255
+
+
+def _read_frame(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("L", "P", "RGB", "RGBA"):
+                raise InputError(f"{path} is not an 8-bit picture (its mode is {image.mode}).")
+            bands = np.asarray(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        raise InputError(f"{path} cannot be read as a PNG picture: {error}.") from None
+    if (bands != bands[..., :1]).any():
+        raise InputError(f"{path} is coloured; frames must be grey, their bytes the values of the radar product.")
+    return bands[..., 0]

@@ -1,0 +1,121 @@
+"""Forecast a few sequences and draw them.
+
+    python sample_batch.py                                  the demo sequences, with the weights that ship
+    python sample_batch.py --members 8 --sampling_steps 50
+    python sample_batch.py --seqs my_frames --ckpt_milestone Exps/basic_exps/Diffsimvp_sevir/checkpoints/best.safetensors
+
+`--seqs` is a folder of sequences, each a folder with `inputs/` (at least as many frames as the model observes) and, if the
+future is known, `targets/`: square grey 8-bit PNG frames, in order of their names. They are resized to what the model was
+trained on. For each sequence a strip (PNG) and an animation (GIF) appear in `--out`; where targets are given, so do scores.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from dataset.png import Sequence, read_sequences
+from dataset.source import VIL
+from diffcast.evaluation import score_table, style_of
+from diffcast.forecaster import Architecture, load_forecaster_weights
+from diffcast.loading import generators
+from diffcast.model import DiffCast
+from diffcast.samplers import SAMPLERS
+from models.persistence import Persistence
+from utils.checkpoint import find_weights, load_weights
+from utils.errors import InputError, exit_on_input_error
+from utils.files import writable_folder
+from utils.log import start_logging
+from utils.metrics import Scores
+from utils.visualize import draw_animation, draw_strip
+
+LOG = logging.getLogger("sample_batch")
+RESOURCES = Path(__file__).parent / "resources"
+MEMBERS_DRAWN = 3
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--seqs", type=Path, default=RESOURCES / "demo_sequences", help="folder of sequences (default: the demo's)"
+    )
+    parser.add_argument(
+        "--ckpt_milestone",
+        type=Path,
+        default=RESOURCES / "diffcast_demo.safetensors",
+        help="weights (default: the demo's)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("samples"), help="folder for the pictures (default: %(default)s)"
+    )
+    parser.add_argument("--members", type=int, default=1, help="ensemble members (default: %(default)s)")
+    parser.add_argument(
+        "--sampler", default="ddim", choices=list(SAMPLERS), help="of the diffusion (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sampling_steps", type=int, default=250, help="network evaluations per segment (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    args = build_parser().parse_args(argv)
+    start_logging()
+    with exit_on_input_error():
+        if not 1 <= args.sampling_steps <= 1000:
+            raise InputError(f"--sampling_steps must lie between 1 and 1000, not {args.sampling_steps}.")
+        if args.members < 1:
+            raise InputError(f"--members must be at least 1, not {args.members}.")
+        sample(args)
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Forecast, draw and score."""
+    path = find_weights(str(args.ckpt_milestone), Path())
+    architecture = Architecture.from_metadata(load_weights(path)[1]["architecture"])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = architecture.build().to(device).eval()
+    load_forecaster_weights(model, architecture, path)
+    sequences = read_sequences(args.seqs, model.frames_in, model.frames_out, architecture.frame_shape[1])
+    folder = writable_folder(args.out, "the pictures")
+    LOG.info("%s: %s at %d pixels", path, architecture.backbone, architecture.frame_shape[1])
+    scores: dict[str, Scores] = {}
+    for number, sequence in enumerate(sequences):
+        forecasts = forecast(model, sequence.inputs.to(device)[None], generators(device, args.seed, 3, [number]), args)
+        draw(folder / sequence.name, sequence, forecasts)
+        LOG.info("%s -> %s.png, .gif", sequence.name, folder / sequence.name)
+        if sequence.targets is not None:
+            for name, frames in forecasts.items():
+                scores.setdefault(name, Scores(VIL.scale, VIL.thresholds, model.frames_out, frames.shape[1])).update(
+                    frames.cpu(), sequence.targets[None]
+                )
+    if scores:
+        LOG.info("%s", score_table({name: of_one.compute() for name, of_one in scores.items()}))
+
+
+def forecast(model, observed: torch.Tensor, draws: list[torch.Generator], args) -> dict[str, torch.Tensor]:
+    """Forecasts `(1, M, T, C, H, W)` by name, persistence beside them."""
+    persistence = Persistence(model.frame_shape, model.frames_in, model.frames_out).forecast(observed)
+    if not isinstance(model, DiffCast):
+        return {"forecast": model.forecast(observed), "persistence": persistence}
+    made = model.generate(observed, args.members, draws, args.sampler, args.sampling_steps)
+    return {"DiffCast": made.forecast, "trend": made.trend.clamp(0, 1)[:, None], "persistence": persistence}
+
+
+def draw(stem: Path, sequence: Sequence, forecasts: dict[str, torch.Tensor]) -> None:
+    """The strip and the animation of one sequence."""
+    inputs = sequence.inputs[:, 0].numpy()
+    rows = {} if sequence.targets is None else {"target": sequence.targets[:, 0].numpy()}
+    for name, frames in forecasts.items():
+        drawn = frames[0, :MEMBERS_DRAWN, :, 0].cpu().numpy()
+        rows |= {f"{name} {m + 1}" if len(drawn) > 1 else name: member for m, member in enumerate(drawn)}
+    draw_strip(stem.with_suffix(".png"), inputs, rows, style_of(VIL))
+    draw_animation(stem.with_suffix(".gif"), inputs, rows, style_of(VIL))
+
+
+if __name__ == "__main__":
+    main()
