@@ -13,6 +13,7 @@ Results appear in Exps/<exp_dir>/<Diff|Single><backbone>_<dataset>[_<exp_note>].
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from models import BACKBONES
 from utils import checkpoint
 from utils.errors import InputError, exit_on_input_error
 from utils.files import replacing, writable_folder
+from utils.launch import start_missing_processes
 from utils.log import format_table, start_logging
 
 LOG = logging.getLogger("run")
@@ -137,6 +139,8 @@ def _training_arguments(group) -> None:
         metavar="CHECKPOINT",
         help="go on from the latest checkpoint, if there is one, or from a given one",
     )
+    group.add_argument("--backbone_ckpt", metavar="CHECKPOINT", help="weights that DiffCast's backbone starts from")
+    group.add_argument("--freeze_backbone", action="store_true", help="train the diffusion only")
     group.add_argument("--seed", type=int, default=0, help="of everything random")
 
 
@@ -199,6 +203,13 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--sampling_steps {args.sampling_steps} exceeds the 1000 steps of the diffusion process.")
     if not 0 <= args.ema_rate < 1:
         raise InputError(f"--ema_rate must lie in [0, 1), not {args.ema_rate}.")
+    for name in ("backbone_ckpt", "freeze_backbone"):
+        if getattr(args, name) and not args.use_diff:
+            raise InputError(f"--{name} belongs to --use_diff: give both or neither.")
+    if args.freeze_backbone and not (args.backbone_ckpt or args.eval or args.resume):
+        raise InputError(
+            "--freeze_backbone keeps random weights without --backbone_ckpt; give the backbone's checkpoint."
+        )
     if args.eval and args.resume:
         raise InputError("--eval evaluates and --resume goes on training; give one of them.")
     if args.eval and not args.ckpt_milestone and (args.use_diff or args.backbone != "persistence"):
@@ -217,7 +228,7 @@ def run(args: argparse.Namespace) -> None:
     folder = run_folder(args)
     architecture = architecture_of(args)
     torch.manual_seed(args.seed)
-    model = architecture.build(args.diffusion_weight)
+    model = architecture.build(args.diffusion_weight, args.freeze_backbone)
     accelerator = make_accelerator(args, folder)
     start_logging(None if args.dry_run else prepare_folder(folder, args), accelerator.is_main_process)
     if args.dry_run:
@@ -243,6 +254,7 @@ def run(args: argparse.Namespace) -> None:
         {"settings": plain_settings(args), "checkpoint": label},
     )
     LOG.info("results in %s", folder / f"evaluation_{label}")
+    accelerator.end_training()
 
 
 def start_training(args, accelerator: Accelerator, model, architecture: Architecture, folder: Path) -> None:
@@ -253,6 +265,10 @@ def start_training(args, accelerator: Accelerator, model, architecture: Architec
     settings = training_settings(args)
     steps = total_steps(len(train_set), settings, accelerator.num_processes)
     resume = find_resume(args, folder / "checkpoints", architecture)
+    if args.backbone_ckpt and resume is None:
+        weights = checkpoint.find_weights(args.backbone_ckpt, folder / "checkpoints")
+        load_forecaster_weights(model.backbone, replace(architecture, use_diff=False), weights)
+        LOG.info("the backbone starts from %s", weights)
     writable_folder(folder / "checkpoints", "the checkpoints")
     LOG.info(
         "training %s on %d sequences, %d steps on %d process(es), %s",
@@ -268,7 +284,6 @@ def start_training(args, accelerator: Accelerator, model, architecture: Architec
     )
     metadata = {"architecture": architecture.to_metadata(), "dataset": args.dataset}
     train(accelerator, model, train_set, valid_set, settings, folder, metadata, resume)
-    accelerator.end_training()
 
 
 def find_resume(args, checkpoints: Path, architecture: Architecture) -> Path | None:
@@ -390,6 +405,7 @@ def plain_settings(args: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
+    start_missing_processes()
     try:
         main()
     except KeyboardInterrupt:

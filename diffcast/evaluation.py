@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -84,7 +85,7 @@ class Evaluator:
         name: str,
     ):
         self.accelerator = accelerator
-        self.model = model.to(accelerator.device).eval()
+        self.model = model.to(accelerator.device, memory_format=torch.channels_last).eval()
         self.dataset = dataset
         self.settings = settings
         self.folder = folder

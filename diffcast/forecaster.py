@@ -27,7 +27,7 @@ class Architecture:
     segment_length: int | None = None
     timesteps: int = 1000
 
-    def build(self, diffusion_weight: float = 0.5) -> nn.Module:
+    def build(self, diffusion_weight: float = 0.5, freeze_backbone: bool = False) -> nn.Module:
         """The forecaster with fresh weights: a backbone, in a DiffCast if `use_diff`."""
         backbone = build_backbone(
             self.backbone, self.frame_shape, self.frames_in, self.frames_out, **self.backbone_options

@@ -49,16 +49,26 @@ class DiffCast(nn.Module):
         segment_length: int | None = None,  # frames of one diffusion run; None: as many as are observed
         timesteps: int = 1000,  # of the diffusion process
         diffusion_weight: float = 0.5,  # share of the diffusion loss in the total, the paper's alpha
+        freeze_backbone: bool = False,  # keep the backbone as it is: no gradient, no loss term, evaluation mode
     ):
         super().__init__()
         self.segment_length = segment_length or backbone.frames_in
-        self.diffusion_weight = diffusion_weight
+        self.diffusion_weight = 1.0 if freeze_backbone else diffusion_weight
+        self.freeze_backbone = freeze_backbone
         self.segments = math.ceil(backbone.frames_out / self.segment_length)
         channels = backbone.frame_shape[0]
         self.backbone = backbone
         self.motion = GlobalMotion(channels, dim, dim_mults)
         self.residual = LocalResidual(channels, self.segment_length, dim, dim_mults)
         self.schedule = process.Schedule(timesteps)
+        if freeze_backbone:
+            backbone.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "DiffCast":
+        """As in `nn.Module`, but a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.train(mode and not self.freeze_backbone)
+        return self
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -92,7 +102,8 @@ class DiffCast(nn.Module):
         All segments go through LocalResidual at once, each conditioned on the true residual of the one before.
         Nothing is detached: the diffusion loss also shapes the backbone, through residual, condition and context.
         """
-        trend = self.backbone(frames_in, frames_out)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
+            trend = self.backbone(frames_in, frames_out)
         mu = 2 * trend["forecast"] - 1
         target = self._to_segments(2 * frames_out - 1 - mu)
         previous = F.pad(target, (0, 0) * 4 + (1, 0))[:, :-1]
@@ -189,6 +200,7 @@ def build_diffcast(
     segment_length: int | None = None,
     timesteps: int = 1000,
     diffusion_weight: float = 0.5,
+    freeze_backbone: bool = False,
 ) -> DiffCast:
     """A DiffCast around a backbone, its options as in `DiffCast`; raises `InputError` where they contradict."""
     _, height, width = backbone.frame_shape
@@ -206,7 +218,7 @@ def build_diffcast(
         )
     if not 0 < diffusion_weight <= 1:
         raise InputError(f"--diffusion_weight must lie in (0, 1], not {diffusion_weight}.")
-    return DiffCast(backbone, dim, dim_mults, segment_length, timesteps, diffusion_weight)
+    return DiffCast(backbone, dim, dim_mults, segment_length, timesteps, diffusion_weight, freeze_backbone)
 
 
 def _draw(distribution, batch: int, shape: tuple[int, ...], generator: Generators, device) -> Tensor:

@@ -116,7 +116,8 @@ class Trainer:
         self.best = math.inf
         self.stale = 0  # validations since the best one
 
-        self.ema = AveragedModel(model.to(accelerator.device), multi_avg_fn=_weighted_average(settings.ema_rate))
+        model.to(accelerator.device, memory_format=torch.channels_last)
+        self.ema = AveragedModel(model, multi_avg_fn=_weighted_average(settings.ema_rate))
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
             lr=settings.lr,

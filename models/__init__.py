@@ -4,7 +4,10 @@ import importlib
 import inspect
 
 from models.backbone import Backbone
+from models.convgru import ConvGRU
+from models.earthformer import Earthformer
 from models.persistence import Persistence
+from models.phydnet import PhyDNet
 from models.simvp import SimVP
 from utils.errors import InputError
 
@@ -12,6 +15,9 @@ __all__ = ["BACKBONES", "Backbone", "build_backbone"]
 
 BACKBONES: dict[str, type[Backbone]] = {
     "simvp": SimVP,
+    "phydnet": PhyDNet,
+    "convgru": ConvGRU,
+    "earthformer": Earthformer,
     "persistence": Persistence,
 }
 

@@ -5,7 +5,6 @@ arXiv 1706.03458. The strides are chosen for frames of about 128x128 pixels.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from utils.errors import InputError
 
 SLOPE = 0.2  # of every leaky ReLU
 
-# Levels counted from 1, as in published weights, -> levels counted from 0.
+# Levels counted from 1 -> levels counted from 0.
 OFFICIAL_NAMES = [
     (r"^(encoder|forecaster)\.1\.", r"\1.0."),
     (r"^(encoder|forecaster)\.2\.", r"\1.1."),
@@ -25,7 +24,6 @@ OFFICIAL_NAMES = [
     (r"^head\.0\.", "head.0."),
     (r"^head\.1\.", "head.2."),
 ]
-OFFICIAL_DROPPED: list[str] = []
 
 
 class ConvGRUCell(nn.Module):
@@ -52,7 +50,10 @@ class ConvGRUCell(nn.Module):
         self.activation = nn.LeakyReLU(SLOPE)
 
     def forward(self, state: Tensor, inputs: Tensor | None, steps: int) -> Tensor:
-        """States after each step, `(B, steps, F, H, W)`, from `state` `(B, F, H, W)` and `inputs` `(B, steps, C, H, W)`."""
+        """The states after each step, `(B, steps, dim, H, W)`.
+
+        `state` is the initial one, `(B, dim, H, W)`; `inputs` are `(B, steps, dim_in, H, W)`.
+        """
         # The input convolution does not depend on the state, so one call serves all steps.
         terms = each_frame(self.i2h, inputs).unbind(1) if self.i2h else [None] * steps
         states = []
@@ -111,6 +112,8 @@ class ConvGRU(Backbone):
     may have any size: they are padded with zeros to a multiple of 2 to the number of levels, the forecast is cropped.
     The forecast is linear, so it may leave [0, 1]. Clip the gradient norm at 1 in training: states are unbounded.
     """
+
+    official_names = OFFICIAL_NAMES
 
     def __init__(
         self,

@@ -61,7 +61,7 @@ class PhyDNet(Backbone):
     prediction. The training loss is a sum over the predicted frames, the observed ones included, and over the kernels
     of the physical cell; it is some 25 times larger than a mean squared error.
 
-    The recurrence runs in float32 even under autocast: bfloat16 changes the gradients by about a tenth.
+    The recurrence runs in float32 even under autocast: bfloat16 changes the gradients by a tenth or more.
     """
 
     official_names = OFFICIAL_NAMES
