@@ -134,7 +134,8 @@ class Evaluator:
         }
 
     def _draw(self, index: int, observed: Tensor, future: Tensor, forecasts: dict[str, Tensor]) -> None:
-        rows = {"target": future[:, 0]} | {name: forecast[0, :, 0] for name, forecast in forecasts.items()}
+        rows = {"Target": future[:, 0]}
+        rows |= {name[:1].upper() + name[1:]: forecast[0, :, 0] for name, forecast in forecasts.items()}
         rows = {name: frames.cpu().numpy() for name, frames in rows.items()}
         observed = observed[:, 0].cpu().numpy()
         stem = self.folder / f"case_{self.dataset.sequence_id(index)}"
