@@ -1,12 +1,13 @@
 """Forecast a few sequences and draw them.
 
-    python sample_batch.py                                  the demo sequences, with the weights that ship
+    python sample_batch.py                                        the demo sequences, with the weights that ship
     python sample_batch.py --members 8 --sampling_steps 50
     python sample_batch.py --seqs my_frames --ckpt_milestone Exps/basic_exps/Diffsimvp_sevir/checkpoints/best.safetensors
 
-`--seqs` is a folder of sequences, each a folder with `inputs/` (at least as many frames as the model observes) and, if the
-future is known, `targets/`: square grey 8-bit PNG frames, in order of their names. They are resized to what the model was
-trained on. For each sequence a strip (PNG) and an animation (GIF) appear in `--out`; where targets are given, so do scores.
+`--seqs` is a folder of sequences, each a folder with `inputs/` (at least as many frames as the model observes) and, if
+the future is known, `targets/`: square grey 8-bit PNG frames, in order of their names. They are resized to what the
+model was trained on. A strip (PNG) and an animation (GIF) of each sequence appear in `--out`; where targets are given,
+so do scores.
 """
 
 import argparse
@@ -18,12 +19,12 @@ import torch
 from dataset.png import Sequence, read_sequences
 from dataset.source import VIL
 from diffcast.evaluation import score_table, style_of
-from diffcast.forecaster import Architecture, load_forecaster_weights
+from diffcast.forecaster import load_forecaster
 from diffcast.loading import generators
 from diffcast.model import DiffCast
 from diffcast.samplers import SAMPLERS
 from models.persistence import Persistence
-from utils.checkpoint import find_weights, load_weights
+from utils.checkpoint import find_weights
 from utils.errors import InputError, exit_on_input_error
 from utils.files import writable_folder
 from utils.log import start_logging
@@ -76,10 +77,9 @@ def main(argv: list[str] | None = None) -> None:
 def sample(args: argparse.Namespace) -> None:
     """Forecast, draw and score."""
     path = find_weights(str(args.ckpt_milestone), Path())
-    architecture = Architecture.from_metadata(load_weights(path)[1]["architecture"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = architecture.build().to(device).eval()
-    load_forecaster_weights(model, architecture, path)
+    model, architecture = load_forecaster(path)
+    model.to(device).eval()
     sequences = read_sequences(args.seqs, model.frames_in, model.frames_out, architecture.frame_shape[1])
     folder = writable_folder(args.out, "the pictures")
     LOG.info("%s: %s at %d pixels", path, architecture.backbone, architecture.frame_shape[1])

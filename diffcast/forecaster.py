@@ -5,11 +5,12 @@ from pathlib import Path
 
 from torch import nn
 
+from diffcast import official
 from diffcast.model import build_diffcast
 from models import build_backbone
-from utils.checkpoint import load_pickle, load_weights
+from utils.checkpoint import load_weights
 from utils.errors import InputError
-from utils.official import load_official
+from utils.official import read_official
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Architecture:
         )
         if not self.use_diff:
             return backbone
-        return build_diffcast(backbone, self.dim, self.dim_mults, self.segment_length, self.timesteps, diffusion_weight)
+        return build_diffcast(
+            backbone, self.dim, self.dim_mults, self.segment_length, self.timesteps, diffusion_weight, freeze_backbone
+        )
 
     def to_metadata(self) -> dict:
         """JSON-ready form."""
@@ -60,12 +63,35 @@ class Architecture:
         ]
 
 
+def load_forecaster(
+    path: Path,  # our safetensors or an official checkpoint
+    img_size: int | None = None,  # these three for an official checkpoint: what it does not tell, or tells otherwise
+    frames_in: int | None = None,
+    frames_out: int | None = None,
+) -> tuple[nn.Module, Architecture]:
+    """Build the forecaster that a file holds; raises `InputError` if the file does not tell what it is."""
+    if _is_ours(path):
+        weights, metadata = load_weights(path)
+        architecture = Architecture.from_metadata(metadata["architecture"])
+        model = architecture.build()
+        model.load_state_dict(weights)
+        return model, architecture
+    weights = read_official(path)
+    fields = official.deduce_architecture(weights)
+    channels, frame_size = fields.pop("channels"), fields.pop("frame_size", Architecture.frame_shape[1:])
+    fields["frame_shape"] = (channels, *((img_size, img_size) if img_size else frame_size))
+    fields |= {"frames_in": frames_in} if frames_in else {}
+    fields |= {"frames_out": frames_out} if frames_out else {}
+    architecture = Architecture(**fields)
+    model = architecture.build()
+    official.load(model, weights)
+    return model, architecture
+
+
 def load_forecaster_weights(model: nn.Module, architecture: Architecture, path: Path) -> None:
-    """Fill a model from our safetensors or an official `.pt`; raises `InputError` if they do not fit."""
-    if path.suffix == ".pt":
-        loaded = load_pickle(path)
-        weights = loaded.get("model", loaded)
-        load_official(model, {name.removeprefix("module."): value for name, value in weights.items()})
+    """Fill a model from our safetensors or an official checkpoint; raises `InputError` if they do not fit."""
+    if not _is_ours(path):
+        official.load(model, read_official(path))
         return
     weights, metadata = load_weights(path)
     if differences := Architecture.from_metadata(metadata["architecture"]).differences(architecture):
@@ -73,3 +99,7 @@ def load_forecaster_weights(model: nn.Module, architecture: Architecture, path: 
             f"checkpoint {path} is of another architecture (checkpoint / command line): {'; '.join(differences)}."
         )
     model.load_state_dict(weights)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.suffix == ".safetensors"

@@ -186,11 +186,11 @@ class DiffCast(nn.Module):
     @cached_property
     def official_dropped(self) -> list[str]:
         """See `utils.official`: the schedule, which is computed here, and what the backbone drops."""
-        backbone = prefixed([(pattern, "") for pattern in self.backbone.official_dropped], "backbone_net.", "")
+        backbone = [r"^backbone_net\." + pattern.removeprefix("^") for pattern in self.backbone.official_dropped]
         schedule = (
             r"^(betas|(log_|sqrt_)?(one_minus_)?(recip_|recipm1_)?alphas_cumprod(_prev)?|posterior_\w+|loss_weight)$"
         )
-        return [schedule, *(pattern for pattern, _ in backbone)]
+        return [schedule, *backbone]
 
 
 def build_diffcast(

@@ -9,12 +9,12 @@ from diffcast.layers import ConvGRU, Downsample, ResidualBlock
 
 # Official parameter names -> ours.
 OFFICIAL_NAMES = [
-    (r"^init_conv\.", "stem."),
-    (r"^downs\.(\d+)\.0\.block([12])\.proj\.", r"levels.\1.block.conv\2."),
-    (r"^downs\.(\d+)\.0\.block([12])\.norm\.", r"levels.\1.block.norm\2."),
-    (r"^downs\.(\d+)\.1\.conv_gates\.0\.", r"levels.\1.recurrence.gates."),
-    (r"^downs\.(\d+)\.1\.conv_cans\.0\.", r"levels.\1.recurrence.candidate."),
-    (r"^downs\.(\d+)\.2\.1\.", r"levels.\1.down.conv."),
+    ("init_conv", "stem"),
+    ("downs.{}.0.block{}.proj", "levels.{}.block.conv{}"),
+    ("downs.{}.0.block{}.norm", "levels.{}.block.norm{}"),
+    ("downs.{}.1.conv_gates.0", "levels.{}.recurrence.gates"),
+    ("downs.{}.1.conv_cans.0", "levels.{}.recurrence.candidate"),
+    ("downs.{}.2.1", "levels.{}.down.conv"),
 ]
 
 

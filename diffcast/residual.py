@@ -115,44 +115,45 @@ def _embedding_mlp(dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, 4 * dim))
 
 
+_SIDES = ("downs", "ups")
 _BLOCKS = [
-    (r"(?P<side>downs|ups)\.(?P<level>\d+)\.0\.", r"\g<side>.\g<level>.block1."),
-    (r"(?P<side>downs|ups)\.(?P<level>\d+)\.1\.", r"\g<side>.\g<level>.block2."),
-    (r"mid_block(?P<which>[12])\.", r"middle_block\g<which>."),
-    (r"final_res_block\.", "head_block."),
+    *((f"{side}.{{}}.{i}", f"{side}.{{}}.block{i + 1}") for side in _SIDES for i in (0, 1)),
+    ("mid_block1", "middle_block1"),
+    ("mid_block2", "middle_block2"),
+    ("final_res_block", "head_block"),
 ]
 _BLOCK_PARTS = [
-    (r"block(?P<half>[12])\.proj\.", r"conv\g<half>."),
-    (r"block(?P<half>[12])\.norm\.", r"norm\g<half>."),
-    (r"mlp\.1\.", "modulation."),
-    (r"res_conv\.", "shortcut."),
+    ("block{}.proj", "conv{}"),
+    ("block{}.norm", "norm{}"),
+    ("mlp.1", "modulation"),
+    ("res_conv", "shortcut"),
 ]
 _ATTENTIONS = [
-    (r"(?P<side>downs|ups)\.(?P<level>\d+)\.2\.fn\.", r"\g<side>.\g<level>.attention."),
-    (r"mid_attn\.fn\.", "middle_attention."),
+    *((f"{side}.{{}}.2.fn", f"{side}.{{}}.attention") for side in _SIDES),
+    ("mid_attn.fn", "middle_attention"),
 ]
 _ATTENTION_PARTS = [
-    (r"norm\.g$", "norm.gain"),
-    (r"fn\.proj_1\.", "project_in."),
-    (r"fn\.proj_2\.", "project_out."),
-    (r"fn\.spatial_gating_unit\.conv0\.", "local."),
-    (r"fn\.spatial_gating_unit\.conv_spatial\.", "dilated."),
-    (r"fn\.spatial_gating_unit\.conv1\.", "pointwise."),
-    (r"fn\.spatial_gating_unit\.fc\.0\.", "squeeze."),
-    (r"fn\.spatial_gating_unit\.fc\.2\.", "excite."),
-    (r"fn\.to_qkv\.", "qkv."),
-    (r"fn\.to_out\.", "out."),
+    ("norm.g", "norm.gain"),
+    ("fn.proj_1", "project_in"),
+    ("fn.proj_2", "project_out"),
+    ("fn.spatial_gating_unit.conv0", "local"),
+    ("fn.spatial_gating_unit.conv_spatial", "dilated"),
+    ("fn.spatial_gating_unit.conv1", "pointwise"),
+    ("fn.spatial_gating_unit.fc.0", "squeeze"),
+    ("fn.spatial_gating_unit.fc.2", "excite"),
+    ("fn.to_qkv", "qkv"),
+    ("fn.to_out", "out"),
 ]
 # Official parameter names -> ours.
 OFFICIAL_NAMES = [
-    (r"^init_conv\.", "stem."),
-    (r"^time_mlp\.1\.", "embed_time.0."),
-    (r"^time_mlp\.3\.", "embed_time.2."),
-    (r"^frag_idx_mlp\.1\.", "embed_segment.0."),
-    (r"^frag_idx_mlp\.3\.", "embed_segment.2."),
-    *((f"^{place}{part}", new + name) for place, new in _BLOCKS for part, name in _BLOCK_PARTS),
-    *((f"^{place}{part}", new + name) for place, new in _ATTENTIONS for part, name in _ATTENTION_PARTS),
-    (r"^(downs|ups)\.(\d+)\.3\.1\.", r"\1.\2.resample.conv."),
-    (r"^(downs|ups)\.(\d+)\.3\.", r"\1.\2.resample."),
-    (r"^final_conv\.", "head."),
+    ("init_conv", "stem"),
+    ("time_mlp.1", "embed_time.0"),
+    ("time_mlp.3", "embed_time.2"),
+    ("frag_idx_mlp.1", "embed_segment.0"),
+    ("frag_idx_mlp.3", "embed_segment.2"),
+    *((f"{place}.{part}", f"{new}.{name}") for place, new in _BLOCKS for part, name in _BLOCK_PARTS),
+    *((f"{place}.{part}", f"{new}.{name}") for place, new in _ATTENTIONS for part, name in _ATTENTION_PARTS),
+    *((f"{side}.{{}}.3.1", f"{side}.{{}}.resample.conv") for side in _SIDES),
+    *((f"{side}.{{}}.3", f"{side}.{{}}.resample") for side in _SIDES),
+    ("final_conv", "head"),
 ]

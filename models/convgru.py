@@ -18,11 +18,9 @@ SLOPE = 0.2  # of every leaky ReLU
 
 # Levels counted from 1 -> levels counted from 0.
 OFFICIAL_NAMES = [
-    (r"^(encoder|forecaster)\.1\.", r"\1.0."),
-    (r"^(encoder|forecaster)\.2\.", r"\1.1."),
-    (r"^(encoder|forecaster)\.3\.", r"\1.2."),
-    (r"^head\.0\.", "head.0."),
-    (r"^head\.1\.", "head.2."),
+    *((f"{half}.{level + 1}", f"{half}.{level}") for half in ("encoder", "forecaster") for level in range(3)),
+    ("head.0", "head.0"),
+    ("head.1", "head.2"),
 ]
 
 

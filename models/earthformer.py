@@ -23,43 +23,43 @@ Size = tuple[int, int]  # height, width
 def _nested(parts: Rules, leaves: Rules) -> Iterable[tuple[str, str]]:
     """Rules for every leaf of every part."""
     for (theirs, ours), (their_leaf, our_leaf) in product(parts, leaves):
-        yield rf"^{theirs}\.{their_leaf}(?=\.|$)", f"{ours}.{our_leaf}"
+        yield f"{theirs}.{their_leaf}", f"{ours}.{our_leaf}"
 
 
 # Official parameter names -> ours.
 OFFICIAL_NAMES = [
-    (r"^init_global_vectors$", "encoder.global_vectors"),
-    (r"^initial_encoder\.conv_block_list\.(\d+)\.", r"stem.\1.convs.layers."),
-    (r"^encoder\.down_layer_global_proj\.0\.", "encoder.project_globals."),
-    (r"^z_proj\.", "decoder.to_query."),
-    (r"^decoder\.upsample_layers\.0\.", "decoder.upsample."),
-    (r"^final_decoder\.upsample_list\.(\d+)\.", r"head.\1.upsample."),
-    (r"^final_decoder\.conv_block_list\.(\d+)\.", r"head.\1.convs.layers."),
-    (r"^dec_final_proj\.", "to_frames."),
+    ("init_global_vectors", "encoder.global_vectors"),
+    ("initial_encoder.conv_block_list.{}", "stem.{}.convs.layers"),
+    ("encoder.down_layer_global_proj.0", "encoder.project_globals"),
+    ("z_proj", "decoder.to_query"),
+    ("decoder.upsample_layers.0", "decoder.upsample"),
+    ("final_decoder.upsample_list.{}", "head.{}.upsample"),
+    ("final_decoder.conv_block_list.{}", "head.{}.convs.layers"),
+    ("dec_final_proj", "to_frames"),
     *_nested(
         [("enc_pos_embed", "encoder.position"), ("dec_pos_embed", "decoder.position")],
-        [(r"T_embed\.weight", "time"), (r"H_embed\.weight", "row"), (r"W_embed\.weight", "column")],
+        [("T_embed.weight", "time"), ("H_embed.weight", "row"), ("W_embed.weight", "column")],
     ),
     *_nested(
         [
-            (r"initial_encoder\.patch_merge_list\.(\d+)", r"stem.\1.merge"),
-            (r"encoder\.down_layers\.0", "encoder.merge"),
+            ("initial_encoder.patch_merge_list.{}", "stem.{}.merge"),
+            ("encoder.down_layers.0", "encoder.merge"),
         ],
         [("norm", "norm"), ("reduction", "reduce")],
     ),
     *_nested(
         [
-            (r"encoder\.blocks\.(\d)\.0\.ffn_l\.(\d)", r"encoder.level\1.feed_forwards.\2"),
-            (r"decoder\.self_blocks\.0\.0\.ffn_l\.(\d)", r"decoder.self0.feed_forwards.\1"),
-            (r"decoder\.cross_blocks\.(\d)\.0\.ffn_l\.0", r"decoder.cross\1.feed_forward"),
+            ("encoder.blocks.{}.0.ffn_l.{}", "encoder.level{}.feed_forwards.{}"),
+            ("decoder.self_blocks.0.0.ffn_l.{}", "decoder.self0.feed_forwards.{}"),
+            ("decoder.cross_blocks.{}.0.ffn_l.0", "decoder.cross{}.feed_forward"),
         ],
         [("layer_norm", "norm"), ("ffn_1", "expand"), ("ffn_2", "contract")],
     ),
     *_nested(
         [
-            (r"encoder\.blocks\.(\d)\.0\.attn_l\.(\d)", r"encoder.level\1.attentions.\2"),
-            (r"decoder\.self_blocks\.0\.0\.attn_l\.(\d)", r"decoder.self0.attentions.\1"),
-            (r"decoder\.cross_blocks\.(\d)\.0\.attn_l\.0", r"decoder.cross\1.attention"),
+            ("encoder.blocks.{}.0.attn_l.{}", "encoder.level{}.attentions.{}"),
+            ("decoder.self_blocks.0.0.attn_l.{}", "decoder.self0.attentions.{}"),
+            ("decoder.cross_blocks.{}.0.attn_l.0", "decoder.cross{}.attention"),
         ],
         [
             ("norm", "norm"),

@@ -20,24 +20,25 @@ DIVISOR = 4  # the branches work at a quarter of the resolution
 
 # Official parameter names -> ours. Layers are counted from 1 there, from 0 here.
 _STACKS = {
-    "encoder_E": "encoder",
-    "encoder_Ep": "physical_encoder",
-    "encoder_Er": "residual_encoder",
-    "decoder_Dp": "physical_decoder",
-    "decoder_Dr": "residual_decoder",
-    "decoder_D": "decoder",
+    "encoder_E.c{}": "encoder",
+    "encoder_Ep.c{}": "physical_encoder",
+    "encoder_Er.c{}": "residual_encoder",
+    "decoder_Dp.upc{}": "physical_decoder",
+    "decoder_Dr.upc{}": "residual_decoder",
+    "decoder_D.upc{}": "decoder",
 }
 OFFICIAL_NAMES = [
+    ("encoder.decoder_D.upc3", "decoder.2"),
     *(
-        (rf"^encoder\.{stack}\.(?:up)?c{layer}\.(?:main\.)?", f"{ours}.{layer - 1}.")
+        (f"encoder.{stack.format(layer)}.main", f"{ours}.{layer - 1}")
         for stack, ours in _STACKS.items()
         for layer in (1, 2, 3)
     ),
-    (r"^encoder\.phycell\.cell_list\.0\.F\.conv1\.", "physical_cell.derivatives."),
-    (r"^encoder\.phycell\.cell_list\.0\.F\.bn1\.", "physical_cell.norm."),
-    (r"^encoder\.phycell\.cell_list\.0\.F\.conv2\.", "physical_cell.combine."),
-    (r"^encoder\.phycell\.cell_list\.0\.convgate\.", "physical_cell.gain."),
-    (r"^encoder\.convcell\.cell_list\.(\d+)\.conv\.", r"residual_cells.\1.gates."),
+    ("encoder.phycell.cell_list.0.F.conv1", "physical_cell.derivatives"),
+    ("encoder.phycell.cell_list.0.F.bn1", "physical_cell.norm"),
+    ("encoder.phycell.cell_list.0.F.conv2", "physical_cell.combine"),
+    ("encoder.phycell.cell_list.0.convgate", "physical_cell.gain"),
+    ("encoder.convcell.cell_list.{}.conv", "residual_cells.{}.gates"),
 ]
 OFFICIAL_DROPPED = [r"^phycell\.", r"^convcell\.", r"^k2m\."]  # the cells once more, and moment matrices
 

@@ -20,12 +20,15 @@ KERNELS = (3, 5, 7, 11)
 
 # Official parameter names -> ours.
 OFFICIAL_NAMES = [
-    (r"^enc\.enc\.(\d+)\.conv\.", r"encoder.\1."),
-    (r"^dec\.dec\.(\d+)\.conv\.conv\.0\.", r"decoder.\1.conv."),
-    (r"^dec\.dec\.(\d+)\.conv\.", r"decoder.\1."),
-    (r"^dec\.readout\.", "readout."),
-    (r"^hid\.(enc|dec)\.(\d+)\.conv1\.", r"translator.\1.\2.reduce."),
-    (r"^hid\.(enc|dec)\.(\d+)\.layers\.", r"translator.\1.\2.branches."),
+    ("enc.enc.{}.conv", "encoder.{}"),
+    ("dec.dec.0.conv.conv.0", "decoder.0.conv"),  # followed there by the pixel shuffle
+    ("dec.dec.{}.conv", "decoder.{}"),
+    ("dec.readout", "readout"),
+    *(
+        (f"hid.{half}.{{}}.{theirs}", f"translator.{half}.{{}}.{ours}")
+        for half in ("enc", "dec")
+        for theirs, ours in (("conv1", "reduce"), ("layers", "branches"))
+    ),
 ]
 
 

@@ -21,9 +21,10 @@ def start_missing_processes() -> None:
     if not several_on_cpu or ranked:
         return
     command = psutil.Process().parent().cmdline()
-    if "launch" not in command:
+    launch = next((i for i, word in enumerate(command) if word.endswith(("launch", "launch.py"))), None)
+    if launch is None:
         return
-    asked = launch_command_parser().parse_args(command[command.index("launch") + 1 :])
+    asked = launch_command_parser().parse_args(command[launch + 1 :])
     if asked.num_processes and asked.num_processes > 1 and asked.num_machines in (None, 1):
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
         os.execv(sys.executable, [*launcher, str(asked.num_processes), *sys.argv])

@@ -1,65 +1,189 @@
-"""Weights under the names of the papers' official code.
+"""Weights under the names of the papers' official code, in and out.
 
-A module that such weights exist for carries two tables: `official_names`, a list of (regular expression, replacement)
-of which the first that matches an official parameter name counts; and `official_dropped`, expressions for entries that
-are duplicates or recomputed. All expressions start with `^`. This file applies them; it knows no module.
+    python -m utils.official convert diffcast_phydnet_sevir128.pt diffcast.safetensors
+    python -m utils.official export Exps/.../checkpoints/best.safetensors official.pt
+
+`convert` writes what `sample_batch.py` and `run.py --ckpt_milestone` read; both also read official files directly.
+`export` writes what the official code loads strictly.
+
+A module that official weights exist for carries two tables. `official_names` lists pairs of templates, official and
+ours, for the leading parts of a parameter's name, `{}` standing for a number; the first pair that fits counts, whether
+it is read from left to right or from right to left. `official_dropped` lists regular expressions for official entries
+that repeat others or are recomputed. This file applies them; it knows no module.
 """
 
+import argparse
 import re
+import sys
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from utils.errors import InputError
+from utils.checkpoint import load_pickle, save_weights
+from utils.errors import InputError, exit_on_input_error
+from utils.files import replacing
 
 Rules = Sequence[tuple[str, str]]
+Value = TypeVar("Value")
+
+# Raw weights come before averaged ones because the official evaluation uses them.
+_ENTRIES = ("model", "ema", "state_dict")
+_AVERAGED = "ema_model."
+_WRAPPERS = re.compile(r"^(ema_model\.|module\.|torch_nn_module\.)+")
 
 
-def rename(names: dict[str, Tensor], rules: Rules, dropped: Sequence[str] = ()) -> dict[str, Tensor]:
+def rename(names: dict[str, Value], rules: Rules, dropped: Sequence[str] = ()) -> dict[str, Value]:
     """Translate official names to ours; raises `InputError` for a name that no rule and no drop rule knows."""
-    renamed = {}
-    unknown = []
-    for name, value in names.items():
-        if any(re.search(pattern, name) for pattern in dropped):
-            continue
-        match = next(((pattern, new) for pattern, new in rules if re.search(pattern, name)), None)
-        if match is None:
-            unknown.append(name)
-        else:
-            renamed[re.sub(*match, name, count=1)] = value
-    if unknown:
+    kept = _without(names, dropped)
+    renamed = {name: _translate(name, rules) for name in kept}
+    if unknown := [name for name, new in renamed.items() if new is None]:
         raise InputError(f"unexpected official parameters: {_some(unknown)}.")
-    return renamed
+    return {renamed[name]: value for name, value in kept.items()}
 
 
 def prefixed(rules: Rules, official: str, ours: str) -> list[tuple[str, str]]:
     """The rules of a part, for the whole that holds it as `official` in their names and as `ours` in our names."""
-    return [(f"^{re.escape(official)}{pattern.removeprefix('^')}", ours + new) for pattern, new in rules]
+    return [(official + theirs, ours + new) for theirs, new in rules]
+
+
+def to_official(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of `module` under official names, in our order, without what `official_dropped` stands for."""
+    inverse = [(ours, official) for official, ours in module.official_names]
+    state = module.state_dict()
+    names = {name: _translate(name, inverse) for name in state}
+    if unknown := [name for name, official in names.items() if official is None]:
+        raise InputError(f"{type(module).__name__} has no official names for {_some(unknown)}.")
+    return {names[name]: value for name, value in state.items()}
 
 
 def load_official(module: nn.Module, state_dict: dict[str, Tensor]) -> None:
-    """Fill `module` (a backbone or a DiffCast) from tensors under their official names.
+    """Fill `module` (a backbone or a DiffCast) from tensors under their official names; see `fill`.
 
-    Raises `InputError` (a `ValueError`) that names every parameter that is missing, unexpected or of another shape.
+    Entries that `official_dropped` knows are ignored; `diffcast.official.load` checks them.
     """
-    ours = rename(state_dict, module.official_names, module.official_dropped)
-    expected = module.state_dict()
+    fill(module, _without(state_dict, module.official_dropped))
+
+
+def fill(module: nn.Module, parameters: dict[str, Tensor]) -> None:
+    """Fill `module` from exactly its parameters under their official names.
+
+    Raises `InputError` (a `ValueError`) that names those that are missing, unexpected or of another shape.
+    """
+    expected = to_official(module)
     problems = []
-    if missing := [name for name in expected if name not in ours]:
+    if missing := [name for name in expected if name not in parameters]:
         problems.append(f"missing {_some(missing)}")
-    if extra := [name for name in ours if name not in expected]:
+    if extra := [name for name in parameters if name not in expected]:
         problems.append(f"unexpected {_some(extra)}")
     if wrong := [
-        f"{name} {tuple(ours[name].shape)} for {tuple(value.shape)}"
+        f"{name} {tuple(parameters[name].shape)} for {tuple(value.shape)}"
         for name, value in expected.items()
-        if name in ours and ours[name].shape != value.shape
+        if name in parameters and parameters[name].shape != value.shape
     ]:
         problems.append(f"wrong shape of {_some(wrong)}")
     if problems:
         raise InputError(f"the official weights do not fit this {type(module).__name__}: {'; '.join(problems)}.")
-    module.load_state_dict(ours)
+    module.load_state_dict(rename(parameters, module.official_names))
+
+
+def read_official(path: Path) -> dict[str, Tensor]:
+    """Tensors under official names from a `.pt` or `.ckpt` file, without executing anything from it.
+
+    The file is a state dict, or a checkpoint that holds one: of the official trainer (`model`, whose raw weights the
+    official evaluation uses; `ema` only where there is no `model`) or of Lightning (`state_dict`). Prefixes of
+    wrappers are removed. Raises `InputError` for anything else.
+    """
+    loaded = load_pickle(path)
+    state = next((loaded[entry] for entry in _ENTRIES if isinstance(loaded.get(entry), dict)), loaded)
+    if averaged := {name: value for name, value in state.items() if name.startswith(_AVERAGED)}:
+        state = averaged
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(
+            f"checkpoint {path} holds no official weights: neither tensors by name nor an entry "
+            f"{', '.join(_ENTRIES[:-1])} or {_ENTRIES[-1]} with them."
+        )
+    return {_WRAPPERS.sub("", name): value for name, value in state.items()}
+
+
+def _without(names: dict[str, Value], dropped: Sequence[str]) -> dict[str, Value]:
+    return {name: value for name, value in names.items() if not any(re.search(pattern, name) for pattern in dropped)}
+
+
+def _translate(name: str, rules: Rules) -> str | None:
+    for source, target in rules:
+        if match := _pattern(source).match(name):
+            return target.format(*match.groups()) + name[match.end() :]
+    return None
+
+
+@cache
+def _pattern(template: str) -> re.Pattern:
+    """Matches the template as whole parts of a dotted name, at its beginning."""
+    return re.compile(re.escape(template).replace(r"\{\}", r"(\d+)") + r"(?=\.|$)")
 
 
 def _some(names: list[str], limit: int = 5) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.official", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    convert = commands.add_parser("convert", help="official weights to ours; the file tells most of the architecture")
+    convert.add_argument("source", type=Path, help="official .pt or .ckpt")
+    convert.add_argument("target", type=Path, help=".safetensors to write")
+    convert.add_argument("--img_size", type=int, help="pixels of a frame's side (Earthformer: from the file; else 128)")
+    convert.add_argument("--frames_in", type=int, help="observed frames (PhyDNet or ConvGRU alone: 5; else the file's)")
+    convert.add_argument("--frames_out", type=int, help="frames to forecast (Earthformer: from the file; else 20)")
+    convert.set_defaults(command=_convert)
+    export = commands.add_parser("export", help="our weights to official ones")
+    export.add_argument("source", type=Path, help="our .safetensors")
+    export.add_argument("target", type=Path, help="official .pt to write")
+    export.set_defaults(command=_export)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    args = build_parser().parse_args(argv)
+    with exit_on_input_error():
+        args.command(args)
+
+
+# The commands build models, which utils must not know and which import this file: hence the imports inside.
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from diffcast.forecaster import load_forecaster
+
+    if args.target.suffix != ".safetensors":
+        raise InputError(f"{args.target} must end in .safetensors, by which our weights are told from official ones.")
+    for option in ("img_size", "frames_in", "frames_out"):
+        if (value := getattr(args, option)) is not None and value < 1:
+            raise InputError(f"--{option} must be at least 1, not {value}.")
+    model, architecture = load_forecaster(args.source, args.img_size, args.frames_in, args.frames_out)
+    save_weights(args.target, model.state_dict(), {"architecture": architecture.to_metadata()})
+    settings = ", ".join(f"{name} {value}" for name, value in architecture.to_metadata().items())
+    sys.stdout.write(f"{args.target}: {settings}\n")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from diffcast.forecaster import load_forecaster
+    from diffcast.official import official_state
+
+    state = official_state(load_forecaster(args.source)[0])
+    with replacing(args.target) as temporary:
+        torch.save({"model": state}, temporary)
+    sys.stdout.write(f"{args.target}: {len(state)} official entries\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""The training loop: equal over processes, batches and interruptions."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+import run
+from dataset import build_dataset
+from diffcast.evaluation import EvaluationSettings, evaluate
+from diffcast.forecaster import Architecture
+from diffcast.training import Trainer, TrainingSettings, lr_factor
+from tests.tiny import ROOT, arguments, read_losses, run_py
+
+RUN = "Diffsimvp_sevir"
+
+
+def losses(rows):
+    return np.array([[row["loss"], row["deterministic"], row["diffusion"], row["gradient_norm"]] for row in rows])
+
+
+def test_two_processes_with_half_the_batch_equal_one(storm_folder, tmp_path):
+    rows = {}
+    for processes in (1, 2):
+        words = ["--use_diff", "--batch_size", str(4 // processes), "--training_steps", "3", "--lr", "1e-5"]
+        done = run_py(*arguments(storm_folder, tmp_path / str(processes), *words), processes=processes)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert f"on {processes} process(es)" in done.stdout
+        rows[processes] = losses(read_losses(tmp_path / str(processes) / RUN)[:3])
+    np.testing.assert_allclose(rows[2], rows[1], rtol=1e-5)
+
+
+def test_gradients_of_two_processes_equal_those_of_one(storm_folder, tmp_path):
+    gradients = {}
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}.safetensors"
+        script = ROOT / "tests/diffcast/save_gradients.py"
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        subprocess.run(
+            [*launch, str(script), str(storm_folder), str(4 // processes), str(out)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "True", "PYTHONPATH": str(ROOT)},
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+        gradients[processes] = load_file(out)
+    assert len(gradients[1]) > 100
+    for name, one in gradients[1].items():
+        torch.testing.assert_close(gradients[2][name], one, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
+
+
+def test_accumulated_batches_equal_a_large_one(storm_folder, tmp_path):
+    for name, words in {"large": "--batch_size 4", "small": "--batch_size 2 --grad_acc_step 2"}.items():
+        run.main(arguments(storm_folder, tmp_path / name, "--use_diff", "--lr", "1e-5", *words.split()))
+    large, small = (losses(read_losses(tmp_path / name / RUN)) for name in ("large", "small"))
+    assert len(large) == len(small) == 11
+    np.testing.assert_allclose(small[:3], large[:3], rtol=1e-5)
+
+
+def test_number_of_loading_processes_changes_nothing(storm_folder, tmp_path):
+    for workers in "02":
+        run.main(arguments(storm_folder, tmp_path / workers, "--use_diff", "--num_workers", workers))
+    none, two = (read_losses(tmp_path / workers / RUN) for workers in "02")
+    assert none == two
+
+
+def test_killed_training_resumes_to_the_bit(storm_folder, tmp_path):
+    words = ["--use_diff", "--training_steps", "30", "--valid_every", "4", "--backbone_options"]
+    words += ["spatial_width=8", "translator_width=16", "translator_depth=2"]
+    run.main(arguments(storm_folder, tmp_path / "whole", *words))
+    killed = tmp_path / "killed"
+    command = [sys.executable, str(ROOT / "run.py"), *arguments(storm_folder, killed, *words, "--resume")]
+    kills = 0
+    for attempt in range(3):
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            wait_for_step(killed / RUN, at_least=6 * (attempt + 1), process=process)
+            time.sleep(random.Random(attempt).uniform(0, 0.5))
+            kills += process.poll() is None
+            process.send_signal(signal.SIGKILL)
+    assert kills >= 2
+    run.main(arguments(storm_folder, killed, *words, "--resume"))
+    assert read_losses(killed / RUN) == read_losses(tmp_path / "whole" / RUN)
+    finals = [
+        load_file(tmp_path / name / RUN / "checkpoints/ckpt-30/weights.safetensors") for name in ("whole", "killed")
+    ]
+    assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
+
+
+def wait_for_step(folder, at_least, process):
+    """Until the run has a checkpoint of that step, or has ended."""
+    while process.poll() is None:
+        steps = [int(path.name[5:]) for path in folder.glob("checkpoints/ckpt-*")]
+        if steps and max(steps) >= at_least:
+            return
+        time.sleep(0.02)
+
+
+def test_diffcast_overfits_two_sequences(storm_folder, tmp_path):
+    torch.manual_seed(0)
+    architecture = Architecture(
+        backbone="simvp",
+        use_diff=True,
+        frame_shape=(1, 16, 16),
+        backbone_options={"spatial_width": 8, "translator_width": 16, "translator_depth": 2},
+        dim=16,
+        dim_mults=(1, 2),
+    )
+    model = architecture.build()
+    whole = build_dataset("sevir", "train", storm_folder, 16)
+    two = torch.utils.data.Subset(whole, [0, 20])
+    two.source, two.sequence_id = whole.source, whole.sequence_id
+    steps = 350
+    settings = TrainingSettings(
+        batch_size=2,
+        training_steps=steps,
+        epochs=1,
+        warmup_steps=10,
+        lr=3e-3,
+        valid_every=steps,
+        num_workers=0,
+        early_stop=0,
+    )
+    accelerator = Accelerator(cpu=True)
+    (tmp_path / "checkpoints").mkdir()
+    trainer = Trainer(accelerator, model, two, two, settings, tmp_path, {})
+    trainer.run()
+    scores = evaluate(
+        accelerator,
+        trainer.ema.module,
+        two,
+        EvaluationSettings(members=4, sampling_steps=20, cases=0, num_workers=0),
+        tmp_path,
+        "diffcast",
+        {},
+    )
+    crps = {name: values["crps"] for name, values in scores.items()}
+    assert crps["diffcast"] < 0.7 * crps["trend"], crps
+    assert crps["diffcast"] < 0.5 * crps["persistence"], crps
+
+
+def test_validation_repeats_itself(storm_folder, tmp_path):
+    run.main(arguments(storm_folder, tmp_path, "--use_diff", "--lr", "0"))
+    best = json.loads(read_metadata(tmp_path / RUN / "checkpoints" / "ckpt-11" / "weights.safetensors"))
+    first = json.loads(read_metadata(tmp_path / RUN / "checkpoints" / "best.safetensors"))
+    assert best["valid_loss"] == first["valid_loss"]  # weights that do not move keep their validation loss
+    assert first["step"] == 3
+
+
+def read_metadata(path):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()["diffcast"]
+
+
+def test_training_stops_early(storm_folder, tmp_path):
+    run.main(arguments(storm_folder, tmp_path, "--lr", "0", "--early_stop", "2"))
+    assert read_losses(tmp_path / "Singlesimvp_sevir")[-1]["step"] == 9
+
+
+def test_averaged_weights_follow_slowly(storm_folder, tmp_path):
+    torch.manual_seed(0)
+    data = build_dataset("sevir", "train", storm_folder, 16)
+    model = Architecture(
+        "simvp", frame_shape=(1, 16, 16), backbone_options={"spatial_width": 8, "translator_width": 16}
+    ).build()
+    trainer = Trainer(Accelerator(cpu=True), model, data, data, TrainingSettings(ema_rate=0.5), tmp_path, {})
+    weight, averaged = model.readout.weight, trainer.ema.module.readout.weight
+
+    def update_at(step, value):
+        trainer.step = step
+        with torch.no_grad():
+            weight.fill_(value)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        trainer._update()
+        return averaged.mean().item()
+
+    assert update_at(50, 1.0) == 1.0  # early on a copy
+    assert update_at(101, 5.0) == 1.0  # between updates nothing happens
+    for step in range(120, 1000, 20):
+        update_at(step, 1.0)
+    assert update_at(1000, 3.0) == pytest.approx(2.0)  # half old, half new
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [("cosine", [0, 0.5, 1, 0.5, 0]), ("linear", [0, 0.5, 1, 0.5, 0]), ("constant", [0, 0.5, 1, 1, 1])],
+)
+def test_learning_rate(scheduler, expected):
+    factors = [lr_factor(step, scheduler, warmup=10, total=110) for step in (0, 5, 10, 60, 110)]
+    np.testing.assert_allclose(factors, expected, atol=1e-12)

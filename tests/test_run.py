@@ -1,0 +1,190 @@
+"""The command line: official invocations, and one clear sentence for every mistake."""
+
+import json
+import re
+
+import h5py
+import numpy as np
+import pytest
+
+import run
+from tests.tiny import arguments, read_losses, run_py
+
+
+@pytest.fixture(scope="module")
+def trained(storm_folder, tmp_path_factory):
+    """A finished tiny DiffCast run: its experiment folder and the run's own."""
+    exp_dir = tmp_path_factory.mktemp("exps")
+    run.main(arguments(storm_folder, exp_dir, "--use_diff", "--members", "2"))
+    return exp_dir, exp_dir / "Diffsimvp_sevir"
+
+
+def test_training_is_followed_by_evaluation(trained):
+    folder = trained[1]
+    assert [row["step"] for row in read_losses(folder)] == list(
+        range(1, 12)
+    )  # an epoch of 45 sequences is longer than 6 steps
+    assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"best.safetensors", "ckpt-11"}
+    results = folder / "evaluation_best"
+    report = json.loads((results / "metrics.json").read_text())
+    assert report["sequences"] == 5
+    assert set(report["scores"]) == {"diffcast_simvp", "trend", "persistence"}
+    assert "csi" in report["scores"]["diffcast_simvp"]["ensemble_mean"]
+    lines = (results / "lead_time.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * 20
+    assert {path.suffix for path in results.glob("case_*")} == {".png", ".gif"}
+
+
+def test_evaluation_of_a_checkpoint_repeats_the_scores(trained, storm_folder):
+    exp_dir, folder = trained
+    scores = {}
+    for milestone in ("best", "11", str(folder / "checkpoints" / "best.safetensors")):
+        run.main(
+            arguments(storm_folder, exp_dir, "--use_diff", "--members", "2", "--eval", "--ckpt_milestone", milestone)
+        )
+        label = "ckpt-11" if milestone == "11" else "best"
+        scores[milestone] = json.loads((folder / f"evaluation_{label}" / "metrics.json").read_text())["scores"]
+    first, *others = scores.values()
+    assert others == [first, first]
+
+
+def test_persistence_needs_no_checkpoint(storm_folder, tmp_path):
+    run.main(arguments(storm_folder, tmp_path, "--backbone", "persistence", "--backbone_options", "--eval"))
+    report = json.loads((tmp_path / "Singlepersistence_sevir/evaluation_persistence/metrics.json").read_text())
+    assert 0 < report["scores"]["persistence"]["csi"] < 1
+
+
+def test_backbone_of_its_own_run_starts_a_frozen_diffcast(trained, storm_folder, tmp_path):
+    run.main(arguments(storm_folder, tmp_path))
+    start = str(tmp_path / "Singlesimvp_sevir/checkpoints/best.safetensors")
+    run.main(arguments(storm_folder, tmp_path, "--use_diff", "--backbone_ckpt", start, "--freeze_backbone"))
+    both = [
+        json.loads((tmp_path / f"{name}/evaluation_best/metrics.json").read_text())["scores"]
+        for name in ("Singlesimvp_sevir", "Diffsimvp_sevir")
+    ]
+    assert both[1]["trend"]["mae"] == pytest.approx(both[0]["simvp"]["mae"], rel=1e-6)
+
+
+def test_dry_run_tells_the_cost_and_writes_nothing(storm_folder, tmp_path, capsys):
+    run.main(arguments(storm_folder, tmp_path, "--use_diff", "--dry_run"))
+    printed = capsys.readouterr().out
+    assert re.search(r"train split +45 sequences of 9 events", printed)
+    assert re.search(r"parameters of LocalResidual +[\d,]+", printed)
+    assert re.search(r"GFLOPs per training step and process +[\d.]+", printed)
+    assert re.search(r"memory for training, about +[\d.]+ GiB", printed)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_come_from_a_file(storm_folder, tmp_path, capsys):
+    (tmp_path / "my.args").write_text("# a comment\n--img_size 16  # pixels\n--dim 24\n")
+    run.main(arguments(storm_folder, tmp_path, f"@{tmp_path}/my.args", "--dry_run"))
+    assert "dim: 24" in capsys.readouterr().out
+
+
+def test_help_names_every_option():
+    helped = run_py("-h").stdout
+    options = {option for action in run.build_parser()._actions for option in action.option_strings}
+    assert {option for option in options if option not in helped} == set()
+
+
+def test_synthetic_data_are_generated_on_first_use(tmp_path, monkeypatch):
+    monkeypatch.setattr("dataset.synthetic.DEFAULT", {"events": 3, "size": 16, "resolution": 16, "seed": 0})
+    run.main(arguments(tmp_path / "storms", tmp_path, "--dataset", "synthetic", "--dry_run"))
+    assert (tmp_path / "storms" / "CATALOG.csv").is_file()
+
+
+BAD_ARGUMENTS = {
+    "unknown backbone": ("--backbone unet", "unknown backbone 'unet'"),
+    "unknown backbone option": ("--backbone_options width=3", "width"),
+    "malformed backbone option": ("--backbone_options width", "NAME=VALUE"),
+    "lengths that do not add up": ("--frames_in 6", "--frames_in 6 + --frames_out 20 is not --seq_len 25"),
+    "size that cannot be halved": ("--use_diff --img_size 18 --dim_mults 1 2 4", "--img_size 18x18"),
+    "missing data folder": ("--data_path /nowhere/at/all", "/nowhere/at/all"),
+    "evaluation without a checkpoint": ("--eval", "--ckpt_milestone"),
+    "missing checkpoint": ("--eval --ckpt_milestone 77", "77"),
+    "nothing to train": ("--backbone persistence --backbone_options", "no weights to train"),
+    "batch larger than the data": ("--batch_size 100", "45 sequences"),
+    "freezing random weights": ("--use_diff --freeze_backbone", "--backbone_ckpt"),
+    "tracker that is not installed": ("--log_with wandb", "pip install wandb"),
+    "zero members": ("--members 0", "--members"),
+}
+
+
+@pytest.mark.parametrize(("words", "told"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
+def test_mistakes_get_one_sentence_and_leave_nothing(words, told, storm_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run.main(arguments(storm_folder, tmp_path, *words.split()))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert told in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("*/checkpoints"))
+
+
+@pytest.mark.parametrize("words", ["--dataset radar", "--scheduler step", "--batch_size many", "--no_such_flag"])
+def test_argparse_refuses(words, storm_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run.main(arguments(storm_folder, tmp_path, *words.split()))
+    assert stop.value.code == 2
+    assert words.split()[0] in capsys.readouterr().err
+
+
+def test_a_training_is_not_overwritten(trained, storm_folder, capsys):
+    with pytest.raises(SystemExit):
+        run.main(arguments(storm_folder, trained[0], "--use_diff"))
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_architecture_is_refused(trained, storm_folder, capsys):
+    with pytest.raises(SystemExit):
+        run.main(arguments(storm_folder, trained[0], "--use_diff", "--dim", "16", "--eval", "--ckpt_milestone", "best"))
+    assert "dim 8 / 16" in capsys.readouterr().err
+
+
+def test_truncated_data_file_is_named(storm_folder, tmp_path, capsys):
+    copy = tmp_path / "sevir"
+    for path in storm_folder.rglob("*"):
+        if path.is_file():
+            target = copy / path.relative_to(storm_folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes()[: 3000 if path.suffix == ".h5" else None])
+    with pytest.raises(SystemExit) as stop:
+        run.main(arguments(copy, tmp_path))
+    assert stop.value.code == 2
+    assert ".h5" in capsys.readouterr().err
+
+
+def test_error_in_a_loading_process_is_still_one_sentence(storm_folder, tmp_path, capsys):
+    copy = tmp_path / "sevir"
+    for path in storm_folder.rglob("*"):
+        if path.is_file():
+            (copy / path.relative_to(storm_folder)).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path.relative_to(storm_folder)).write_bytes(path.read_bytes())
+    for path in copy.rglob("*.h5"):
+        spoil_chunks(path)
+    with pytest.raises(SystemExit) as stop:
+        run.main(arguments(copy, tmp_path, "--num_workers", "1"))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "Traceback" not in error[error.index("error: ") :]
+    assert ".h5" in error
+
+
+def spoil_chunks(path):
+    """Overwrite the stored frames with garbage that cannot be decompressed; the file's structure stays whole."""
+    with h5py.File(path) as file:
+        vil = file["vil"]
+        chunks = [vil.id.get_chunk_info(i) for i in range(vil.id.get_num_chunks())]
+    raw = np.fromfile(path, np.uint8)
+    for chunk in chunks:
+        raw[chunk.byte_offset : chunk.byte_offset + chunk.size] = 255
+    raw.tofile(path)
+
+
+def test_unwritable_output_is_named(storm_folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemExit) as stop:
+        run.main(arguments(storm_folder, tmp_path / "file"))
+    assert stop.value.code == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err

@@ -1,0 +1,104 @@
+"""The demo: PNG folders in, pictures and scores out."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import run
+import sample_batch
+from dataset.png import read_sequences, write_sequence
+from dataset.storms import storms
+from tests.tiny import arguments
+
+
+@pytest.fixture(scope="module")
+def weights(storm_folder, tmp_path_factory):
+    exp_dir = tmp_path_factory.mktemp("exps")
+    run.main(arguments(storm_folder, exp_dir, "--use_diff", "--training_steps", "2", "--eval_sequences", "1"))
+    return str(exp_dir / "Diffsimvp_sevir/checkpoints/best.safetensors")
+
+
+@pytest.fixture
+def sequences(tmp_path):
+    frames = storms(2, 25, 32)
+    for number, of_one in enumerate(frames.numpy()):
+        write_sequence(tmp_path / "seqs" / f"storm_{number}", of_one[:5], of_one[5:])
+    return tmp_path / "seqs"
+
+
+def test_shipped_weights_forecast_the_shipped_sequences(tmp_path, capsys):
+    sample_batch.main(["--out", str(tmp_path), "--sampling_steps", "2"])
+    printed = capsys.readouterr().out
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert len(drawn) >= 4
+    assert {path.rsplit(".")[-1] for path in drawn} == {"png", "gif"}
+    assert "persistence" in printed
+
+
+def test_forecasts_do_not_need_targets(weights, sequences, tmp_path, capsys):
+    for target in sequences.glob("*/targets/*"):
+        target.unlink()
+    for folder in sequences.glob("*/targets"):
+        folder.rmdir()
+    words = [
+        "--seqs",
+        sequences,
+        "--ckpt_milestone",
+        weights,
+        "--out",
+        tmp_path / "out",
+        "--sampling_steps",
+        "2",
+        "--members",
+        "2",
+    ]
+    sample_batch.main([str(word) for word in words])
+    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert "csi" not in capsys.readouterr().out
+
+
+def test_png_frames_keep_their_bytes(sequences):
+    first = read_sequences(sequences, 5, 20, 32)[0]
+    np.testing.assert_array_equal(
+        (first.inputs[:, 0] * 255).numpy(), storms(1, 25, 32)[0, :5].numpy().astype(np.float32)
+    )
+    assert first.targets.shape == (20, 1, 32, 32)
+    assert read_sequences(sequences, 5, 20, 16)[0].inputs.shape == (5, 1, 16, 16)
+
+
+def spoil(kind, sequences):
+    frame = sequences / "storm_0" / "inputs" / "02.png"
+    if kind == "no sequences":
+        for path in sequences.rglob("*.png"):
+            path.unlink()
+        for path in [*sequences.glob("*/*"), *sequences.glob("*")]:
+            path.rmdir()
+    elif kind == "too few frames":
+        frame.unlink()
+    elif kind == "garbage":
+        frame.write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 40)
+    elif kind == "another size":
+        Image.new("L", (8, 8)).save(frame)
+    elif kind == "coloured":
+        Image.new("RGB", (32, 32), (1, 2, 3)).save(frame)
+    elif kind == "16 bit":
+        Image.fromarray(np.zeros((32, 32), np.uint16)).save(frame)
+
+
+@pytest.mark.parametrize("kind", ["no sequences", "too few frames", "garbage", "another size", "coloured", "16 bit"])
+def test_bad_frames_get_one_sentence(kind, weights, sequences, tmp_path, capsys):
+    spoil(kind, sequences)
+    with pytest.raises(SystemExit) as stop:
+        sample_batch.main(["--seqs", str(sequences), "--ckpt_milestone", weights, "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    assert str(sequences) in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_checkpoint_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        sample_batch.main(["--ckpt_milestone", str(tmp_path / "none.safetensors")])
+    assert stop.value.code == 2
+    assert "none.safetensors" in capsys.readouterr().err

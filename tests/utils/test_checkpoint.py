@@ -1,0 +1,222 @@
+"""Checkpoints are whole or absent, found by name, and harmless to load."""
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diffcast.forecaster import Architecture, load_forecaster_weights
+from utils import checkpoint
+from utils.checkpoint import (
+    checkpoints,
+    find_weights,
+    keep_latest,
+    load_pickle,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
+from utils.errors import InputError
+
+WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)}
+TINY = Architecture("convgru", True, (1, 16, 16), 2, 4, {"stem_dim": 4}, 8, (1, 2), 2, 50)
+
+
+def save(folder, *steps):
+    return [save_checkpoint(folder, step, WEIGHTS, {"step": step}, {"step": step}) for step in steps]
+
+
+class Canary:
+    """An object whose loading would leave a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+class TestWriting:
+    def test_what_is_loaded_is_what_was_saved(self, tmp_path):
+        path = tmp_path / "weights.safetensors"
+        given = {"transposed": WEIGHTS["a"].T, **WEIGHTS}
+        save_weights(path, given, {"step": 3, "note": "é", "list": [1, None]})
+        loaded, metadata = load_weights(path)
+        assert metadata == {"step": 3, "note": "é", "list": [1, None]}
+        assert loaded.keys() == given.keys()
+        assert all(torch.equal(loaded[name], given[name]) for name in given)
+
+    def test_a_checkpoint_holds_weights_and_training_state(self, tmp_path):
+        (path,) = save(tmp_path / "new", 7)
+        assert path == tmp_path / "new" / "ckpt-7"
+        assert load_weights(path / checkpoint.WEIGHTS)[1] == {"step": 7}
+        assert load_pickle(path / checkpoint.TRAINING) == {"step": 7}
+        assert os.listdir(tmp_path / "new") == ["ckpt-7"]
+
+    def test_a_failing_write_leaves_the_old_file(self, tmp_path, monkeypatch):
+        path = tmp_path / "best.safetensors"
+        save_weights(path, WEIGHTS, {"step": 1})
+
+        def fail(_, path, **__):
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(checkpoint, "save_file", fail)
+        with pytest.raises(InputError, match=r"cannot write .*best.safetensors: No space left on device"):
+            save_weights(path, WEIGHTS, {"step": 2})
+        assert load_weights(path)[1] == {"step": 1}
+        assert os.listdir(tmp_path) == ["best.safetensors"]
+
+    def test_an_interrupted_checkpoint_never_appears(self, tmp_path, monkeypatch):
+        save(tmp_path, 1)
+
+        def fail(_, path):
+            Path(path).write_bytes(b"half")
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(torch, "save", fail)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 2)
+        assert os.listdir(tmp_path) == ["ckpt-1"]
+
+    def test_a_step_that_is_there_is_left_as_it_is(self, tmp_path):
+        (path,) = save(tmp_path, 5)
+        save_checkpoint(tmp_path, 5, WEIGHTS, {"step": "other"}, {})
+        assert load_weights(path / checkpoint.WEIGHTS)[1] == {"step": 5}
+
+
+class TestFinding:
+    def test_checkpoints_are_ordered_by_step(self, tmp_path):
+        save(tmp_path, 900, 1000, 20)
+        (tmp_path / "ckpt-old").mkdir()
+        assert [path.name for path in checkpoints(tmp_path)] == ["ckpt-20", "ckpt-900", "ckpt-1000"]
+
+    def test_only_the_latest_are_kept(self, tmp_path):
+        save(tmp_path, 900, 1000, 20)
+        (tmp_path / ".ckpt-1100.123").mkdir()
+        save_weights(tmp_path / checkpoint.BEST, WEIGHTS, {})
+        keep_latest(tmp_path, 2)
+        assert sorted(os.listdir(tmp_path)) == [checkpoint.BEST, "ckpt-1000", "ckpt-900"]
+
+    def test_a_milestone_is_best_latest_a_step_or_a_path(self, tmp_path):
+        save(tmp_path, 9, 10)
+        save_weights(tmp_path / checkpoint.BEST, WEIGHTS, {})
+        file = tmp_path / "ckpt-9" / checkpoint.WEIGHTS
+        assert find_weights("best", tmp_path) == tmp_path / "best.safetensors"
+        assert find_weights("latest", tmp_path) == tmp_path / "ckpt-10" / checkpoint.WEIGHTS
+        assert find_weights("9", tmp_path) == file
+        assert find_weights(str(file), tmp_path / "elsewhere") == file
+        assert find_weights(str(file.parent), tmp_path / "elsewhere") == file
+
+    @pytest.mark.parametrize("milestone", ["best", "latest", "12", "absent.pt"])
+    def test_a_milestone_that_is_not_there_is_named(self, tmp_path, milestone):
+        with pytest.raises(InputError, match=f"--ckpt_milestone {milestone}: there is no file"):
+            find_weights(milestone, tmp_path)
+
+
+def zipped(name):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, b"garbage")
+    return file.getvalue()
+
+
+def header(content):
+    text = json.dumps(content).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+BROKEN = {
+    "empty": b"",
+    "random": bytes(range(256)) * 9,
+    "text": b"404: Not Found\n",
+    "zip": zipped("readme.txt"),
+    "zip of a pickle": zipped("archive/data.pkl"),
+    "header too long": (2**60).to_bytes(8, "little") + b"{}",
+    "no tensors": header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}),
+}
+
+
+class TestLoading:
+    @pytest.mark.parametrize("load", [load_weights, load_pickle])
+    @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+    def test_a_broken_file_is_named(self, tmp_path, load, content):
+        path = tmp_path / "broken"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"^checkpoint \S+broken \w+ .*\.$"):
+            load(path)
+
+    @pytest.mark.parametrize("load", [load_weights, load_pickle])
+    def test_a_truncated_file_is_named(self, tmp_path, load):
+        (folder,) = save(tmp_path, 1)
+        path = folder / (checkpoint.WEIGHTS if load is load_weights else checkpoint.TRAINING)
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(InputError, match=rf"checkpoint \S+{path.name} "):
+            load(path)
+
+    @pytest.mark.parametrize("load", [load_weights, load_pickle])
+    def test_an_absent_file_and_a_folder_are_named(self, tmp_path, load):
+        with pytest.raises(InputError, match="absent does not exist"):
+            load(tmp_path / "absent")
+        with pytest.raises(InputError, match=f"checkpoint {tmp_path} cannot be read"):
+            load(tmp_path)
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_an_object_is_refused_without_executing_it(self, tmp_path, zipped):
+        path, canary = tmp_path / "evil.pt", tmp_path / "executed"
+        torch.save({"model": Canary(canary)}, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(InputError, match=r"evil\.pt is refused: it holds more than tensors and plain values"):
+            load_pickle(path)
+        assert not canary.exists()
+        torch.load(path, weights_only=False)
+        assert canary.exists(), "the canary is dead: this test would not notice an execution"
+
+    def test_a_file_without_weights_or_settings_is_named(self, tmp_path):
+        torch.save([1, 2], tmp_path / "list.pt")
+        save_file(WEIGHTS, tmp_path / "foreign.safetensors")
+        with pytest.raises(InputError, match=r"list.pt holds no dictionary"):
+            load_pickle(tmp_path / "list.pt")
+        with pytest.raises(InputError, match=r"foreign.safetensors was not written by this project"):
+            load_weights(tmp_path / "foreign.safetensors")
+
+
+class TestForecasters:
+    @pytest.fixture
+    def saved(self, tmp_path):
+        model, path = TINY.build(), tmp_path / "tiny.safetensors"
+        save_weights(path, model.state_dict(), {"architecture": TINY.to_metadata()})
+        return model, path
+
+    def test_a_forecaster_is_rebuilt_from_its_file(self, saved):
+        _, path = saved
+        weights, metadata = load_weights(path)
+        architecture = Architecture.from_metadata(metadata["architecture"])
+        rebuilt = architecture.build()
+        load_forecaster_weights(rebuilt, architecture, path)
+        assert architecture == TINY
+        assert all(torch.equal(value, weights[name]) for name, value in rebuilt.state_dict().items())
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"dim": 16}, "dim 8 / 16"),
+            ({"backbone": "persistence", "backbone_options": {}}, "backbone convgru / persistence; backbone_options"),
+            ({"use_diff": False}, "use_diff True / False"),
+            ({"frames_out": 6, "segment_length": None}, "frames_out 4 / 6; segment_length 2 / None"),
+        ],
+    )
+    def test_another_architecture_is_told_apart(self, saved, changes, message):
+        other = Architecture.from_metadata(TINY.to_metadata() | changes)
+        with pytest.raises(InputError, match=rf"\(checkpoint / command line\): {message}.*\.$"):
+            load_forecaster_weights(other.build(), other, saved[1])
+
+    def test_an_official_file_that_does_not_fit_is_told_so(self, tmp_path):
+        path = tmp_path / "official.pt"
+        torch.save({"model": {"module.backbone_net.x": torch.zeros(1)}, "step": 3}, path)
+        with pytest.raises(InputError, match=r"unexpected official parameters: backbone_net.x"):
+            load_forecaster_weights(TINY.build(), TINY, path)
