@@ -230,30 +230,13 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     model = architecture.build(args.diffusion_weight, args.freeze_backbone)
     accelerator = make_accelerator(args, folder)
-    start_logging(None if args.dry_run else prepare_folder(folder, args), accelerator.is_main_process)
+    start_logging(main=accelerator.is_main_process)
     if args.dry_run:
         dry_run(args, model, accelerator)
         return
-    best = args.ckpt_milestone
     if not args.eval:
         start_training(args, accelerator, model, architecture, folder)
-        best = "best"
-    label = "persistence"
-    if best:
-        weights = checkpoint.find_weights(best, folder / "checkpoints")
-        load_forecaster_weights(model, architecture, weights)
-        label = weights.parent.name if weights.name == checkpoint.WEIGHTS else weights.stem
-        LOG.info("evaluating %s", weights)
-    evaluate(
-        accelerator,
-        model,
-        open_split(args, "test"),
-        evaluation_settings(args),
-        writable_folder(folder / f"evaluation_{label}", "the results"),
-        ("diffcast_" if args.use_diff else "") + args.backbone.replace(":", "."),
-        {"settings": plain_settings(args), "checkpoint": label},
-    )
-    LOG.info("results in %s", folder / f"evaluation_{label}")
+    start_evaluation(args, accelerator, model, architecture, folder)
     accelerator.end_training()
 
 
@@ -264,30 +247,46 @@ def start_training(args, accelerator: Accelerator, model, architecture: Architec
     train_set, valid_set = open_split(args, "train"), open_split(args, "valid")
     settings = training_settings(args)
     steps = total_steps(len(train_set), settings, accelerator.num_processes)
-    resume = find_resume(args, folder / "checkpoints", architecture)
+    checkpoints = folder / "checkpoints"
+    resume = find_resume(args, checkpoints, architecture)
     if args.backbone_ckpt and resume is None:
-        weights = checkpoint.find_weights(args.backbone_ckpt, folder / "checkpoints")
+        weights = checkpoint.find_weights(args.backbone_ckpt, checkpoints)
         load_forecaster_weights(model.backbone, replace(architecture, use_diff=False), weights)
-        LOG.info("the backbone starts from %s", weights)
-    writable_folder(folder / "checkpoints", "the checkpoints")
-    LOG.info(
-        "training %s on %d sequences, %d steps on %d process(es), %s",
-        folder.name, len(train_set), steps, accelerator.num_processes, accelerator.device,
-    )  # fmt: skip
+    writable_folder(checkpoints, "the checkpoints")
+    if accelerator.is_main_process:
+        with replacing(folder / "params.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(plain_settings(args), sort_keys=False))
+    start_logging(folder / "run.log", accelerator.is_main_process)
+    LOG.info("training %s on %d sequences for %d steps", folder.name, len(train_set), steps)
+    LOG.info("on %d process(es), %s, from %s", accelerator.num_processes, accelerator.device, resume or "the beginning")
     accelerator.init_trackers(
         "diffcast",
-        {
-            name: value if isinstance(value, int | float | str) else str(value)
-            for name, value in plain_settings(args).items()
-        },
+        {name: value if isinstance(value, int | float) else str(value) for name, value in plain_settings(args).items()},
         {"wandb": {"mode": args.wandb_state, "name": folder.name}} if "wandb" in args.log_with else {},
     )
     metadata = {"architecture": architecture.to_metadata(), "dataset": args.dataset}
     train(accelerator, model, train_set, valid_set, settings, folder, metadata, resume)
 
 
+def start_evaluation(args, accelerator: Accelerator, model, architecture: Architecture, folder: Path) -> None:
+    """Load the weights to evaluate, which after a training are its best, and score them on the test split."""
+    milestone = args.ckpt_milestone if args.eval else "best"
+    label = args.backbone
+    if milestone:
+        weights = checkpoint.find_weights(milestone, folder / "checkpoints")
+        load_forecaster_weights(model, architecture, weights)
+        label = weights.parent.name if weights.name == checkpoint.WEIGHTS else weights.stem
+    test_set = open_split(args, "test")
+    results = writable_folder(folder / f"evaluation_{label}", "the results")
+    LOG.info("evaluating %s on %d sequences of the test split", milestone or label, len(test_set))
+    name = ("diffcast_" if args.use_diff else "") + args.backbone.replace(":", ".")
+    about = {"settings": plain_settings(args), "checkpoint": label}
+    evaluate(accelerator, model, test_set, evaluation_settings(args), results, name, about)
+    LOG.info("results in %s", results)
+
+
 def find_resume(args, checkpoints: Path, architecture: Architecture) -> Path | None:
-    """The checkpoint folder to go on from, checked to be of this architecture."""
+    """The checkpoint folder to go on from, checked to be of this architecture; None: start from the beginning."""
     found = checkpoint.checkpoints(checkpoints)
     if args.resume is None:
         if found:
@@ -297,11 +296,8 @@ def find_resume(args, checkpoints: Path, architecture: Architecture) -> Path | N
             )
         return None
     path = Path(args.resume) if args.resume != "auto" else (found[-1] if found else None)
-    if path is None:
-        LOG.info("nothing to resume in %s: starting from the beginning", checkpoints)
-        return None
-    load_forecaster_weights(architecture.build(), architecture, path / checkpoint.WEIGHTS)
-    LOG.info("resuming from %s", path)
+    if path is not None:
+        load_forecaster_weights(architecture.build(), architecture, path / checkpoint.WEIGHTS)
     return path
 
 
@@ -327,22 +323,17 @@ def run_folder(args: argparse.Namespace) -> Path:
     return Path("Exps") / args.exp_dir / (f"{name}_{args.exp_note}" if args.exp_note else name)
 
 
-def prepare_folder(folder: Path, args: argparse.Namespace) -> Path:
-    """Create the run's folder with its settings; returns the log file."""
-    writable_folder(folder, "the results")
-    with replacing(folder / "params.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(plain_settings(args), sort_keys=False))
-    return folder / "run.log"
-
-
 def make_accelerator(args: argparse.Namespace, folder: Path) -> Accelerator:
     """Accelerate's view of devices, processes, precision and trackers."""
-    return Accelerator(
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.grad_acc_step,
-        log_with=args.log_with or None,
-        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
-    )
+    try:
+        return Accelerator(
+            mixed_precision=args.mixed_precision,
+            gradient_accumulation_steps=args.grad_acc_step,
+            log_with=args.log_with or None,
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
+        )
+    except ValueError as error:
+        raise InputError(f"--mixed_precision {args.mixed_precision} is not possible here: {error}.") from None
 
 
 def open_split(args: argparse.Namespace, split: str):

@@ -2,7 +2,7 @@
 
     python sample_batch.py                                        the demo sequences, with the weights that ship
     python sample_batch.py --members 8 --sampling_steps 50
-    python sample_batch.py --seqs my_frames --ckpt_milestone Exps/basic_exps/Diffsimvp_sevir/checkpoints/best.safetensors
+    python sample_batch.py --seqs my_frames --ckpt_milestone Exps/.../checkpoints/best.safetensors
 
 `--seqs` is a folder of sequences, each a folder with `inputs/` (at least as many frames as the model observes) and, if
 the future is known, `targets/`: square grey 8-bit PNG frames, in order of their names. They are resized to what the

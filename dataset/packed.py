@@ -293,7 +293,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", choices=tuple(DATASETS), default="sevir")
     parser.add_argument("--data_path", type=Path, required=True, help="folder that holds CATALOG.csv")
     parser.add_argument("--img_size", type=int, default=128, help="pixels (default: %(default)s)")
-    parser.add_argument("--split_scheme", choices=tuple(SCHEMES), default="official")
+    parser.add_argument(
+        "--split", dest="split_scheme", choices=tuple(SCHEMES), default="official", help="dates of the splits"
+    )
     parser.add_argument("--out", type=Path, help="folder for the caches (default: DATA_PATH/packed)")
     parser.add_argument("--num_workers", type=int, default=4, help="reading processes (default: %(default)s)")
     parser.add_argument("--verify", action="store_true", help="then read the source again and compare")

@@ -21,9 +21,9 @@ from utils.official import fill, to_official
 
 _BACKBONE = "backbone_net."
 _TOLERANCE = 1e-6  # absolute and relative, of recomputed entries
-# PhyDNet's cells are registered twice, with and without `encoder.`.
-_SECOND_SPELLING = re.compile(rf"^({re.escape(_BACKBONE)})?(?=(phycell|convcell)\.)")
-_FIRST_SPELLING = re.compile(rf"^({re.escape(_BACKBONE)})?encoder\.(?=(phycell|convcell)\.)")
+# PhyDNet's cells are registered twice, with and without `encoder.` before their names.
+_WITH_ENCODER = re.compile(rf"^({re.escape(_BACKBONE)})?encoder\.(?=(phycell|convcell)\.)")
+_WITHOUT_ENCODER = re.compile(rf"^({re.escape(_BACKBONE)})?(?=(phycell|convcell)\.)")
 
 
 def load(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -53,7 +53,7 @@ def official_state(model: nn.Module) -> dict[str, Tensor]:
     state = to_official(model)
     if not state:
         raise InputError(f"{type(model).__name__} has no weights to export.")
-    duplicates = {_FIRST_SPELLING.sub(r"\1", name): value for name, value in state.items()}
+    duplicates = {_WITH_ENCODER.sub(r"\1", name): value for name, value in state.items()}
     return state | duplicates | recomputed_entries(model)
 
 
@@ -107,7 +107,7 @@ def _distance_entries(model: Earthformer) -> dict[str, Tensor]:
 def _merge_duplicates(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     merged: dict[str, Tensor] = {}
     for name, value in weights.items():
-        first = merged.setdefault(_SECOND_SPELLING.sub(r"\1encoder.", name), value)
+        first = merged.setdefault(_WITHOUT_ENCODER.sub(r"\1encoder.", name), value)
         if not torch.equal(first, value):
             raise InputError(f"the official weights contradict themselves: {name} is there twice, with other values.")
     return merged

@@ -135,6 +135,8 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step or until validation stops improving."""
         settings, accelerator = self.settings, self.accelerator
+        if self._is_stale():
+            return
         batches = TrainingBatches(
             len(self.train_set),
             settings.batch_size,
@@ -167,9 +169,10 @@ class Trainer:
                 due = self.step % settings.valid_every == 0 or self.step == self.total
                 if due or self.step % READ_INTERVAL == 0:
                     self._read(reading, bar)
-                if due and self._validate():
-                    LOG.info("step %d: no better validation in %d; stopping early", self.step, self.stale)
-                    break
+                if due:
+                    self._validate()
+                    if self._is_stale():
+                        break
 
     def _accumulate(self, number: int, frames: Tensor) -> dict[str, Tensor]:
         """Forward and backward of one batch; gradients add up until a step is complete."""
@@ -210,8 +213,15 @@ class Trainer:
             + f", lr {last['lr']:.2g}, {rate * per_step:.1f} seq/s"
         )
 
-    def _validate(self) -> bool:
-        """Validate the averaged weights, write a checkpoint; returns whether it is time to stop."""
+    def _is_stale(self) -> bool:
+        """Whether to stop early; a run that has once stopped so stays stopped when it is resumed."""
+        stale = 0 < self.settings.early_stop <= self.stale
+        if stale:
+            LOG.info("step %d: no better validation in %d; stopping early", self.step, self.stale)
+        return stale
+
+    def _validate(self) -> None:
+        """Validate the averaged weights and write a checkpoint."""
         started = time.monotonic()
         terms = validation_loss(self.accelerator, self.ema.module, self.valid_set, self.settings)
         self.model.train()
@@ -229,7 +239,6 @@ class Trainer:
         if self.accelerator.is_main_process:
             self._save(improved)
         self.accelerator.wait_for_everyone()
-        return 0 < self.settings.early_stop <= self.stale
 
     def _save(self, improved: bool) -> None:
         weights = self.ema.module.state_dict()

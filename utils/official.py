@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from utils.checkpoint import load_pickle, save_weights
 from utils.errors import InputError, exit_on_input_error
-from utils.files import replacing
+from utils.files import replacing, writable_folder
 
 Rules = Sequence[tuple[str, str]]
 Value = TypeVar("Value")
@@ -33,7 +33,7 @@ Value = TypeVar("Value")
 # Raw weights come before averaged ones because the official evaluation uses them.
 _ENTRIES = ("model", "ema", "state_dict")
 _AVERAGED = "ema_model."
-_WRAPPERS = re.compile(r"^(ema_model\.|module\.|torch_nn_module\.)+")
+_WRAPPERS = re.compile(r"^(ema_model\.|module\.|torch_nn_module\.)+")  # ema-pytorch, DistributedDataParallel, Lightning
 
 
 def rename(names: dict[str, Value], rules: Rules, dropped: Sequence[str] = ()) -> dict[str, Value]:
@@ -155,6 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     args = build_parser().parse_args(argv)
     with exit_on_input_error():
+        writable_folder(args.target.parent, args.target.name)
         args.command(args)
 
 

@@ -34,7 +34,7 @@ def test_two_processes_with_half_the_batch_equal_one(storm_folder, tmp_path):
         words = ["--use_diff", "--batch_size", str(4 // processes), "--training_steps", "3", "--lr", "1e-5"]
         done = run_py(*arguments(storm_folder, tmp_path / str(processes), *words), processes=processes)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert f"on {processes} process(es)" in done.stdout
+        assert f"{processes} process(es)" in done.stdout
         rows[processes] = losses(read_losses(tmp_path / str(processes) / RUN)[:3])
     np.testing.assert_allclose(rows[2], rows[1], rtol=1e-5)
 
@@ -164,8 +164,9 @@ def read_metadata(path):
 
 
 def test_training_stops_early(storm_folder, tmp_path):
-    run.main(arguments(storm_folder, tmp_path, "--lr", "0", "--early_stop", "2"))
-    assert read_losses(tmp_path / "Singlesimvp_sevir")[-1]["step"] == 9
+    for resume in ([], ["--resume"]):
+        run.main(arguments(storm_folder, tmp_path, "--lr", "0", "--early_stop", "2", *resume))
+        assert read_losses(tmp_path / "Singlesimvp_sevir")[-1]["step"] == 9
 
 
 def test_averaged_weights_follow_slowly(storm_folder, tmp_path):

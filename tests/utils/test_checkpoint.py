@@ -1,8 +1,10 @@
 """Checkpoints are whole or absent, found by name, and harmless to load."""
 
+import contextlib
 import io
 import json
 import os
+import resource
 import zipfile
 from pathlib import Path
 
@@ -24,11 +26,28 @@ from utils.checkpoint import (
 from utils.errors import InputError
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)}
+BIG = {"a": torch.zeros(100_000)}
 TINY = Architecture("convgru", True, (1, 16, 16), 2, 4, {"stem_dim": 4}, 8, (1, 2), 2, 50)
 
 
 def save(folder, *steps):
     return [save_checkpoint(folder, step, WEIGHTS, {"step": step}, {"step": step}) for step in steps]
+
+
+@pytest.fixture
+def full_disk():
+    """Make files unable to grow beyond 64 kB while this context lasts."""
+
+    @contextlib.contextmanager
+    def limited():
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited()
 
 
 class Canary:
@@ -58,19 +77,20 @@ class TestWriting:
         assert load_pickle(path / checkpoint.TRAINING) == {"step": 7}
         assert os.listdir(tmp_path / "new") == ["ckpt-7"]
 
-    def test_a_failing_write_leaves_the_old_file(self, tmp_path, monkeypatch):
+    def test_a_failing_write_leaves_the_old_file(self, tmp_path, full_disk):
         path = tmp_path / "best.safetensors"
         save_weights(path, WEIGHTS, {"step": 1})
-
-        def fail(_, path, **__):
-            Path(path).write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(checkpoint, "save_file", fail)
-        with pytest.raises(InputError, match=r"cannot write .*best.safetensors: No space left on device"):
-            save_weights(path, WEIGHTS, {"step": 2})
+        with full_disk, pytest.raises(InputError, match=r"cannot write .*best.safetensors: "):
+            save_weights(path, BIG, {"step": 2})
         assert load_weights(path)[1] == {"step": 1}
         assert os.listdir(tmp_path) == ["best.safetensors"]
+
+    @pytest.mark.parametrize(("weights", "training"), [(BIG, {}), (WEIGHTS, BIG)], ids=["weights", "training"])
+    def test_a_failing_checkpoint_never_appears(self, tmp_path, full_disk, weights, training):
+        save(tmp_path, 1)
+        with full_disk, pytest.raises(InputError, match=r"cannot write \S*ckpt-2.*: "):
+            save_checkpoint(tmp_path, 2, weights, {}, training)
+        assert os.listdir(tmp_path) == ["ckpt-1"]
 
     def test_an_interrupted_checkpoint_never_appears(self, tmp_path, monkeypatch):
         save(tmp_path, 1)
@@ -151,13 +171,17 @@ class TestLoading:
         with pytest.raises(InputError, match=r"^checkpoint \S+broken \w+ .*\.$"):
             load(path)
 
-    @pytest.mark.parametrize("load", [load_weights, load_pickle])
-    def test_a_truncated_file_is_named(self, tmp_path, load):
-        (folder,) = save(tmp_path, 1)
-        path = folder / (checkpoint.WEIGHTS if load is load_weights else checkpoint.TRAINING)
-        path.write_bytes(path.read_bytes()[:-9])
-        with pytest.raises(InputError, match=rf"checkpoint \S+{path.name} "):
-            load(path)
+    @pytest.mark.parametrize("name", ["weights.safetensors", "zipped.pt", "legacy.pt"])
+    def test_a_file_cut_anywhere_is_named(self, tmp_path, name):
+        path = tmp_path / name
+        save_weights(tmp_path / "weights.safetensors", WEIGHTS, {})
+        torch.save({"model": WEIGHTS, "step": 3}, tmp_path / "zipped.pt")
+        torch.save({"model": WEIGHTS, "step": 3}, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+        content = path.read_bytes()
+        for length in range(0, len(content), 23):
+            path.write_bytes(content[:length])
+            with pytest.raises(InputError, match=rf"checkpoint \S+{name} "):
+                (load_weights if path.suffix == ".safetensors" else load_pickle)(path)
 
     @pytest.mark.parametrize("load", [load_weights, load_pickle])
     def test_an_absent_file_and_a_folder_are_named(self, tmp_path, load):
@@ -170,7 +194,7 @@ class TestLoading:
     def test_an_object_is_refused_without_executing_it(self, tmp_path, zipped):
         path, canary = tmp_path / "evil.pt", tmp_path / "executed"
         torch.save({"model": Canary(canary)}, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(InputError, match=r"evil\.pt is refused: it holds more than tensors and plain values"):
+        with pytest.raises(InputError, match=r"evil\.pt is refused: .*more than tensors and plain values"):
             load_pickle(path)
         assert not canary.exists()
         torch.load(path, weights_only=False)
@@ -214,9 +238,3 @@ class TestForecasters:
         other = Architecture.from_metadata(TINY.to_metadata() | changes)
         with pytest.raises(InputError, match=rf"\(checkpoint / command line\): {message}.*\.$"):
             load_forecaster_weights(other.build(), other, saved[1])
-
-    def test_an_official_file_that_does_not_fit_is_told_so(self, tmp_path):
-        path = tmp_path / "official.pt"
-        torch.save({"model": {"module.backbone_net.x": torch.zeros(1)}, "step": 3}, path)
-        with pytest.raises(InputError, match=r"unexpected official parameters: backbone_net.x"):
-            load_forecaster_weights(TINY.build(), TINY, path)
