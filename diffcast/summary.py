@@ -1,6 +1,7 @@
 """What a run will cost, told before it starts: parameters, floating-point operations, memory."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -15,7 +16,8 @@ from diffcast.training import TrainingSettings
 def summarise(model: nn.Module, training: TrainingSettings, evaluation: EvaluationSettings) -> list[list[str]]:
     """Rows of (what, value): parameters per part, GFLOPs (a multiplication and an addition count two), memory.
 
-    Everything is measured on shapes alone (PyTorch's meta device), in float32; nothing is computed.
+    Everything is measured on shapes alone (PyTorch's meta device), in float32; nothing is computed. A backward pass is
+    taken to cost two forward passes.
     """
     shapes = copy.deepcopy(model).to("meta")
     weights = sum(p.numel() for p in model.parameters())
@@ -32,7 +34,10 @@ def summarise(model: nn.Module, training: TrainingSettings, evaluation: Evaluati
             ["memory for training, about", f"{(5 * 4 * weights + saved * training.batch_size) / 2**30:,.2f} GiB"],
         ]
     rows.append(
-        [f"GFLOPs per forecast ({_sampling(model, evaluation)})", f"{_forecast_flops(shapes, evaluation) / 1e9:,.1f}"]
+        [
+            f"GFLOPs per forecast ({_sampling(model, evaluation)})",
+            f"{_forecast_flops(shapes.requires_grad_(False), evaluation) / 1e9:,.1f}",
+        ]
     )
     return rows
 
@@ -68,23 +73,23 @@ def _training_cost(model: nn.Module) -> tuple[int, int]:
         kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(_frames(model, model.frames_in), _frames(model, model.frames_out))["loss"].backward()
-    return counter.get_total_flops(), sum(kept.values())
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward = _flops(lambda: model(_frames(model, model.frames_in), _frames(model, model.frames_out)))
+    return 3 * forward, sum(kept.values())
 
 
 def _forecast_flops(model: nn.Module, settings: EvaluationSettings) -> int:
     """Operations of one forecast; those of one denoising step count as often as it is run."""
-    frames = _frames(model, model.frames_in)
     if not isinstance(model, DiffCast):
-        return _flops(lambda: model.forecast(frames))
-    once = _flops(lambda: model.generate(frames, 1, sampling_steps=1))
-    twice = _flops(lambda: model.generate(frames, 1, sampling_steps=2))
+        return _flops(lambda: model.forecast(_frames(model, model.frames_in)))
+    once, twice = (
+        _flops(lambda n=steps: model.generate(_frames(model, model.frames_in), sampling_steps=n)) for steps in (1, 2)
+    )
     step = twice - once
     return once - step + step * settings.sampling_steps * settings.members
 
 
-def _flops(call) -> int:
+def _flops(call: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()

@@ -5,6 +5,7 @@ equation, and a ConvLSTM for what such an equation cannot express.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -117,7 +118,9 @@ class PhyDNet(Backbone):
         `(B, T + frames_out - first, C, H, W)`.
         """
         observed = frames_in.shape[1]
-        with torch.autocast(frames_in.device.type, enabled=False):
+        device = frames_in.device.type
+        precise = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        with precise:
             features = self._encode(rearrange(frames_in, "b t c h w -> (t b) c h w"))
             states = self._observe(*(branch.chunk(observed) for branch in features))
             outputs = (torch.cat(branch) for branch in zip(*(s.outputs for s in states[first - 1 :]), strict=True))

@@ -155,7 +155,6 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     args = build_parser().parse_args(argv)
     with exit_on_input_error():
-        writable_folder(args.target.parent, args.target.name)
         args.command(args)
 
 
@@ -171,6 +170,7 @@ def _convert(args: argparse.Namespace) -> None:
         if (value := getattr(args, option)) is not None and value < 1:
             raise InputError(f"--{option} must be at least 1, not {value}.")
     model, architecture = load_forecaster(args.source, args.img_size, args.frames_in, args.frames_out)
+    writable_folder(args.target.parent, args.target.name)
     save_weights(args.target, model.state_dict(), {"architecture": architecture.to_metadata()})
     settings = ", ".join(f"{name} {value}" for name, value in architecture.to_metadata().items())
     sys.stdout.write(f"{args.target}: {settings}\n")
@@ -181,6 +181,7 @@ def _export(args: argparse.Namespace) -> None:
     from diffcast.official import official_state
 
     state = official_state(load_forecaster(args.source)[0])
+    writable_folder(args.target.parent, args.target.name)
     with replacing(args.target) as temporary:
         torch.save({"model": state}, temporary)
     sys.stdout.write(f"{args.target}: {len(state)} official entries\n")

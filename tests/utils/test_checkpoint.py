@@ -88,7 +88,7 @@ class TestWriting:
     @pytest.mark.parametrize(("weights", "training"), [(BIG, {}), (WEIGHTS, BIG)], ids=["weights", "training"])
     def test_a_failing_checkpoint_never_appears(self, tmp_path, full_disk, weights, training):
         save(tmp_path, 1)
-        with full_disk, pytest.raises(InputError, match=r"cannot write \S*ckpt-2.*: "):
+        with full_disk, pytest.raises(InputError, match=r"cannot write .*ckpt-2"):
             save_checkpoint(tmp_path, 2, weights, {}, training)
         assert os.listdir(tmp_path) == ["ckpt-1"]
 

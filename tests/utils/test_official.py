@@ -21,7 +21,9 @@ TINY = Architecture("convgru", True, (1, 128, 128), 5, 20, {"dims": (4, 6, 5), "
 EARTHFORMER = {"stem_dims": (4, 8), "stem_factors": (3, 2), "stem_convs": 1, "heads": 2, "global_vectors": 3}
 ARCHITECTURES = [
     TINY,
-    Architecture("phydnet", True, (1, 32, 32), 4, 20, {"dim": 32, "lstm_dims": (8,), "kernel_size": 5}, 16, (2, 3, 4)),
+    Architecture(
+        "phydnet", True, (1, 32, 32), 4, 20, {"dim": 32, "lstm_dims": (8,), "kernel_size": 5}, 16, (2, 3), timesteps=50
+    ),
     Architecture("simvp", False, (2, 32, 32), 3, 6, {"spatial_width": 8, "translator_width": 16}),
     Architecture("earthformer", False, (2, 24, 36), 3, 4, EARTHFORMER),
 ]
