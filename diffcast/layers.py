@@ -102,9 +102,17 @@ class LargeKernelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
         u = F.gelu(self.project_in(normed))
-        spatial = self.pointwise(self.dilated(self.local(u)))
+        spatial = self.pointwise(self._dilate(self.local(u)))
         channel = torch.sigmoid(self.excite(F.relu(self.squeeze(u.mean(dim=(2, 3))))))
         return x + normed + self.project_out(channel[..., None, None] * spatial * u)
+
+    def _dilate(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return self.dilated(x)
+        # On processors the bfloat16 weight gradient of this convolution is wrong at random, even infinite (oneDNN,
+        # channels-last).
+        with torch.autocast("cpu", enabled=False):
+            return self.dilated(x.float())
 
 
 class SelfAttention(nn.Module):

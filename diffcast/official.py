@@ -71,7 +71,7 @@ def recomputed_entries(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _schedule_entries(timesteps: int) -> dict[str, Tensor]:
-    betas = process._sigmoid_betas(timesteps)
+    betas = process.sigmoid_betas(timesteps)
     signal = (1 - betas).cumprod(0)
     before = torch.cat([signal.new_ones(1), signal[:-1]])
     variance = betas * (1 - before) / (1 - signal)

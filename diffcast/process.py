@@ -20,7 +20,7 @@ class Schedule(nn.Module):
     def __init__(self, timesteps: int = 1000):
         super().__init__()
         self.timesteps = timesteps
-        betas = _sigmoid_betas(timesteps)
+        betas = sigmoid_betas(timesteps)
         signal = torch.cumprod(1 - betas, dim=0)
         for name, value in {
             "betas": betas,
@@ -33,7 +33,8 @@ class Schedule(nn.Module):
             self.register_buffer(name, value.float(), persistent=False)
 
 
-def _sigmoid_betas(timesteps: int) -> Tensor:
+def sigmoid_betas(timesteps: int) -> Tensor:
+    """Noise added per step, float64 `(timesteps,)`."""
     position = torch.linspace(-3, 3, timesteps + 1, dtype=torch.float64)
     # The end points are float32 in the official schedule. They nearly cancel against the last steps' sigmoids, so that
     # exact ones would move the last betas by up to 6.5e-6.

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from diffcast.forecaster import Architecture
+
 ROOT = Path(__file__).parents[1]
 NETWORK = (
     "--backbone simvp --backbone_options spatial_width=8 translator_width=16 translator_depth=2 --dim 8 --dim_mults 1 2"
@@ -14,6 +16,19 @@ SETTINGS = (
     f"{NETWORK} --img_size 16 --num_workers 0 --batch_size 4 --epochs 1 --training_steps 6 --warmup_steps 2 --lr 1e-3 "
     "--valid_every 3 --valid_sequences 5 --sampling_steps 2 --eval_sequences 5 --cases 1"
 ).split()
+
+
+BACKBONES = {  # options that make each backbone small
+    "simvp": {"spatial_width": 8, "translator_width": 16, "translator_depth": 2},
+    "phydnet": {"dim": 32, "lstm_dims": [16], "kernel_size": 3},
+    "convgru": {"dims": [8, 8], "kernel_sizes": [3, 3], "stem_dim": 4},
+    "earthformer": {"stem_dims": [8, 16], "stem_factors": [1, 2], "stem_convs": 1, "heads": 2, "dropout": 0.0},
+}
+
+
+def tiny_architecture(backbone: str, use_diff: bool) -> Architecture:
+    """A forecaster of 16 x 16 pixels."""
+    return Architecture(backbone, use_diff, (1, 16, 16), backbone_options=BACKBONES[backbone], dim=8, dim_mults=(1, 2))
 
 
 def arguments(data, exp_dir, *more: str) -> list[str]:

@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -24,13 +25,21 @@ from utils.files import replacing
 
 WEIGHTS, TRAINING, BEST = "weights.safetensors", "training.pt", "best.safetensors"
 _METADATA_KEY = "diffcast"
+# What torch.load raises for files that are cut off or no checkpoints, besides pickle.UnpicklingError.
+_DAMAGED = (
+    *(RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(struct.error, BadZipFile),
+)
 
 
 def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict) -> None:
     """Write weights with JSON-ready `metadata` to a safetensors file."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with replacing(path) as temporary:
-        save_file(weights, temporary, metadata={_METADATA_KEY: json.dumps(metadata)})
+        try:
+            save_file(weights, temporary, metadata={_METADATA_KEY: json.dumps(metadata)})
+        except SafetensorError as error:
+            raise InputError(f"cannot write {path}: {error}.") from None
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -54,9 +63,12 @@ def load_pickle(path: Path) -> dict:
     except FileNotFoundError:
         raise InputError(f"checkpoint {path} does not exist.") from None
     except pickle.UnpicklingError:
-        raise InputError(f"checkpoint {path} is refused: it holds more than tensors and plain values.") from None
-    except (RuntimeError, OSError, EOFError, ValueError, BadZipFile) as error:
-        raise InputError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}.") from None
+        raise InputError(
+            f"checkpoint {path} is refused: it is damaged, or holds more than tensors and plain values."
+        ) from None
+    except _DAMAGED as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"checkpoint {path} cannot be read: {reason}.") from None
     if not isinstance(loaded, dict):
         raise InputError(f"checkpoint {path} holds no dictionary of weights.")
     return loaded
@@ -76,8 +88,8 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], metadat
             _flush_to_disk(file)
         os.replace(temporary, final)
         _flush_to_disk(folder)
-    except OSError as error:
-        raise InputError(f"cannot write checkpoint {final}: {error.strerror or error}.") from None
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot write checkpoint {final}: {getattr(error, 'strerror', None) or error}.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final

@@ -24,6 +24,7 @@ from utils.checkpoint import (
     save_weights,
 )
 from utils.errors import InputError
+from utils.files import replacing
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)}
 BIG = {"a": torch.zeros(100_000)}
@@ -84,6 +85,15 @@ class TestWriting:
             save_weights(path, BIG, {"step": 2})
         assert load_weights(path)[1] == {"step": 1}
         assert os.listdir(tmp_path) == ["best.safetensors"]
+
+    def test_an_interrupted_write_leaves_the_old_file_alone(self, tmp_path):
+        path = tmp_path / "report.txt"
+        path.write_text("old")
+        with contextlib.suppress(KeyboardInterrupt), replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+        assert path.read_text() == "old"
+        assert os.listdir(tmp_path) == ["report.txt"]
 
     @pytest.mark.parametrize(("weights", "training"), [(BIG, {}), (WEIGHTS, BIG)], ids=["weights", "training"])
     def test_a_failing_checkpoint_never_appears(self, tmp_path, full_disk, weights, training):
