@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from utils.errors import InputError
@@ -36,10 +36,7 @@ def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict) -> None
     """Write weights with JSON-ready `metadata` to a safetensors file."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with replacing(path) as temporary:
-        try:
-            save_file(weights, temporary, metadata={_METADATA_KEY: json.dumps(metadata)})
-        except SafetensorError as error:
-            raise InputError(f"cannot write {path}: {error}.") from None
+        temporary.write_bytes(save(weights, {_METADATA_KEY: json.dumps(metadata)}))
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
