@@ -287,8 +287,8 @@ def _write_json(path: Path, content: dict) -> None:
     os.replace(draft, path)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Arguments of the command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m dataset.packed", description=__doc__.split("\n")[0])
     parser.add_argument("--dataset", choices=tuple(DATASETS), default="sevir")
     parser.add_argument("--data_path", type=Path, required=True, help="folder that holds CATALOG.csv")
@@ -304,7 +304,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Pack a data set and, if asked, compare the cache with its source."""
-    args = parser().parse_args(arguments)
+    args = build_parser().parse_args(arguments)
     if args.dataset == "synthetic":
         ensure(args.data_path)
     folder = pack(args.dataset, args.data_path, args.img_size, args.split_scheme, args.out, args.num_workers)

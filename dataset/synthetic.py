@@ -200,7 +200,8 @@ def enlarge(frames: Tensor, enlarging: Tensor) -> Tensor:
     return (enlarging @ frames.float() @ enlarging.T).round().clamp(0, MAX_BYTE).to(torch.uint8)
 
 
-def _arguments() -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m dataset.synthetic",
         description="Write synthetic storms in SEVIR's file layout.",
@@ -211,10 +212,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=384, help="pixels of the stored frames")
     parser.add_argument("--resolution", type=int, default=128, help="pixels that the storms are generated at")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other storms")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
     with exit_on_input_error():
-        arguments = _arguments()
+        arguments = build_parser().parse_args()
         write_sevir(arguments.out, arguments.events, arguments.size, arguments.resolution, arguments.seed)

@@ -19,27 +19,35 @@ def summarise(model: nn.Module, training: TrainingSettings, evaluation: Evaluati
     Everything is measured on shapes alone (PyTorch's meta device), in float32; nothing is computed. A backward pass is
     taken to cost two forward passes.
     """
-    shapes = copy.deepcopy(model).to("meta")
     weights = sum(p.numel() for p in model.parameters())
     rows = [[f"parameters of {name}", f"{_count(part):,}"] for name, part in _parts(model).items()]
     rows.append(["parameters in all", f"{weights:,}"])
-    flops, saved = _training_cost(shapes)
+    flops, saved = _training_cost(_on_meta(model))
     if saved:
+        sequences = training.batch_size * training.grad_acc_step
         rows += [
-            [
-                "GFLOPs per training step and process",
-                f"{flops * training.batch_size * training.grad_acc_step / 1e9:,.1f}",
-            ],
+            ["GFLOPs per training step and process", f"{flops * sequences / 1e9:,.1f}"],
             # weights, gradients, two moments of AdamW, averaged weights
             ["memory for training, about", f"{(5 * 4 * weights + saved * training.batch_size) / 2**30:,.2f} GiB"],
         ]
-    rows.append(
-        [
-            f"GFLOPs per forecast ({_sampling(model, evaluation)})",
-            f"{_forecast_flops(shapes.requires_grad_(False), evaluation) / 1e9:,.1f}",
-        ]
-    )
+    per_forecast = forecast_flops(model, evaluation) / 1e9
+    rows.append([f"GFLOPs per forecast ({_sampling(model, evaluation)})", f"{per_forecast:,.1f}"])
     return rows
+
+
+def forecast_flops(model: nn.Module, settings: EvaluationSettings) -> int:
+    """Operations of forecasting one sequence; those of one denoising step count as often as it is run."""
+    shapes = _on_meta(model).requires_grad_(False)
+    frames = _frames(shapes, model.frames_in)
+    if not isinstance(model, DiffCast):
+        return _flops(lambda: shapes.forecast(frames))
+    once, twice = (_flops(lambda n=steps: shapes.generate(frames, sampling_steps=n)) for steps in (1, 2))
+    step = twice - once
+    return once - step + step * settings.sampling_steps * settings.members
+
+
+def _on_meta(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).to("meta")
 
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:
@@ -76,17 +84,6 @@ def _training_cost(model: nn.Module) -> tuple[int, int]:
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         forward = _flops(lambda: model(_frames(model, model.frames_in), _frames(model, model.frames_out)))
     return 3 * forward, sum(kept.values())
-
-
-def _forecast_flops(model: nn.Module, settings: EvaluationSettings) -> int:
-    """Operations of one forecast; those of one denoising step count as often as it is run."""
-    if not isinstance(model, DiffCast):
-        return _flops(lambda: model.forecast(_frames(model, model.frames_in)))
-    once, twice = (
-        _flops(lambda n=steps: model.generate(_frames(model, model.frames_in), sampling_steps=n)) for steps in (1, 2)
-    )
-    step = twice - once
-    return once - step + step * settings.sampling_steps * settings.members
 
 
 def _flops(call: Callable[[], object]) -> int:
