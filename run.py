@@ -278,7 +278,7 @@ def start_evaluation(args, accelerator: Accelerator, model, architecture: Archit
         label = weights.parent.name if weights.name == checkpoint.WEIGHTS else weights.stem
     test_set = open_split(args, "test")
     results = writable_folder(folder / f"evaluation_{label}", "the results")
-    LOG.info("evaluating %s on %d sequences of the test split", milestone or label, len(test_set))
+    LOG.info("evaluating %s on the test split", milestone or label)
     name = ("diffcast_" if args.use_diff else "") + args.backbone.replace(":", ".")
     about = {"settings": plain_settings(args), "checkpoint": label}
     evaluate(accelerator, model, test_set, evaluation_settings(args), results, name, about)

@@ -55,6 +55,7 @@ def evaluate(
     Writes `metrics.json`, `lead_time.csv`, and a strip and an animation of each case. Returns the scores by forecast.
     """
     evaluator = Evaluator(accelerator, model, dataset, settings, folder, name)
+    LOG.info("forecasting %d of %d sequences with %s", len(evaluator.chosen), len(dataset), name)
     evaluator.run()
     scores = evaluator.reduced()
     if accelerator.is_main_process:
