@@ -19,7 +19,7 @@ import torch
 from dataset.png import Sequence, read_sequences
 from dataset.source import VIL
 from diffcast.evaluation import score_table, style_of
-from diffcast.forecaster import load_forecaster
+from diffcast.forecaster import load_forecaster, place
 from diffcast.loading import generators
 from diffcast.model import DiffCast
 from diffcast.samplers import SAMPLERS
@@ -79,7 +79,7 @@ def sample(args: argparse.Namespace) -> None:
     path = find_weights(str(args.ckpt_milestone), Path())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, architecture = load_forecaster(path)
-    model.to(device).eval()
+    place(model, device).eval()
     sequences = read_sequences(args.seqs, model.frames_in, model.frames_out, architecture.frame_shape[1])
     folder = writable_folder(args.out, "the pictures")
     LOG.info("%s: %s at %d pixels", path, architecture.backbone, architecture.frame_shape[1])

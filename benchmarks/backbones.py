@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from diffcast.evaluation import EvaluationSettings
-from diffcast.forecaster import Architecture
+from diffcast.forecaster import Architecture, place
 from diffcast.model import DiffCast
 from diffcast.summary import forecast_flops
 from models import BACKBONES
@@ -38,7 +38,7 @@ def seconds(model: torch.nn.Module, rounds: int, **sampling) -> float:
 def measure(backbone: str, use_diff: bool, img_size: int, rounds: int) -> dict:
     """The row of one forecaster."""
     model = Architecture(backbone, use_diff, (1, img_size, img_size)).build().eval()
-    model.to(memory_format=torch.channels_last)
+    place(model, torch.device("cpu"))
     if isinstance(model, DiffCast):
         once, twice = (seconds(model, rounds, sampling_steps=steps) for steps in (1, 2))
         took = once + (STEPS - 1) * (twice - once)

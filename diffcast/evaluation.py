@@ -7,13 +7,13 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dataset.source import Source
+from diffcast.forecaster import place
 from diffcast.loading import EvaluationBatches, generators, make_loader, spread
 from diffcast.model import DiffCast
 from models.persistence import Persistence
@@ -86,7 +86,7 @@ class Evaluator:
         name: str,
     ):
         self.accelerator = accelerator
-        self.model = model.to(accelerator.device, memory_format=torch.channels_last).eval()
+        self.model = place(model, accelerator.device).eval()
         self.dataset = dataset
         self.settings = settings
         self.folder = folder

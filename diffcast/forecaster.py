@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from diffcast import official
@@ -61,6 +62,15 @@ class Architecture:
             for name in names
             if getattr(self, name) != getattr(other, name)
         ]
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a forecaster to a device, the weights of its 2-D convolutions in the layout that is fastest there."""
+    model.to(device)
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def load_forecaster(

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from diffcast.forecaster import place
 from diffcast.loading import EvaluationBatches, TrainingBatches, generators, make_loader, spread
 from diffcast.losses import LossFile, Reading
 from utils import checkpoint
@@ -116,7 +117,7 @@ class Trainer:
         self.best = math.inf
         self.stale = 0  # validations since the best one
 
-        model.to(accelerator.device, memory_format=torch.channels_last)
+        place(model, accelerator.device)
         self.ema = AveragedModel(model, multi_avg_fn=_weighted_average(settings.ema_rate))
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import run
-from diffcast.forecaster import load_forecaster
+from diffcast.forecaster import load_forecaster, place
 from tests.tiny import BACKBONES, ROOT, arguments, read_losses, tiny_architecture
 
 each_forecaster = pytest.mark.parametrize(
@@ -83,3 +83,11 @@ def test_two_processes_find_the_gradients_of_one(backbone, use_diff, first_steps
     largest = max(float(value.abs().max()) for value in one.values())
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6 * largest)
+
+
+def test_any_kind_of_layer_can_be_placed():
+    model = torch.nn.ModuleList([torch.nn.Conv2d(2, 3, 3), torch.nn.Conv3d(2, 3, 3), torch.nn.Linear(2, 3)])
+    place(model, torch.device("cpu"))
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not model[0].weight.is_contiguous()
+    assert model[1].weight.is_contiguous()
