@@ -18,12 +18,11 @@ import torch
 
 from dataset.png import Sequence, read_sequences
 from dataset.source import VIL
-from diffcast.evaluation import score_table, style_of
+from diffcast.evaluation import EvaluationSettings, forecast_all, score_table, style_of
 from diffcast.forecaster import load_forecaster, place
 from diffcast.loading import generators
 from diffcast.model import DiffCast
 from diffcast.samplers import SAMPLERS
-from models.persistence import Persistence
 from utils.checkpoint import find_weights
 from utils.errors import InputError, exit_on_input_error
 from utils.files import writable_folder
@@ -83,9 +82,12 @@ def sample(args: argparse.Namespace) -> None:
     sequences = read_sequences(args.seqs, model.frames_in, model.frames_out, architecture.frame_shape[1])
     folder = writable_folder(args.out, "the pictures")
     LOG.info("%s: %s at %d pixels", path, architecture.backbone, architecture.frame_shape[1])
+    settings = EvaluationSettings(members=args.members, sampler=args.sampler, sampling_steps=args.sampling_steps)
+    own = "DiffCast" if isinstance(model, DiffCast) else architecture.backbone
     scores: dict[str, Scores] = {}
     for number, sequence in enumerate(sequences):
-        forecasts = forecast(model, sequence.inputs.to(device)[None], generators(device, args.seed, 3, [number]), args)
+        draws = generators(device, args.seed, 3, [number])
+        forecasts = forecast_all(model, sequence.inputs.to(device)[None], settings, draws, own)
         draw(folder / sequence.name, sequence, forecasts)
         LOG.info("%s -> %s.png, .gif", sequence.name, folder / sequence.name)
         if sequence.targets is not None:
@@ -97,19 +99,10 @@ def sample(args: argparse.Namespace) -> None:
         LOG.info("%s", score_table({name: of_one.compute() for name, of_one in scores.items()}))
 
 
-def forecast(model, observed: torch.Tensor, draws: list[torch.Generator], args) -> dict[str, torch.Tensor]:
-    """Forecasts `(1, M, T, C, H, W)` by name, persistence beside them."""
-    persistence = Persistence(model.frame_shape, model.frames_in, model.frames_out).forecast(observed)
-    if not isinstance(model, DiffCast):
-        return {"forecast": model.forecast(observed), "persistence": persistence}
-    made = model.generate(observed, args.members, draws, args.sampler, args.sampling_steps)
-    return {"DiffCast": made.forecast, "trend": made.trend.clamp(0, 1)[:, None], "persistence": persistence}
-
-
 def draw(stem: Path, sequence: Sequence, forecasts: dict[str, torch.Tensor]) -> None:
     """The strip and the animation of one sequence."""
     inputs = sequence.inputs[:, 0].numpy()
-    rows = {} if sequence.targets is None else {"target": sequence.targets[:, 0].numpy()}
+    rows = {} if sequence.targets is None else {"Target": sequence.targets[:, 0].numpy()}
     for name, frames in forecasts.items():
         drawn = frames[0, :MEMBERS_DRAWN, :, 0].cpu().numpy()
         rows |= {f"{name} {m + 1}" if len(drawn) > 1 else name: member for m, member in enumerate(drawn)}

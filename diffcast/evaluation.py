@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dataset.source import Source
 from diffcast.forecaster import place
 from diffcast.loading import EvaluationBatches, generators, make_loader, spread
-from diffcast.model import DiffCast
+from diffcast.model import DiffCast, Generators
 from models.persistence import Persistence
 from utils.files import replacing
 from utils.log import format_table
@@ -93,7 +93,6 @@ class Evaluator:
         self.name = name
         self.chosen = spread(len(dataset), settings.sequences)
         self.cases = {self.chosen[i] for i in spread(len(self.chosen), settings.cases)}
-        self.persistence = Persistence(model.frame_shape, model.frames_in, model.frames_out)
         self.style = style_of(dataset.source)
         members = {name: settings.members, "trend": 1} if isinstance(model, DiffCast) else {name: 1}
         source = dataset.source
@@ -113,30 +112,19 @@ class Evaluator:
         with tqdm(total=share, desc="evaluation", unit="seq", disable=not self.accelerator.is_main_process) as bar:
             for indices, frames in loader:
                 observed, future = frames.to(self.accelerator.device).tensor_split([self.model.frames_in], dim=1)
-                forecasts = self._forecast(indices, observed)
+                draws = generators(self.accelerator.device, self.settings.seed, 3, indices)
+                with self.accelerator.autocast():
+                    forecasts = forecast_all(self.model, observed, self.settings, draws, self.name)
                 for name, forecast in forecasts.items():
                     self.scores[name].update(forecast, future)
                 for i in (i for i, index in enumerate(indices) if int(index) in self.cases):
                     self._draw(int(indices[i]), observed[i], future[i], {n: f[i] for n, f in forecasts.items()})
                 bar.update(len(frames))
 
-    def _forecast(self, indices: Tensor, observed: Tensor) -> dict[str, Tensor]:
-        """Forecasts `(B, M, T, C, H, W)` by name."""
-        settings = self.settings
-        with self.accelerator.autocast():
-            if isinstance(self.model, DiffCast):
-                draws = generators(self.accelerator.device, settings.seed, 3, indices)
-                made = self.model.generate(observed, settings.members, draws, settings.sampler, settings.sampling_steps)
-                own = {self.name: made.forecast, "trend": made.trend.clamp(0, 1)[:, None]}
-            else:
-                own = {self.name: self.model.forecast(observed)}
-        return {name: forecast.float() for name, forecast in own.items()} | {
-            "persistence": self.persistence.forecast(observed)
-        }
-
     def _draw(self, index: int, observed: Tensor, future: Tensor, forecasts: dict[str, Tensor]) -> None:
-        rows = {"Target": future[:, 0]}
-        rows |= {name[:1].upper() + name[1:]: forecast[0, :, 0] for name, forecast in forecasts.items()}
+        labels = {self.name: "DiffCast" if isinstance(self.model, DiffCast) else self.name}
+        labels |= {"trend": "Trend", "persistence": "Persistence"}
+        rows = {"Target": future[:, 0]} | {labels[name]: drawn[0, :, 0] for name, drawn in forecasts.items()}
         rows = {name: frames.cpu().numpy() for name, frames in rows.items()}
         observed = observed[:, 0].cpu().numpy()
         stem = self.folder / f"case_{self.dataset.sequence_id(index)}"
@@ -149,6 +137,17 @@ class Evaluator:
             state = {key: value.to(self.accelerator.device) for key, value in scores.state().items()}
             scores.load_state({key: self.accelerator.reduce(value, "sum") for key, value in state.items()})
         return {name: scores.compute() for name, scores in self.scores.items()}
+
+
+def forecast_all(
+    model: nn.Module, observed: Tensor, settings: EvaluationSettings, draws: Generators, name: str
+) -> dict[str, Tensor]:
+    """Forecasts `(B, M, T, C, H, W)`: the model's by its name, DiffCast's trend, and persistence."""
+    baselines = {"persistence": Persistence(model.frame_shape, model.frames_in, model.frames_out).forecast(observed)}
+    if not isinstance(model, DiffCast):
+        return {name: model.forecast(observed).float(), **baselines}
+    made = model.generate(observed, settings.members, draws, settings.sampler, settings.sampling_steps)
+    return {name: made.forecast.float(), "trend": made.trend.float().clamp(0, 1)[:, None], **baselines}
 
 
 def style_of(source: Source) -> Style:
