@@ -12,15 +12,17 @@ Results appear in Exps/<exp_dir>/<Diff|Single><backbone>_<dataset>[_<exp_note>].
 
 import argparse
 import logging
+import math
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from dataset import DATASETS, build_dataset
 from diffcast.evaluation import EvaluationSettings, evaluate
@@ -36,6 +38,12 @@ from utils.launch import start_missing_processes
 from utils.log import format_table, start_logging
 
 LOG = logging.getLogger("run")
+PATIENCE = timedelta(hours=2)  # of processes with each other: one may have a batch of forecasts more than another
+# What a resumed training must have in common with the interrupted one, so that it is the same training.
+COURSE = (
+    *("seed", "lr", "lr_beta1", "lr_beta2", "l2_norm", "scheduler", "warmup_steps", "ema_rate", "mixed_precision"),
+    *("batch_size", "grad_acc_step", "diffusion_weight", "freeze_backbone", "dataset", "split", "stride"),
+)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -189,10 +197,10 @@ def check(args: argparse.Namespace) -> None:
         )
     positive = (
         "frames_in frames_out img_size img_channel batch_size grad_acc_step training_steps valid_every valid_sequences "
-        "keep_checkpoints members sampling_steps"
+        "keep_checkpoints members sampling_steps stride eval_sequences"
     )
     for name in positive.split():
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name} must be at least 1, not {getattr(args, name)}.")
     for name in ["epochs", "warmup_steps", "num_workers", "early_stop", "cases", "seed"]:
         if getattr(args, name) < 0:
@@ -201,15 +209,19 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--img_channel {args.img_channel}: the data sets have one channel; leave it at 1.")
     if args.sampling_steps > 1000:
         raise InputError(f"--sampling_steps {args.sampling_steps} exceeds the 1000 steps of the diffusion process.")
-    if not 0 <= args.ema_rate < 1:
-        raise InputError(f"--ema_rate must lie in [0, 1), not {args.ema_rate}.")
+    for option, name in {"ema_rate": "ema_rate", "lr-beta1": "lr_beta1", "lr-beta2": "lr_beta2"}.items():
+        if not 0 <= getattr(args, name) < 1:
+            raise InputError(f"--{option} must lie in [0, 1), not {getattr(args, name)}.")
+    for option, value in {"lr": args.lr, "l2-norm": args.l2_norm}.items():
+        if not 0 <= value < math.inf:
+            raise InputError(f"--{option} must be a number of at least 0, not {value}.")
+    if args.seed >= 2**63:
+        raise InputError(f"--seed {args.seed} is too large: it must be below 2**63.")
     for name in ("backbone_ckpt", "freeze_backbone"):
         if getattr(args, name) and not args.use_diff:
             raise InputError(f"--{name} belongs to --use_diff: give both or neither.")
-    if args.freeze_backbone and not (args.backbone_ckpt or args.eval or args.resume):
-        raise InputError(
-            "--freeze_backbone keeps random weights without --backbone_ckpt; give the backbone's checkpoint."
-        )
+    if args.ckpt_milestone and not args.eval:
+        raise InputError("--ckpt_milestone names weights to evaluate: add --eval, or use --resume to go on training.")
     if args.eval and args.resume:
         raise InputError("--eval evaluates and --resume goes on training; give one of them.")
     if args.eval and not args.ckpt_milestone and (args.use_diff or args.backbone != "persistence"):
@@ -218,6 +230,8 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.wandb_state != "disabled" and "wandb" not in args.log_with:
         args.log_with.append("wandb")
+    if args.wandb_state == "disabled" and "wandb" in args.log_with:
+        args.wandb_state = "online"
     for tracker in args.log_with:
         if find_spec(tracker) is None:
             raise InputError(f"--log_with {tracker} needs the package {tracker}: pip install {tracker}.")
@@ -236,6 +250,7 @@ def run(args: argparse.Namespace) -> None:
         return
     if not args.eval:
         start_training(args, accelerator, model, architecture, folder)
+        accelerator.free_memory()
     start_evaluation(args, accelerator, model, architecture, folder)
     accelerator.end_training()
 
@@ -248,10 +263,14 @@ def start_training(args, accelerator: Accelerator, model, architecture: Architec
     settings = training_settings(args)
     steps = total_steps(len(train_set), settings, accelerator.num_processes)
     checkpoints = folder / "checkpoints"
-    resume = find_resume(args, checkpoints, architecture)
-    if args.backbone_ckpt and resume is None:
-        weights = checkpoint.find_weights(args.backbone_ckpt, checkpoints)
-        load_forecaster_weights(model.backbone, replace(architecture, use_diff=False), weights)
+    metadata = {
+        "architecture": architecture.to_metadata(),
+        "dataset": args.dataset,
+        "course": {name: getattr(args, name) for name in COURSE} | {"processes": accelerator.num_processes},
+    }
+    resume = find_resume(args, checkpoints, architecture, metadata["course"])
+    if resume is None:
+        start_backbone(args, model, architecture)
     writable_folder(checkpoints, "the checkpoints")
     if accelerator.is_main_process:
         with replacing(folder / "params.yaml") as temporary:
@@ -264,7 +283,6 @@ def start_training(args, accelerator: Accelerator, model, architecture: Architec
         {name: value if isinstance(value, int | float) else str(value) for name, value in plain_settings(args).items()},
         {"wandb": {"mode": args.wandb_state, "name": folder.name}} if "wandb" in args.log_with else {},
     )
-    metadata = {"architecture": architecture.to_metadata(), "dataset": args.dataset}
     train(accelerator, model, train_set, valid_set, settings, folder, metadata, resume)
 
 
@@ -285,8 +303,17 @@ def start_evaluation(args, accelerator: Accelerator, model, architecture: Archit
     LOG.info("results in %s", results)
 
 
-def find_resume(args, checkpoints: Path, architecture: Architecture) -> Path | None:
-    """The checkpoint folder to go on from, checked to be of this architecture; None: start from the beginning."""
+def start_backbone(args, model, architecture: Architecture) -> None:
+    """Give DiffCast's backbone the weights of its own run, if asked to."""
+    if args.backbone_ckpt:
+        weights = checkpoint.existing(Path(args.backbone_ckpt), "--backbone_ckpt")
+        load_forecaster_weights(model.backbone, replace(architecture, use_diff=False), weights)
+    elif args.freeze_backbone:
+        raise InputError("--freeze_backbone keeps random weights without --backbone_ckpt; give the backbone's weights.")
+
+
+def find_resume(args, checkpoints: Path, architecture: Architecture, course: dict) -> Path | None:
+    """The checkpoint folder to go on from, checked to be of this training; None: start from the beginning."""
     found = checkpoint.checkpoints(checkpoints)
     if args.resume is None:
         if found:
@@ -296,8 +323,17 @@ def find_resume(args, checkpoints: Path, architecture: Architecture) -> Path | N
             )
         return None
     path = Path(args.resume) if args.resume != "auto" else (found[-1] if found else None)
-    if path is not None:
-        load_forecaster_weights(architecture.build(), architecture, path / checkpoint.WEIGHTS)
+    if path is None:
+        return None
+    checkpoint.existing(path / checkpoint.TRAINING, f"--resume {args.resume}")
+    metadata = checkpoint.load_metadata(path / checkpoint.WEIGHTS)
+    differences = Architecture.from_metadata(metadata).differences(architecture)
+    earlier = metadata.get("course", {})
+    differences += [f"{name} {earlier.get(name)} / {now}" for name, now in course.items() if earlier.get(name) != now]
+    if differences:
+        raise InputError(
+            f"{path} cannot be resumed with other settings (checkpoint / command line): {'; '.join(differences)}."
+        )
     return path
 
 
@@ -331,6 +367,7 @@ def make_accelerator(args: argparse.Namespace, folder: Path) -> Accelerator:
             gradient_accumulation_steps=args.grad_acc_step,
             log_with=args.log_with or None,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     except ValueError as error:
         raise InputError(f"--mixed_precision {args.mixed_precision} is not possible here: {error}.") from None
@@ -366,7 +403,12 @@ def parse_options(options: list[str]) -> dict:
         name, equals, value = option.partition("=")
         if not (name.isidentifier() and equals):
             raise InputError(f"--backbone_options {option!r} does not have the form NAME=VALUE.")
-        parsed[name] = yaml.safe_load(value)
+        if name in ("name", "frame_shape", "frames_in", "frames_out"):
+            raise InputError(f"--backbone_options {option!r}: this follows from the other arguments; leave it out.")
+        try:
+            parsed[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--backbone_options {option!r}: its value is no number, list or word.") from None
     return parsed
 
 

@@ -70,6 +70,8 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"--sampling_steps must lie between 1 and 1000, not {args.sampling_steps}.")
         if args.members < 1:
             raise InputError(f"--members must be at least 1, not {args.members}.")
+        if args.seed < 0:
+            raise InputError(f"--seed must not be negative, as {args.seed} is.")
         sample(args)
 
 
@@ -88,7 +90,7 @@ def sample(args: argparse.Namespace) -> None:
     for number, sequence in enumerate(sequences):
         draws = generators(device, args.seed, 3, [number])
         forecasts = forecast_all(model, sequence.inputs.to(device)[None], settings, draws, own)
-        draw(folder / sequence.name, sequence, forecasts)
+        draw(folder, sequence, forecasts)
         LOG.info("%s -> %s.png, .gif", sequence.name, folder / sequence.name)
         if sequence.targets is not None:
             for name, frames in forecasts.items():
@@ -99,15 +101,15 @@ def sample(args: argparse.Namespace) -> None:
         LOG.info("%s", score_table({name: of_one.compute() for name, of_one in scores.items()}))
 
 
-def draw(stem: Path, sequence: Sequence, forecasts: dict[str, torch.Tensor]) -> None:
+def draw(folder: Path, sequence: Sequence, forecasts: dict[str, torch.Tensor]) -> None:
     """The strip and the animation of one sequence."""
     inputs = sequence.inputs[:, 0].numpy()
     rows = {} if sequence.targets is None else {"Target": sequence.targets[:, 0].numpy()}
     for name, frames in forecasts.items():
         drawn = frames[0, :MEMBERS_DRAWN, :, 0].cpu().numpy()
         rows |= {f"{name} {m + 1}" if len(drawn) > 1 else name: member for m, member in enumerate(drawn)}
-    draw_strip(stem.with_suffix(".png"), inputs, rows, style_of(VIL))
-    draw_animation(stem.with_suffix(".gif"), inputs, rows, style_of(VIL))
+    draw_strip(folder / f"{sequence.name}.png", inputs, rows, style_of(VIL))
+    draw_animation(folder / f"{sequence.name}.gif", inputs, rows, style_of(VIL))
 
 
 if __name__ == "__main__":

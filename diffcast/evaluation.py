@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dataset.source import Source
 from diffcast.forecaster import place
-from diffcast.loading import EvaluationBatches, generators, make_loader, spread
+from diffcast.loading import EvaluationBatches, generators, make_loader, spread, sum_over_processes
 from diffcast.model import DiffCast, Generators
 from models.persistence import Persistence
 from utils.files import replacing
@@ -127,15 +127,15 @@ class Evaluator:
         rows = {"Target": future[:, 0]} | {labels[name]: drawn[0, :, 0] for name, drawn in forecasts.items()}
         rows = {name: frames.cpu().numpy() for name, frames in rows.items()}
         observed = observed[:, 0].cpu().numpy()
-        stem = self.folder / f"case_{self.dataset.sequence_id(index)}"
-        draw_strip(stem.with_suffix(".png"), observed, rows, self.style)
-        draw_animation(stem.with_suffix(".gif"), observed, rows, self.style)
+        name = f"case_{self.dataset.sequence_id(index)}"
+        draw_strip(self.folder / f"{name}.png", observed, rows, self.style)
+        draw_animation(self.folder / f"{name}.gif", observed, rows, self.style)
 
     def reduced(self) -> dict[str, dict]:
         """The scores of all processes together."""
         for scores in self.scores.values():
-            state = {key: value.to(self.accelerator.device) for key, value in scores.state().items()}
-            scores.load_state({key: self.accelerator.reduce(value, "sum") for key, value in state.items()})
+            state = scores.state()
+            scores.load_state({name: sum_over_processes(self.accelerator, value) for name, value in state.items()})
         return {name: scores.compute() for name, scores in self.scores.items()}
 
 
@@ -146,7 +146,14 @@ def forecast_all(
     baselines = {"persistence": Persistence(model.frame_shape, model.frames_in, model.frames_out).forecast(observed)}
     if not isinstance(model, DiffCast):
         return {name: model.forecast(observed).float(), **baselines}
-    made = model.generate(observed, settings.members, draws, settings.sampler, settings.sampling_steps)
+    made = model.generate(
+        observed,
+        settings.members,
+        draws,
+        settings.sampler,
+        settings.sampling_steps,
+        members_at_once=max(1, settings.batch_size // len(observed)),
+    )
     return {name: made.forecast.float(), "trend": made.trend.float().clamp(0, 1)[:, None], **baselines}
 
 

@@ -46,11 +46,12 @@ class Architecture:
 
     @classmethod
     def from_metadata(cls, metadata: dict) -> "Architecture":
-        """The inverse of `to_metadata`."""
-        known = {name: metadata[name] for name in cls.__dataclass_fields__ if name in metadata}
-        for name in ("frame_shape", "dim_mults"):
-            known[name] = tuple(known[name])
-        return cls(**known)
+        """The architecture in a checkpoint's metadata; raises `InputError` if there is none."""
+        try:
+            fields = {name: metadata["architecture"][name] for name in cls.__dataclass_fields__}
+            return cls(**fields | {name: tuple(fields[name]) for name in ("frame_shape", "dim_mults")})
+        except (KeyError, TypeError):
+            raise InputError("the checkpoint does not say which network its weights belong to.") from None
 
     def differences(self, other: "Architecture") -> list[str]:
         """How `other` differs, as `name: mine / other's`; diffusion settings count only where there is diffusion."""
@@ -65,10 +66,13 @@ class Architecture:
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a forecaster to a device, the weights of its 2-D convolutions in the layout that is fastest there."""
+    """Move a forecaster to a device, the weights of its 2-D convolutions in the layout that is fastest there.
+
+    Those with one input channel or pixel have no layout to choose; DDP would meet gradients of another than theirs.
+    """
     model.to(device)
     for parameter in model.parameters():
-        if parameter.dim() == 4:
+        if parameter.dim() == 4 and parameter.shape[1] > 1 and parameter.shape[2:].numel() > 1:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
 
@@ -82,7 +86,7 @@ def load_forecaster(
     """Build the forecaster that a file holds; raises `InputError` if the file does not tell what it is."""
     if _is_ours(path):
         weights, metadata = load_weights(path)
-        architecture = Architecture.from_metadata(metadata["architecture"])
+        architecture = Architecture.from_metadata(metadata)
         model = architecture.build()
         model.load_state_dict(weights)
         return model, architecture
@@ -104,7 +108,7 @@ def load_forecaster_weights(model: nn.Module, architecture: Architecture, path: 
         official.load(model, read_official(path))
         return
     weights, metadata = load_weights(path)
-    if differences := Architecture.from_metadata(metadata["architecture"]).differences(architecture):
+    if differences := Architecture.from_metadata(metadata).differences(architecture):
         raise InputError(
             f"checkpoint {path} is of another architecture (checkpoint / command line): {'; '.join(differences)}."
         )

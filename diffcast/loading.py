@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
@@ -101,3 +102,10 @@ def spread(total: int, wanted: int | None) -> list[int]:
     if wanted is None or wanted >= total:
         return list(range(total))
     return [i * total // wanted for i in range(wanted)]
+
+
+def sum_over_processes(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor of any integer or floating type; a single process keeps it where it is."""
+    if accelerator.num_processes == 1:
+        return tensor
+    return accelerator.reduce(tensor.to(accelerator.device), "sum")

@@ -57,7 +57,7 @@ class LossFile:
 
     def truncate(self, step: int) -> None:
         """Forget the steps after `step`, which a resumed run takes again."""
-        if not self.path.exists():
+        if not self.path.exists() or self.path.stat().st_size == 0:
             return
         header, *lines = self.path.read_text().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step]

@@ -104,7 +104,7 @@ class DiffCast(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
             trend = self.backbone(frames_in, frames_out)
-        mu = 2 * trend["forecast"] - 1
+        mu = 2 * trend["forecast"].float() - 1
         target = self._to_segments(2 * frames_out - 1 - mu)
         previous = F.pad(target, (0, 0) * 4 + (1, 0))[:, :-1]
         local, last = self._context(2 * frames_in - 1, mu)
@@ -138,17 +138,25 @@ class DiffCast(nn.Module):
         sampler: str = "ddim",  # a key of SAMPLERS
         sampling_steps: int = 250,  # network evaluations per segment
         noise: Tensor | None = None,  # (B, M, S, L, C, H, W): replaces the drawn start noise
+        members_at_once: int | None = None,  # bounds the memory; None: all
     ) -> Generated:
         """Forecast with its parts. Backbone and GlobalMotion run once, whatever the members."""
         b = len(frames_in)
         if noise is None:
             shape = (members, self.segments, self.segment_length, *frames_in.shape[2:])
             noise = _draw(torch.randn, b, shape, generator, frames_in.device)
-        mu = 2 * self.backbone.trend(frames_in) - 1
-        local, last = (
-            [repeat(x, "b ... -> (b m) ...", m=noise.shape[1]) for x in level_maps]
-            for level_maps in self._context(2 * frames_in - 1, mu)
-        )
+        mu = 2 * self.backbone.trend(frames_in).float() - 1
+        contexts = self._context(2 * frames_in - 1, mu)
+        sample = partial(SAMPLERS[sampler], schedule=self.schedule, steps=sampling_steps)
+        chunks = noise.split(members_at_once or noise.shape[1], dim=1)
+        drawn = torch.cat([self._sample_residual(chunk, *contexts, sample) for chunk in chunks], dim=1)
+        forecast = ((mu[:, None] + drawn + 1) / 2).clamp(0, 1)
+        return Generated(forecast, (mu + 1) / 2, drawn)
+
+    def _sample_residual(self, noise: Tensor, local: list[Tensor], last: list[Tensor], sample) -> Tensor:
+        """Residuals `(B, M, T, C, H, W)` from start noise `(B, M, S, L, C, H, W)`, segment after segment."""
+        b, m = noise.shape[:2]
+        local, last = ([repeat(x, "b ... -> (b m) ...", m=m) for x in maps] for maps in (local, last))
         segments = []
         previous = torch.zeros_like(noise[:, :, 0]).flatten(0, 1)
         for s, start in enumerate(rearrange(noise, "b m s ... -> s (b m) ...")):
@@ -158,11 +166,9 @@ class DiffCast(nn.Module):
                 context=last if s else local,
                 segment=torch.full((len(start),), s, device=start.device),
             )
-            previous = SAMPLERS[sampler](denoise, start, self.schedule, sampling_steps)
+            previous = sample(denoise, start)
             segments.append(previous)
-        drawn = rearrange(segments, "s (b m) l c h w -> b m (s l) c h w", b=b)[:, :, : self.frames_out]
-        forecast = ((mu[:, None] + drawn + 1) / 2).clamp(0, 1)
-        return Generated(forecast, (mu + 1) / 2, drawn)
+        return rearrange(segments, "s (b m) l c h w -> b m (s l) c h w", b=b)[:, :, : self.frames_out]
 
     def _context(self, frames: Tensor, mu: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Local and global context of frames and trend, both in [-1, 1]."""
@@ -210,6 +216,8 @@ def build_diffcast(
             f"--img_size {height}x{width} cannot be halved {halvings} times, as --dim_mults with {len(dim_mults)} "
             f"levels demands; choose a multiple of {2**halvings} or fewer levels."
         )
+    if not dim_mults or min(dim_mults) < 1:
+        raise InputError(f"--dim_mults must be positive numbers, not {' '.join(map(str, dim_mults)) or 'none'}.")
     if dim < 8 or dim % 8:
         raise InputError(f"--dim must be a positive multiple of 8, not {dim}.")
     if segment_length is not None and not 1 <= segment_length <= backbone.frames_out:

@@ -15,7 +15,14 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from diffcast.forecaster import place
-from diffcast.loading import EvaluationBatches, TrainingBatches, generators, make_loader, spread
+from diffcast.loading import (
+    EvaluationBatches,
+    TrainingBatches,
+    generators,
+    make_loader,
+    spread,
+    sum_over_processes,
+)
 from diffcast.losses import LossFile, Reading
 from utils import checkpoint
 from utils.errors import InputError
@@ -92,6 +99,12 @@ def lr_factor(step: int, scheduler: str, warmup: int, total: int) -> float:
     return remaining if scheduler == "linear" else 0.5 * (1 - math.cos(math.pi * remaining))
 
 
+def ema_decay(step: int, rate: float) -> float:
+    """Share that the averaged weights keep at a step: none at first, then growing to `rate` as in the official tool."""
+    since = step - EMA_COPY - 1
+    return 0.0 if since <= 0 else min(rate, 1 - (1 + since) ** (-2 / 3))
+
+
 class Trainer:
     """State of a training: what changes from step to step, what of it goes into a checkpoint, and how it is logged."""
 
@@ -118,7 +131,8 @@ class Trainer:
         self.stale = 0  # validations since the best one
 
         place(model, accelerator.device)
-        self.ema = AveragedModel(model, multi_avg_fn=_weighted_average(settings.ema_rate))
+        self.ema = AveragedModel(model, multi_avg_fn=self._average)
+        self.ema.n_averaged.fill_(1)  # at 0 its next update would be a copy, also in a resumed run
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
             lr=settings.lr,
@@ -136,6 +150,8 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step or until validation stops improving."""
         settings, accelerator = self.settings, self.accelerator
+        if self.losses is not None:
+            self.losses.truncate(self.step)
         if self._is_stale():
             return
         batches = TrainingBatches(
@@ -194,11 +210,13 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
-        if self.step < EMA_COPY:
-            self.ema.n_averaged.zero_()  # a copy, not an average
-        if self.step < EMA_COPY or self.step % EMA_INTERVAL == 0:
+        if self.step <= EMA_COPY or self.step % EMA_INTERVAL == 0:
             self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
         return norm
+
+    @torch.no_grad()
+    def _average(self, averaged: list[Tensor], current: list[Tensor], _) -> None:
+        torch._foreach_lerp_(averaged, current, 1 - ema_decay(self.step, self.settings.ema_rate))
 
     def _read(self, reading: "Reading", bar: tqdm) -> None:
         """Bring the losses since the last reading to the host: bar, file and trackers."""
@@ -226,6 +244,8 @@ class Trainer:
         started = time.monotonic()
         terms = validation_loss(self.accelerator, self.ema.module, self.valid_set, self.settings)
         self.model.train()
+        if not math.isfinite(terms["loss"]):
+            raise InputError(f"training diverged: the validation loss at step {self.step} is not finite; lower --lr.")
         improved = terms["loss"] < self.best
         self.best = min(self.best, terms["loss"])
         self.stale = 0 if improved else self.stale + 1
@@ -238,12 +258,12 @@ class Trainer:
             time.monotonic() - started,
         )
         if self.accelerator.is_main_process:
-            self._save(improved)
+            self._save(terms["loss"], improved)
         self.accelerator.wait_for_everyone()
 
-    def _save(self, improved: bool) -> None:
+    def _save(self, valid_loss: float, improved: bool) -> None:
         weights = self.ema.module.state_dict()
-        metadata = self.metadata | {"step": self.step, "valid_loss": self.best}
+        metadata = self.metadata | {"step": self.step, "valid_loss": valid_loss}
         scaler = self.accelerator.scaler
         training = {
             "step": self.step,
@@ -252,7 +272,6 @@ class Trainer:
             "model": self.accelerator.unwrap_model(self.model).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "averaged": int(self.ema.n_averaged),
             "scaler": scaler and scaler.state_dict(),
         }
         if improved:
@@ -266,25 +285,13 @@ class Trainer:
         weights, _ = checkpoint.load_weights(path / checkpoint.WEIGHTS)
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.ema.module.load_state_dict(weights)
-        self.ema.n_averaged.fill_(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.stale = state["step"], state["best"], state["stale"]
-        if self.losses is not None:
-            self.losses.truncate(self.step)
-
-
-def _weighted_average(rate: float):
-    """Exponential average whose memory grows to `rate` with the number of updates."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
-        decay = min(rate, (1 + int(updates)) / (10 + int(updates)))
-        torch._foreach_lerp_(averaged, current, 1 - decay)
-
-    return update
+        if self.accelerator.is_main_process:
+            checkpoint.drop_after(self.checkpoints, self.step)
 
 
 @torch.no_grad()
@@ -294,13 +301,13 @@ def validation_loss(
     """Mean loss terms over the validation sequences, each with the same noise every time and in any batch."""
     chosen = spread(len(valid_set), settings.valid_sequences)
     batches = EvaluationBatches(chosen, settings.batch_size, accelerator.process_index, accelerator.num_processes)
-    sums = torch.zeros(len(model.loss_terms), dtype=torch.float64, device=accelerator.device)
+    sums = torch.zeros(len(model.loss_terms), dtype=torch.float64)
     model.eval()
     for indices, frames in make_loader(valid_set, batches, settings.num_workers, accelerator.device):
         draws = generators(accelerator.device, settings.seed, 2, indices)
         observed, future = frames.to(accelerator.device).tensor_split([model.frames_in], dim=1)
         with accelerator.autocast():
             terms = model(observed, future, draws)
-        sums += torch.stack([terms[name] for name in model.loss_terms]).double() * len(frames)
-    means = accelerator.reduce(sums, "sum") / len(chosen)
+        sums += torch.stack([terms[name] for name in model.loss_terms]).cpu().double() * len(frames)
+    means = sum_over_processes(accelerator, sums) / len(chosen)
     return dict(zip(model.loss_terms, means.tolist(), strict=True))

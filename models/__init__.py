@@ -3,6 +3,8 @@
 import importlib
 import inspect
 
+import torch
+
 from models.backbone import Backbone
 from models.convgru import ConvGRU
 from models.earthformer import Earthformer
@@ -29,7 +31,7 @@ def build_backbone(
     frames_out: int = 20,
     **options,  # the backbone's own, checked against its constructor
 ) -> Backbone:
-    """Build a backbone with fresh weights; raises `InputError` for an unknown name or option."""
+    """Build a backbone with fresh weights; raises `InputError` for an unknown name, or options it does not take."""
     backbone = _find(name)
     arguments = {"frame_shape": frame_shape, "frames_in": frames_in, "frames_out": frames_out, **options}
     try:
@@ -37,7 +39,25 @@ def build_backbone(
     except TypeError as error:
         known = ", ".join(p for p in inspect.signature(backbone).parameters)
         raise InputError(f"backbone {name}: {error}; its constructor takes {known}.") from None
-    return backbone(**arguments)
+    if ":" in name:
+        return _checked(name, backbone(**arguments))
+    try:
+        return backbone(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError) or not options:
+            raise
+        raise InputError(f"backbone {name} cannot be built with {options}: {error}.") from None
+
+
+def _checked(name: str, backbone: Backbone) -> Backbone:
+    """A user's backbone, its forecast of the promised shape."""
+    backbone.eval()
+    with torch.no_grad():
+        shape = tuple(backbone.trend(torch.zeros(1, backbone.frames_in, *backbone.frame_shape)).shape)
+    promised = (1, backbone.frames_out, *backbone.frame_shape)
+    if shape != promised:
+        raise InputError(f"backbone {name}: its trend has the shape {shape}, not (B, T, C, H, W) = {promised}.")
+    return backbone.train()
 
 
 def _find(name: str) -> type[Backbone]:
@@ -51,7 +71,7 @@ def _find(name: str) -> type[Backbone]:
     module_name, _, class_name = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(f"backbone {name!r} cannot be imported: {error}.") from None
     if not (inspect.isclass(found) and issubclass(found, Backbone)):
         raise InputError(f"backbone {name!r} is not a subclass of models.Backbone; derive it from that class.")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import run
 from diffcast.forecaster import load_forecaster, place
 from tests.tiny import BACKBONES, ROOT, arguments, read_losses, tiny_architecture
+from utils.checkpoint import load_pickle
 
 each_forecaster = pytest.mark.parametrize(
     ("backbone", "use_diff"),
@@ -33,7 +34,9 @@ def test_trains_saves_loads_and_evaluates(backbone, use_diff, storm_folder, tmp_
     report = json.loads((folder / "evaluation_best" / "metrics.json").read_text())
     assert report["scores"][("diffcast_" if use_diff else "") + backbone]["crps"] > 0
 
+    raw = load_pickle(folder / "checkpoints" / "ckpt-22" / "training.pt")["model"]
     stored = load_file(weights)
+    assert all(torch.equal(value, raw[name]) for name, value in stored.items())  # so early the average is a copy
     model, architecture = load_forecaster(weights)
     assert architecture == tiny_architecture(backbone, use_diff)
     assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())

@@ -107,6 +107,17 @@ BAD_ARGUMENTS = {
     "freezing random weights": ("--use_diff --freeze_backbone", "--backbone_ckpt"),
     "tracker that is not installed": ("--log_with wandb", "pip install wandb"),
     "zero members": ("--members 0", "--members"),
+    "no sequences to score": ("--eval_sequences 0", "--eval_sequences"),
+    "negative learning rate": ("--lr -1", "--lr"),
+    "learning rate that is no number": ("--lr nan", "--lr"),
+    "huge seed": (f"--seed {2**64}", "--seed"),
+    "empty level": ("--use_diff --dim_mults 0 1", "--dim_mults"),
+    "option that is no number": ("--backbone_options spatial_width=wide", "spatial_width"),
+    "option that is no value": ("--backbone_options spatial_width=[1,", "spatial_width"),
+    "option that follows from others": ("--backbone_options frames_in=3", "frames_in"),
+    "module without a name": ("--backbone :Net", ":Net"),
+    "milestone without evaluation": ("--ckpt_milestone best", "--eval"),
+    "nothing to resume for a frozen backbone": ("--use_diff --freeze_backbone --resume", "--backbone_ckpt"),
 }
 
 
@@ -134,6 +145,19 @@ def test_a_training_is_not_overwritten(trained, storm_folder, capsys):
     with pytest.raises(SystemExit):
         run.main(arguments(storm_folder, trained[0], "--use_diff"))
     assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "told"), [("--lr 5e-4", "lr 0.001 / 0.0005"), ("--dim 16", "dim 8 / 16")])
+def test_another_training_is_not_resumed(words, told, trained, storm_folder, capsys):
+    with pytest.raises(SystemExit):
+        run.main(arguments(storm_folder, trained[0], "--use_diff", "--resume", *words.split()))
+    assert told in capsys.readouterr().err
+
+
+def test_a_diverging_training_says_so(storm_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run.main(arguments(storm_folder, tmp_path, "--lr", "1e18"))
+    assert "lower --lr" in capsys.readouterr().err
 
 
 def test_checkpoint_of_another_architecture_is_refused(trained, storm_folder, capsys):

@@ -7,11 +7,14 @@ A training writes, in its `checkpoints/` folder,
     best.safetensors                  averaged weights of the best validation so far
 """
 
+import contextlib
 import json
+import logging
 import os
 import pickle
 import shutil
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -23,6 +26,7 @@ from torch import Tensor
 from utils.errors import InputError
 from utils.files import replacing
 
+LOG = logging.getLogger(__name__)
 WEIGHTS, TRAINING, BEST = "weights.safetensors", "training.pt", "best.safetensors"
 _METADATA_KEY = "diffcast"
 # What torch.load raises for files that are cut off or no checkpoints, besides pickle.UnpicklingError.
@@ -41,10 +45,21 @@ def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict) -> None
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Weights and metadata of `save_weights`; raises `InputError` if the file is missing or not of that kind."""
+    with _opened(path) as (file, metadata):
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+
+
+def load_metadata(path: Path) -> dict:
+    """Metadata of `save_weights` alone."""
+    with _opened(path) as (_, metadata):
+        return metadata
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[_METADATA_KEY])
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            yield file, json.loads((file.metadata() or {})[_METADATA_KEY])
     except FileNotFoundError:
         raise InputError(f"checkpoint {path} does not exist.") from None
     except (SafetensorError, OSError) as error:
@@ -72,11 +87,10 @@ def load_pickle(path: Path) -> dict:
 
 
 def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], metadata: dict, training: dict) -> Path:
-    """Write `ckpt-<step>`; a step that is already there is left as it is."""
+    """Write `ckpt-<step>`."""
     final = folder / f"ckpt-{step}"
-    if final.exists():
-        return final
     temporary = folder / f".ckpt-{step}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         save_weights(temporary / WEIGHTS, weights, metadata)
@@ -96,6 +110,16 @@ def keep_latest(folder: Path, number: int) -> None:
     """Delete all but the latest `number` checkpoints, and what a killed run left half-written."""
     for old in [*checkpoints(folder)[:-number], *folder.glob(".ckpt-*")]:
         shutil.rmtree(old, ignore_errors=True)
+    for old in folder.glob(f".{Path(BEST).stem}.*"):
+        old.unlink(missing_ok=True)
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps, which a run that resumes from `step` takes again."""
+    for later in checkpoints(folder):
+        if int(later.name[5:]) > step:
+            LOG.info("deleting %s: this run goes on from step %d", later, step)
+            shutil.rmtree(later)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -115,8 +139,13 @@ def find_weights(milestone: str, folder: Path) -> Path:
     else:
         path = Path(milestone)
         path = path / WEIGHTS if path.is_dir() else path
+    return existing(path, f"--ckpt_milestone {milestone}")
+
+
+def existing(path: Path, asked_by: str) -> Path:
+    """The path, if there is such a file; otherwise an `InputError` that names the option."""
     if not path.is_file():
-        raise InputError(f"--ckpt_milestone {milestone}: there is no file {path}.")
+        raise InputError(f"{asked_by}: there is no file {path}.")
     return path
 
 

@@ -13,13 +13,13 @@ class InputError(ValueError):
 def exit_on_input_error():
     """Turn an `InputError` into one line on standard error and exit status 2.
 
-    In a multi-process run only the first process of each machine prints it. An error from a data loader's worker
+    Every process prints its own, so that none is lost in a multi-process run. An error from a data loader's worker
     arrives with the worker's traceback before it, of which only the last line, the message, is shown.
     """
     try:
         yield
     except InputError as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            message = str(error).splitlines()[-1].removeprefix(f"{InputError.__module__}.InputError: ")
-            sys.stderr.write(f"error: {message}\n")
+        message = str(error).splitlines()[-1].removeprefix(f"{InputError.__module__}.InputError: ")
+        rank = os.environ.get("RANK", "0")
+        sys.stderr.write(f"error: {message}\n" if rank == "0" else f"error in process {rank}: {message}\n")
         sys.exit(2)
