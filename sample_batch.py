@@ -15,6 +15,7 @@ import logging
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from dataset.png import Sequence, read_sequences
 from dataset.source import VIL
@@ -87,16 +88,16 @@ def sample(args: argparse.Namespace) -> None:
     settings = EvaluationSettings(members=args.members, sampler=args.sampler, sampling_steps=args.sampling_steps)
     own = "DiffCast" if isinstance(model, DiffCast) else architecture.backbone
     scores: dict[str, Scores] = {}
-    for number, sequence in enumerate(sequences):
+    for number, sequence in enumerate(tqdm(sequences, desc="forecasting", unit="seq")):
         draws = generators(device, args.seed, 3, [number])
         forecasts = forecast_all(model, sequence.inputs.to(device)[None], settings, draws, own)
         draw(folder, sequence, forecasts)
-        LOG.info("%s -> %s.png, .gif", sequence.name, folder / sequence.name)
         if sequence.targets is not None:
             for name, frames in forecasts.items():
                 scores.setdefault(name, Scores(VIL.scale, VIL.thresholds, model.frames_out, frames.shape[1])).update(
                     frames.cpu(), sequence.targets[None]
                 )
+    LOG.info("pictures of %d sequences in %s", len(sequences), folder)
     if scores:
         LOG.info("%s", score_table({name: of_one.compute() for name, of_one in scores.items()}))
 
