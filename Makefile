@@ -9,9 +9,9 @@ demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and
 	test -f demo/sevir/CATALOG.csv || $(RUN) -m dataset.synthetic --out demo/sevir --events 120 --seed 1
 	$(RUN) -m dataset.packed --data_path demo/sevir --img_size 32
 	$(RUN) run.py @resources/demo.args --lr 2e-3 --training_steps 300 --resume
-	$(RUN) run.py @resources/demo.args --lr 1e-3 --training_steps 300 --resume --use_diff \
+	$(RUN) run.py @resources/demo.args --lr 1e-3 --training_steps 250 --resume --use_diff \
 	    --backbone_ckpt Exps/demo/Singlesimvp_sevir/checkpoints/best.safetensors
-	$(RUN) sample_batch.py --members 3 --sampling_steps 50 --out demo/samples
+	$(RUN) sample_batch.py --members 2 --sampling_steps 20 --out demo/samples
 
 test: $(VENV)/ready  ## all tests, one process per core
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto

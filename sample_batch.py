@@ -19,10 +19,9 @@ from tqdm import tqdm
 
 from dataset.png import Sequence, read_sequences
 from dataset.source import VIL
-from diffcast.evaluation import EvaluationSettings, forecast_all, score_table, style_of
+from diffcast.evaluation import EvaluationSettings, forecast_all, score_table, style_of, title
 from diffcast.forecaster import load_forecaster, place
 from diffcast.loading import generators
-from diffcast.model import DiffCast
 from diffcast.samplers import SAMPLERS
 from utils.checkpoint import find_weights
 from utils.errors import InputError, exit_on_input_error
@@ -86,7 +85,7 @@ def sample(args: argparse.Namespace) -> None:
     folder = writable_folder(args.out, "the pictures")
     LOG.info("%s: %s at %d pixels", path, architecture.backbone, architecture.frame_shape[1])
     settings = EvaluationSettings(members=args.members, sampler=args.sampler, sampling_steps=args.sampling_steps)
-    own = "DiffCast" if isinstance(model, DiffCast) else architecture.backbone
+    own = f"diffcast_{architecture.backbone}" if architecture.use_diff else architecture.backbone
     scores: dict[str, Scores] = {}
     for number, sequence in enumerate(tqdm(sequences, desc="forecasting", unit="seq")):
         draws = generators(device, args.seed, 3, [number])
@@ -108,7 +107,7 @@ def draw(folder: Path, sequence: Sequence, forecasts: dict[str, torch.Tensor]) -
     rows = {} if sequence.targets is None else {"Target": sequence.targets[:, 0].numpy()}
     for name, frames in forecasts.items():
         drawn = frames[0, :MEMBERS_DRAWN, :, 0].cpu().numpy()
-        rows |= {f"{name} {m + 1}" if len(drawn) > 1 else name: member for m, member in enumerate(drawn)}
+        rows |= {f"{title(name)} {m + 1}" if len(drawn) > 1 else title(name): one for m, one in enumerate(drawn)}
     draw_strip(folder / f"{sequence.name}.png", inputs, rows, style_of(VIL))
     draw_animation(folder / f"{sequence.name}.gif", inputs, rows, style_of(VIL))
 

@@ -122,9 +122,7 @@ class Evaluator:
                 bar.update(len(frames))
 
     def _draw(self, index: int, observed: Tensor, future: Tensor, forecasts: dict[str, Tensor]) -> None:
-        labels = {self.name: "DiffCast" if isinstance(self.model, DiffCast) else self.name}
-        labels |= {"trend": "Trend", "persistence": "Persistence"}
-        rows = {"Target": future[:, 0]} | {labels[name]: drawn[0, :, 0] for name, drawn in forecasts.items()}
+        rows = {"Target": future[:, 0]} | {title(name): drawn[0, :, 0] for name, drawn in forecasts.items()}
         rows = {name: frames.cpu().numpy() for name, frames in rows.items()}
         observed = observed[:, 0].cpu().numpy()
         name = f"case_{self.dataset.sequence_id(index)}"
@@ -155,6 +153,11 @@ def forecast_all(
         members_at_once=max(1, settings.batch_size // len(observed)),
     )
     return {name: made.forecast.float(), "trend": made.trend.float().clamp(0, 1)[:, None], **baselines}
+
+
+def title(name: str) -> str:
+    """What pictures call a forecast."""
+    return "DiffCast" if name.startswith("diffcast") else name.capitalize()
 
 
 def style_of(source: Source) -> Style:
