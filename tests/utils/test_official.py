@@ -259,7 +259,7 @@ def test_the_demo_takes_an_official_checkpoint(tmp_path, tiny_state, monkeypatch
     path = saved(tmp_path, {"model": tiny_state})
     options = f"--seqs {inputs.parents[1]} --ckpt_milestone {path} --out {tmp_path / 'out'} --sampling_steps 1"
     sample_batch.main(options.split())
-    assert drawn["diffcast_phydnet"].shape == (1, 1, 20, 1, 128, 128)
+    assert drawn["diffcast_convgru"].shape == (1, 1, 20, 1, 128, 128)
     observed = (torch.arange(5) * 40 / 255).view(1, 5, 1, 1, 1).expand(-1, -1, -1, 128, 128)
     trend = load_forecaster(path)[0].backbone.forecast(observed)
     torch.testing.assert_close(drawn["trend"], trend, rtol=0, atol=1e-5)
