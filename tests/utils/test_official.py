@@ -1,5 +1,6 @@
 """Official weights come in and go out unchanged, and what does not fit is refused by name."""
 
+import json
 import re
 from functools import cache
 from math import factorial
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import run
 import sample_batch
 from diffcast import official
 from diffcast.forecaster import Architecture, load_forecaster, load_forecaster_weights
@@ -97,7 +99,7 @@ def test_to_our_format_and_back_changes_nothing(case, tmp_path):
         torch.testing.assert_close(returned[name], value, rtol=tolerance, atol=tolerance)
 
 
-def test_the_published_size_loads_completely():
+def test_the_published_size_loads_and_is_evaluated(storm_folder, tmp_path):
     names = shapes("keys_diffcast_phydnet_dim64")
     weights = official_weights(names, seed=7) | schedule() | moment_matrices("backbone_net.")
     assert weights.keys() == names.keys()
@@ -107,6 +109,12 @@ def test_the_published_size_loads_completely():
     assert torch.equal(
         model.backbone.residual_cells[2].gates.bias, weights["backbone_net.convcell.cell_list.2.conv.bias"]
     )
+    path = saved(tmp_path, {"model": weights, "ema": {}, "opt": {}, "scheduler": {}, "step": 200_000, "epoch": 20})
+    words = f"--backbone phydnet --use_diff --eval --ckpt_milestone {path} --data_path {storm_folder}"
+    more = f"--sampling_steps 1 --eval_sequences 1 --cases 0 --num_workers 0 --exp_dir {tmp_path}"
+    run.main([*words.split(), *more.split()])
+    report = json.loads((tmp_path / f"Diffphydnet_sevir/evaluation_{path.stem}/metrics.json").read_text())
+    assert report["scores"]["diffcast_phydnet"]["crps"] > 0
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.backbone)
