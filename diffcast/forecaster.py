@@ -66,14 +66,14 @@ class Architecture:
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a forecaster to a device, the weights of its 2-D convolutions in the layout that is fastest there.
-
-    Those with one input channel or pixel have no layout to choose; DDP would meet gradients of another than theirs.
-    """
+    """Move a forecaster to a device, the weights of its 2-D convolutions in the layout that is fastest there."""
     model.to(device)
-    for parameter in model.parameters():
-        if parameter.dim() == 4 and parameter.shape[1] > 1 and parameter.shape[2:].numel() > 1:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            # A copy, because `contiguous` leaves the strides of a single channel as they are; those of its gradient
+            # would differ, and several processes would copy it at every step.
+            weight = module.weight.data
+            module.weight.data = torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight)
     return model
 
 
