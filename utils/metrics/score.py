@@ -1,5 +1,6 @@
 """What all scores share: a state of sums that splits, merges and reduces over processes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 BLOCK_VALUES = 2**20  # forecast values scored at once, which bounds the memory of the float64 copies
 
 
-class Score:
+class Score(ABC):
     """Scores over a stream of forecasts, computed from sums alone.
 
     The state is a dict of int64 and float64 tensors, zero at the start. Whatever the split of the data into
@@ -42,13 +43,13 @@ class Score:
         for block in zip(forecast.split(sequences), target.split(sequences), strict=True):
             self.accumulate(*_prepare(*block))
 
+    @abstractmethod
     def accumulate(self, forecast: Tensor, target: Tensor) -> None:
         """Add float32 fields that `update` clipped to [0, 1]; the target is NaN where a pixel is missing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self) -> dict:
         """Return the scores as plain floats, integers and lists, NaN where a score is undefined."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
         """Return the sums by name."""
