@@ -1,0 +1,261 @@
+"""The command line of `run.py`: its options, the contradictions among them, and the settings they stand for."""
+
+import argparse
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from dataset import DATASETS
+from diffcast.evaluation import EvaluationSettings
+from diffcast.forecaster import Architecture
+from diffcast.samplers import SAMPLERS
+from diffcast.training import TrainingSettings
+from models import BACKBONES
+from utils.errors import InputError
+
+# What a resumed training must have in common with the interrupted one, so that it is the same training.
+COURSE = (
+    *("seed", "lr", "lr_beta1", "lr_beta2", "l2_norm", "scheduler", "warmup_steps", "ema_rate", "mixed_precision"),
+    *("batch_size", "grad_acc_step", "diffusion_weight", "freeze_backbone", "dataset", "split", "stride"),
+)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the description's lines and shows defaults."""
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    """The command line; names and defaults of the official tool, and more."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=HelpFormatter,
+        fromfile_prefix_chars="@",
+        allow_abbrev=False,
+    )
+    parser.convert_arg_line_to_args = lambda line: line.split("#")[0].split()
+
+    for title, add_arguments in {
+        "model": _model_arguments,
+        "data": _data_arguments,
+        "training": _training_arguments,
+        "evaluation": _evaluation_arguments,
+        "output": _output_arguments,
+    }.items():
+        add_arguments(parser.add_argument_group(title))
+    return parser
+
+
+def _model_arguments(group) -> None:
+    group.add_argument(
+        "--backbone", default="phydnet", help=f"{', '.join(BACKBONES)}, or your own class as package.module:Class"
+    )
+    group.add_argument(
+        "--backbone_options", nargs="*", default=[], metavar="NAME=VALUE", help="options of the backbone's constructor"
+    )
+    group.add_argument("--use_diff", action="store_true", help="DiffCast: the backbone plus residual diffusion")
+    group.add_argument("--dim", type=int, default=64, help="width of the diffusion networks")
+    group.add_argument(
+        "--dim_mults",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8],
+        metavar="N",
+        help="their widths per level, in units of --dim",
+    )
+    group.add_argument(
+        "--segment_length", type=int, help="frames of one diffusion run; as many as --frames_in if not given"
+    )
+    group.add_argument(
+        "--diffusion_weight", type=float, default=0.5, help="share of the diffusion loss, the paper's alpha"
+    )
+
+
+def _data_arguments(group) -> None:
+    group.add_argument(
+        "--dataset", default="sevir", choices=list(DATASETS), help="synthetic storms are generated on first use"
+    )
+    group.add_argument("--data_path", type=Path, help="folder of the data set; data/<dataset> if not given")
+    group.add_argument("--packed_path", type=Path, help="folder of the packed cache; <data_path>/packed if not given")
+    group.add_argument(
+        "--split", default="official", choices=["official", "benchmark"], help="dates and windows of the splits"
+    )
+    group.add_argument("--stride", type=int, help="frames between windows; as the split has it if not given")
+    group.add_argument("--img_size", type=int, default=128, help="pixels of a frame's side")
+    group.add_argument("--img_channel", type=int, default=1, help="channels of a frame")
+    group.add_argument("--seq_len", type=int, default=25, help="frames of a sequence")
+    group.add_argument("--frames_in", type=int, default=5, help="of these, observed")
+    group.add_argument("--frames_out", type=int, default=20, help="of these, to forecast")
+    group.add_argument("--num_workers", type=int, default=4, help="processes that load data, per process")
+
+
+def _training_arguments(group) -> None:
+    group.add_argument("--batch_size", type=int, default=6, help="sequences per process and batch")
+    group.add_argument("--grad_acc_step", type=int, default=1, help="batches per optimiser step")
+    group.add_argument("--epochs", type=int, default=20, help="the longer of --epochs")
+    group.add_argument("--training_steps", type=int, default=200_000, help="and --training_steps counts")
+    group.add_argument("--lr", type=float, default=1e-4, help="learning rate of AdamW")
+    group.add_argument("--lr-beta1", type=float, default=0.90, help="its first decay rate")
+    group.add_argument("--lr-beta2", type=float, default=0.95, help="its second decay rate")
+    group.add_argument("--l2-norm", type=float, default=0.0, help="its weight decay")
+    group.add_argument(
+        "--scheduler",
+        default="cosine",
+        choices=["constant", "linear", "cosine"],
+        help="of the learning rate, after the warm-up",
+    )
+    group.add_argument("--warmup_steps", type=int, default=1000, help="of the learning rate")
+    group.add_argument("--ema_rate", type=float, default=0.95, help="decay of the averaged weights per 20 steps")
+    group.add_argument("--mixed_precision", default="no", choices=["no", "fp16", "bf16"], help="of the forward pass")
+    group.add_argument(
+        "--early_stop", type=int, default=10, help="validations without improvement before stopping; 0: never"
+    )
+    group.add_argument(
+        "--valid_every", type=int, default=2000, help="steps between validations, each of which writes a checkpoint"
+    )
+    group.add_argument("--valid_sequences", type=int, default=256, help="sequences per validation, evenly spread")
+    group.add_argument("--keep_checkpoints", type=int, default=3, help="latest checkpoints to keep besides the best")
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="go on from the latest checkpoint, if there is one, or from a given one",
+    )
+    group.add_argument("--backbone_ckpt", metavar="CHECKPOINT", help="weights that DiffCast's backbone starts from")
+    group.add_argument("--freeze_backbone", action="store_true", help="train the diffusion only")
+    group.add_argument("--seed", type=int, default=0, help="of everything random")
+
+
+def _evaluation_arguments(group) -> None:
+    group.add_argument("--eval", action="store_true", help="only evaluate, on the test split")
+    group.add_argument(
+        "--ckpt_milestone",
+        metavar="CHECKPOINT",
+        help="weights to evaluate: a file or folder, a step of the run, best or latest",
+    )
+    group.add_argument("--members", type=int, default=1, help="ensemble members")
+    group.add_argument("--sampler", default="ddim", choices=list(SAMPLERS), help="of the diffusion")
+    group.add_argument("--sampling_steps", type=int, default=250, help="network evaluations per segment")
+    group.add_argument(
+        "--eval_sequences", type=int, help="score only so many, evenly spread over the test split; all if not given"
+    )
+    group.add_argument("--cases", type=int, default=4, help="sequences to draw")
+
+
+def _output_arguments(group) -> None:
+    group.add_argument("--exp_dir", default="basic_exps", help="folder below Exps, or an absolute path")
+    group.add_argument("--exp_note", help="appended to the run's name")
+    group.add_argument("--log_with", nargs="*", default=[], choices=["tensorboard", "wandb"], help="trackers")
+    group.add_argument(
+        "--wandb_state", default="disabled", choices=["disabled", "online", "offline"], help="mode of the wandb tracker"
+    )
+    group.add_argument(
+        "--dry_run", action="store_true", help="print settings, data counts, parameters, GFLOPs and memory, and stop"
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Find options that contradict each other before anything is built."""
+    if args.frames_in + args.frames_out != args.seq_len:
+        raise InputError(
+            f"--frames_in {args.frames_in} + --frames_out {args.frames_out} is not --seq_len {args.seq_len}; "
+            "make them add up."
+        )
+    positive = (
+        "frames_in frames_out img_size img_channel batch_size grad_acc_step training_steps valid_every valid_sequences "
+        "keep_checkpoints members sampling_steps stride eval_sequences"
+    )
+    for name in positive.split():
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name} must be at least 1, not {getattr(args, name)}.")
+    for name in ["epochs", "warmup_steps", "num_workers", "early_stop", "cases", "seed"]:
+        if getattr(args, name) < 0:
+            raise InputError(f"--{name} must not be negative, as {getattr(args, name)} is.")
+    if args.img_channel != 1:
+        raise InputError(f"--img_channel {args.img_channel}: the data sets have one channel; leave it at 1.")
+    if args.sampling_steps > 1000:
+        raise InputError(f"--sampling_steps {args.sampling_steps} exceeds the 1000 steps of the diffusion process.")
+    for option, name in {"ema_rate": "ema_rate", "lr-beta1": "lr_beta1", "lr-beta2": "lr_beta2"}.items():
+        if not 0 <= getattr(args, name) < 1:
+            raise InputError(f"--{option} must lie in [0, 1), not {getattr(args, name)}.")
+    for option, value in {"lr": args.lr, "l2-norm": args.l2_norm}.items():
+        if not 0 <= value < math.inf:
+            raise InputError(f"--{option} must be a number of at least 0, not {value}.")
+    if args.seed >= 2**63:
+        raise InputError(f"--seed {args.seed} is too large: it must be below 2**63.")
+    for name in ("backbone_ckpt", "freeze_backbone"):
+        if getattr(args, name) and not args.use_diff:
+            raise InputError(f"--{name} belongs to --use_diff: give both or neither.")
+    if args.ckpt_milestone and not args.eval:
+        raise InputError("--ckpt_milestone names weights to evaluate: add --eval, or use --resume to go on training.")
+    if args.eval and args.resume:
+        raise InputError("--eval evaluates and --resume goes on training; give one of them.")
+    if args.eval and not args.ckpt_milestone and (args.use_diff or args.backbone != "persistence"):
+        raise InputError(
+            "--eval needs --ckpt_milestone: a checkpoint file or folder, a step of the run, best or latest."
+        )
+    if args.wandb_state != "disabled" and "wandb" not in args.log_with:
+        args.log_with.append("wandb")
+    if args.wandb_state == "disabled" and "wandb" in args.log_with:
+        args.wandb_state = "online"
+    for tracker in args.log_with:
+        if find_spec(tracker) is None:
+            raise InputError(f"--log_with {tracker} needs the package {tracker}: pip install {tracker}.")
+
+
+def architecture_of(args: argparse.Namespace) -> Architecture:
+    """What the arguments say about the network."""
+    return Architecture(
+        backbone=args.backbone,
+        use_diff=args.use_diff,
+        frame_shape=(args.img_channel, args.img_size, args.img_size),
+        frames_in=args.frames_in,
+        frames_out=args.frames_out,
+        backbone_options=parse_options(args.backbone_options),
+        dim=args.dim,
+        dim_mults=tuple(args.dim_mults),
+        segment_length=args.segment_length,
+    )
+
+
+def parse_options(options: list[str]) -> dict:
+    """`NAME=VALUE` strings to a dictionary, values read as YAML."""
+    parsed = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not (name.isidentifier() and equals):
+            raise InputError(f"--backbone_options {option!r} does not have the form NAME=VALUE.")
+        if name in ("name", "frame_shape", "frames_in", "frames_out"):
+            raise InputError(f"--backbone_options {option!r}: this follows from the other arguments; leave it out.")
+        try:
+            parsed[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--backbone_options {option!r}: its value is no number, list or word.") from None
+    return parsed
+
+
+def training_settings(args: argparse.Namespace) -> TrainingSettings:
+    """The arguments that concern training."""
+    same = {name: getattr(args, name) for name in TrainingSettings.__dataclass_fields__ if hasattr(args, name)}
+    return TrainingSettings(**same, betas=(args.lr_beta1, args.lr_beta2), weight_decay=args.l2_norm)
+
+
+def evaluation_settings(args: argparse.Namespace) -> EvaluationSettings:
+    """The arguments that concern evaluation; it needs less memory than training, so its batches are twice as large."""
+    return EvaluationSettings(
+        seed=args.seed,
+        members=args.members if args.use_diff else 1,
+        sampler=args.sampler,
+        sampling_steps=args.sampling_steps,
+        batch_size=2 * args.batch_size,
+        sequences=args.eval_sequences,
+        cases=args.cases,
+        num_workers=args.num_workers,
+    )
+
+
+def plain_settings(args: argparse.Namespace) -> dict:
+    """All arguments, ready for YAML and JSON."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
