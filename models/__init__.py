@@ -5,6 +5,7 @@ import inspect
 
 import torch
 
+from models.advection import Advection
 from models.backbone import Backbone
 from models.convgru import ConvGRU
 from models.earthformer import Earthformer
@@ -21,6 +22,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "convgru": ConvGRU,
     "earthformer": Earthformer,
     "persistence": Persistence,
+    "advection": Advection,
 }
 
 
