@@ -6,8 +6,9 @@
 
 `--seqs` is a folder of sequences, each a folder with `inputs/` (at least as many frames as the model observes) and, if
 the future is known, `targets/`: square grey 8-bit PNG frames, in order of their names. They are resized to what the
-model was trained on. A strip (PNG) and an animation (GIF) of each sequence appear in `--out`; where targets are given,
-so do scores.
+model was trained on. A strip (PNG) and an animation (GIF) of each sequence appear in `--out`, and with `--members`
+above 1 a second pair, `<sequence>_ensemble`: mean, spread, and the probabilities of VIL >= 74 and >= 133, which are
+shares of the members. Where targets are given, scores are printed.
 """
 
 import argparse
@@ -19,20 +20,19 @@ from tqdm import tqdm
 
 from dataset.png import Sequence, read_sequences
 from dataset.source import VIL
-from diffcast.evaluation import EvaluationSettings, forecast_all, score_table, style_of, title
+from diffcast.evaluation import EvaluationSettings, forecast_all, score_table
 from diffcast.forecaster import load_forecaster, place
 from diffcast.loading import generators
+from diffcast.pictures import draw_case
 from diffcast.samplers import SAMPLERS
 from utils.checkpoint import find_weights
 from utils.errors import InputError, exit_on_input_error
 from utils.files import writable_folder
 from utils.log import start_logging
 from utils.metrics import Scores
-from utils.visualize import draw_animation, draw_strip
 
 LOG = logging.getLogger("sample_batch")
 RESOURCES = Path(__file__).parent / "resources"
-MEMBERS_DRAWN = 3
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -102,14 +102,9 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def draw(folder: Path, sequence: Sequence, forecasts: dict[str, torch.Tensor]) -> None:
-    """The strip and the animation of one sequence."""
-    inputs = sequence.inputs[:, 0].numpy()
-    rows = {} if sequence.targets is None else {"Target": sequence.targets[:, 0].numpy()}
-    for name, frames in forecasts.items():
-        drawn = frames[0, :MEMBERS_DRAWN, :, 0].cpu().numpy()
-        rows |= {f"{title(name)} {m + 1}" if len(drawn) > 1 else title(name): one for m, one in enumerate(drawn)}
-    draw_strip(folder / f"{sequence.name}.png", inputs, rows, style_of(VIL))
-    draw_animation(folder / f"{sequence.name}.gif", inputs, rows, style_of(VIL))
+    """Draw one sequence and its forecasts `(1, M, T, C, H, W)`."""
+    of_one = {name: frames[0] for name, frames in forecasts.items()}
+    draw_case(folder, sequence.name, sequence.inputs, sequence.targets, of_one, VIL)
 
 
 if __name__ == "__main__":

@@ -29,31 +29,20 @@ def sequences(tmp_path):
 def test_shipped_weights_forecast_the_shipped_sequences(tmp_path, capsys):
     sample_batch.main(["--out", str(tmp_path), "--sampling_steps", "2"])
     printed = capsys.readouterr().out
-    drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert len(drawn) >= 4
-    assert {path.rsplit(".")[-1] for path in drawn} == {"png", "gif"}
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {f"storm_{number}.{suffix}" for number in range(3) for suffix in ("png", "gif")}
     assert "persistence" in printed
 
 
-def test_forecasts_do_not_need_targets(weights, sequences, tmp_path, capsys):
+def test_an_ensemble_without_known_future_is_drawn(weights, sequences, tmp_path, capsys):
     for target in sequences.glob("*/targets/*"):
         target.unlink()
     for folder in sequences.glob("*/targets"):
         folder.rmdir()
-    words = [
-        "--seqs",
-        sequences,
-        "--ckpt_milestone",
-        weights,
-        "--out",
-        tmp_path / "out",
-        "--sampling_steps",
-        "2",
-        "--members",
-        "2",
-    ]
-    sample_batch.main([str(word) for word in words])
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    words = ["--seqs", sequences, "--ckpt_milestone", weights, "--out", tmp_path / "out"]
+    sample_batch.main([str(word) for word in (*words, "--sampling_steps", 2, "--members", 2)])
+    stems = ("storm_0", "storm_0_ensemble", "storm_1", "storm_1_ensemble")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{s}.{t}" for s in stems for t in ("png", "gif")}
     assert "csi" not in capsys.readouterr().out
 
 

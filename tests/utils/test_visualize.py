@@ -4,9 +4,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from utils import visualize
 from utils.errors import InputError
-from utils.visualize import Style, draw_animation, draw_strip, render
+from utils.visualize import Style, Styled, draw_animation, draw_strip, render
+from utils.visualize.page import Page
 
 STYLE = Style(
     scale=255,
@@ -15,6 +15,7 @@ STYLE = Style(
     units="VIL byte",
     interval=5,
 )
+PERCENT = Style(scale=100, bounds=(0, 1, 50, 100), colors=("#f2f2f2", "#41b6c4", "#081d58"), units="%", interval=5)
 COLORS = [tuple(bytes.fromhex(color[1:])) for color in STYLE.colors]
 GREY = (0xDC, 0xDC, 0xDC)
 PACK = np.array([1 << 16, 1 << 8, 1])  # one number from red, green and blue
@@ -32,10 +33,10 @@ def rgb(image):
     return np.asarray(image.convert("RGB"))
 
 
-def corners(picture, frame):
+def corners(picture, frame, style=STYLE):
     """Where a frame, enlarged to sides of at least 200 pixels, stands in a picture: a list of (y, x)."""
     zoom = max(1, int(np.ceil(200 / min(frame.shape))))
-    panel = render(frame, STYLE).repeat(zoom, 0).repeat(zoom, 1) @ PACK
+    panel = render(frame, style).repeat(zoom, 0).repeat(zoom, 1) @ PACK
     picture = picture @ PACK
     strongest = np.unravel_index(frame.repeat(zoom, 0).repeat(zoom, 1).argmax(), panel.shape)
     found = np.argwhere(picture == panel[strongest]) - strongest
@@ -51,7 +52,7 @@ def corners(picture, frame):
 def written(monkeypatch):
     """The texts written into pictures, in order."""
     texts = []
-    monkeypatch.setattr(visualize._Page, "write", lambda page, canvas, x, y, text, anchor: texts.append(text))
+    monkeypatch.setattr(Page, "write", lambda page, canvas, x, y, text, anchor: texts.append(text))
     return texts
 
 
@@ -101,10 +102,25 @@ def test_strip_shows_seven_lead_times_in_aligned_columns(tmp_path, size):
 def test_strip_names_rows_lead_times_and_units(tmp_path, written):
     rows = {"Target": storms(20, (16, 16), 1), "DiffCast": storms(20, (16, 16), 2)}
     draw_strip(tmp_path / "strip.png", storms(5, (16, 16), 0), rows, STYLE)
-    assert written[:3] == ["Input", "Target", "DiffCast"]
-    assert written[3:8] == ["-20 min", "-15 min", "-10 min", "-5 min", "0 min"]
-    assert written[8:15] == [f"+{lead} min" for lead in (5, 20, 35, 50, 65, 80, 100)]
-    assert written[15:] == ["VIL byte", "16", "74", "160", "219"]
+    assert written[:6] == ["Input", "-20 min", "-15 min", "-10 min", "-5 min", "0 min"]
+    assert written[6:14] == ["Target", *(f"+{lead} min" for lead in (5, 20, 35, 50, 65, 80, 100))]
+    assert written[14:] == ["DiffCast", "VIL byte", "16", "74", "160", "219"]
+
+
+def test_legends_stand_beside_the_rows_in_their_style(tmp_path, written):
+    mean, chance = storms(3, (16, 16), 1), storms(3, (16, 16), 2)
+    rows = {"Mean": mean, "P(VIL ≥ 74)": Styled(chance, PERCENT), "P(VIL ≥ 133)": Styled(chance, PERCENT)}
+    draw_strip(tmp_path / "strip.png", storms(2, (16, 16), 0), rows, STYLE)
+    picture = rgb(Image.open(tmp_path / "strip.png"))
+
+    [(mean_top, _)] = corners(picture, mean[2])
+    (first_top, x), (second_top, _) = corners(picture, chance[2], PERCENT)
+    legends = (picture @ PACK)[:, x + 208 :]
+    vil = np.argwhere(legends == int(STYLE.colors[-1][1:], 16))[:, 0]
+    percent = np.argwhere(legends == int(PERCENT.colors[-1][1:], 16))[:, 0]
+    assert vil.max() < mean_top + 208 < first_top <= percent.min() < percent.max() < second_top
+    assert [text for text in written if text in ("VIL byte", "%")] == ["VIL byte", "%"]
+    assert written.count("+15 min") == 2
 
 
 def test_legend_stacks_the_colours_evenly_from_low_to_high(tmp_path):
@@ -114,6 +130,15 @@ def test_legend_stacks_the_colours_evenly_from_low_to_high(tmp_path):
     stripes = [color for color in map(tuple, column.tolist()) if color in COLORS]
     assert list(dict.fromkeys(stripes)) == COLORS[::-1]
     assert np.ptp([stripes.count(color) for color in COLORS]) <= 1
+
+
+def test_the_legend_of_a_tall_strip_is_four_panels_high(tmp_path):
+    frames = np.zeros((1, 20, 20))
+    draw_strip(tmp_path / "strip.png", frames, {f"Member {number}": frames for number in range(8)}, STYLE)
+    picture = rgb(Image.open(tmp_path / "strip.png"))
+    top = np.argwhere((picture == COLORS[-1]).all(-1))[0]
+    stripes = (picture[:, top[1]] @ PACK).tolist()
+    assert sum(stripes.count(int(color[1:], 16)) for color in STYLE.colors) == 4 * 200
 
 
 def test_strip_of_a_single_lead_time(tmp_path):
@@ -158,6 +183,45 @@ def test_animation_tells_the_time(tmp_path, written):
     assert "Trend" in written
     assert written[-22:-19] == ["-5 min  observed", "0 min  observed", "+5 min  forecast"]
     assert written[-1] == "+100 min  forecast"
+
+
+def test_animation_wraps_more_than_four_panels_into_even_lines(tmp_path):
+    rows = {f"Member {seed}": storms(1, (50, 50), seed) for seed in range(1, 6)}
+    draw_animation(tmp_path / "play.gif", storms(1, (50, 50), 0), rows, STYLE)
+    with Image.open(tmp_path / "play.gif") as movie:
+        movie.seek(1)
+        places = [corners(rgb(movie), frames[0]) for frames in rows.values()]
+    ys, xs = zip(*[place[0] for place in places], strict=True)
+    assert len(set(ys[:3])) == len(set(ys[3:])) == 1
+    assert ys[3] > ys[0] + 200
+    assert xs[3:] == xs[:2]
+    assert xs[:3] == tuple(sorted(xs[:3]))
+
+
+def test_panels_in_another_style_are_empty_while_the_inputs_play(tmp_path):
+    inputs, mean, chance = storms(1, (20, 20), 0), storms(1, (20, 20), 1), storms(1, (20, 20), 2)
+    rows = {"Mean": mean, "P(VIL ≥ 74)": Styled(chance, PERCENT)}
+    draw_animation(tmp_path / "play.gif", inputs, rows, STYLE)
+    with Image.open(tmp_path / "play.gif") as movie:
+        observed = rgb(movie)
+        movie.seek(1)
+        forecast = rgb(movie)
+    [(y, x)] = corners(forecast, chance[0], PERCENT)
+    assert (observed[y : y + 200, x : x + 200] == 255).all()
+    assert corners(observed, inputs[0]) == corners(forecast, mean[0])
+
+
+def test_a_long_title_does_not_reach_into_its_neighbour(tmp_path, written):
+    frames = storms(1, (9, 9), 0)
+    draw_animation(tmp_path / "play.gif", frames, {"A backbone with a very long name": frames}, STYLE)
+    assert written[0].startswith("A backbone with")
+    assert written[0].endswith("…")
+
+
+def test_styles_that_do_not_fit_into_one_palette_are_refused(tmp_path):
+    many = Style(scale=1, bounds=tuple(range(237)), colors=("#000000",) * 236, units="", interval=5)
+    with pytest.raises(ValueError, match="at most"):
+        draw_strip(tmp_path / "strip.png", np.zeros((2, 9, 9)), {"A": Styled(np.zeros((2, 9, 9)), many)}, STYLE)
 
 
 def test_animation_of_a_full_sequence_is_a_small_file(tmp_path):

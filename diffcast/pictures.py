@@ -1,0 +1,119 @@
+"""Pictures of a forecast: its frames and, of an ensemble, mean, spread and exceedance probabilities."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from dataset.source import Source
+from utils.visualize import Style, Styled, draw_animation, draw_strip
+
+MEMBERS_DRAWN = 8  # at most, of all ensembles together
+TITLES = {"simvp": "SimVP", "phydnet": "PhyDNet", "convgru": "ConvGRU"}
+
+
+def draw_case(
+    folder: Path,
+    name: str,  # of the case: the files are named after it
+    observed: Tensor,  # (T_in, C, H, W)
+    target: Tensor | None,  # (T_out, C, H, W); None: the future is not known
+    forecasts: Mapping[str, Tensor],  # name -> (M, T_out, C, H, W), M = 1 if deterministic
+    source: Source,
+) -> list[Path]:
+    """Draw the first channel of one sequence and of its forecasts, all in [0, 1] with NaN where data are missing.
+
+    Writes `<name>.png` and `<name>.gif`, the frames of each forecast (of ensembles, up to eight members together),
+    and if there is an ensemble, `<name>_ensemble.png` and `.gif`: its mean, its spread (standard deviation), and the
+    share of members that reach the source's second and third thresholds (the first merely tells rain from none).
+    Returns the files. Raises `InputError` if one cannot be written.
+    """
+    inputs = _first_channel(observed)
+    known = {} if target is None else {"Target": _first_channel(target)}
+    members = {title(forecast): _first_channel(frames) for forecast, frames in forecasts.items()}
+    pictures = {name: known | _frame_rows(members)}
+    ensembles = {label: frames for label, frames in members.items() if len(frames) > 1}
+    if ensembles:
+        pictures[f"{name}_ensemble"] = known | _ensemble_rows(ensembles, source)
+    files = []
+    for stem, rows in pictures.items():
+        for suffix, draw in (("png", draw_strip), ("gif", draw_animation)):
+            files.append(folder / f"{stem}.{suffix}")
+            draw(files[-1], inputs, rows, style_of(source))
+    return files
+
+
+def title(name: str) -> str:
+    """What pictures call a forecast."""
+    if name.startswith("diffcast"):
+        return "DiffCast"
+    name = name.rpartition(":")[2]  # the class of a user's own backbone
+    return TITLES.get(name, name[:1].upper() + name[1:])
+
+
+def style_of(source: Source) -> Style:
+    """How frames of a data source are drawn."""
+    return Style(source.scale, source.bounds, source.colors, source.units, source.interval)
+
+
+def _first_channel(frames: Tensor) -> Tensor:
+    return frames[..., 0, :, :].float().cpu()
+
+
+def _frame_rows(members: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The frames `(T, H, W)` of deterministic forecasts and of members `(M, T, H, W)`."""
+    shown = MEMBERS_DRAWN // max(1, sum(len(frames) > 1 for frames in members.values()))
+    return {
+        label if len(frames) == 1 else f"{label} {number}": one
+        for label, frames in members.items()
+        for number, one in enumerate(frames[:shown], start=1)
+    }
+
+
+def _ensemble_rows(ensembles: Mapping[str, Tensor], source: Source) -> dict[str, Styled]:
+    """Each quantity of each ensemble `(M, T, H, W)`, those of one style side by side."""
+    return {
+        quantity if len(ensembles) == 1 else f"{label}: {quantity}": Styled(statistic(members), style)
+        for quantity, (statistic, style) in _quantities(source).items()
+        for label, members in ensembles.items()
+    }
+
+
+def _quantities(source: Source) -> dict[str, tuple[Callable[[Tensor], Tensor], Style]]:
+    """Label -> what to compute from members `(M, T, H, W)`, and how to paint it."""
+    mean = (partial(torch.mean, dim=0), style_of(source))
+    spread = (partial(torch.std, dim=0), _spread_style(source))
+    chances = {
+        f"P({source.name} ≥ {threshold:g})": (partial(exceedance, source=source, threshold=threshold), _percent(source))
+        for threshold in source.thresholds[1:3]
+    }
+    return {"Mean": mean, "Spread": spread, **chances}
+
+
+def exceedance(members: Tensor, source: Source, threshold: float) -> Tensor:
+    """Share of members `(M, ...)` that reach a threshold, given in units; NaN where a member is."""
+    reached = (source.scale * members >= threshold).float()
+    return reached.where(members.isfinite(), torch.nan).mean(0)
+
+
+def _percent(source: Source) -> Style:
+    """How probabilities are drawn; what no member reaches has the colour of no rain."""
+    bounds = (0, 1, *range(10, 101, 10))
+    return Style(100, bounds, _sequential("YlGnBu", len(bounds) - 1, source), "%", source.interval)
+
+
+def _spread_style(source: Source) -> Style:
+    """Round steps up to a third of the scale; a standard deviation is rarely more."""
+    bounds = MaxNLocator(nbins=10, steps=[1, 2, 2.5, 5, 10]).tick_values(0, 0.35 * source.scale).tolist()
+    colors = _sequential("YlOrBr", len(bounds) - 1, source)
+    return Style(source.scale, tuple(bounds), colors, source.units, source.interval)
+
+
+def _sequential(colormap: str, number: int, source: Source) -> tuple[str, ...]:
+    """The source's lowest colour and darker and darker ones of a colour map."""
+    return (source.colors[0], *map(to_hex, colormaps[colormap](np.linspace(0.2, 1, number - 1))))

@@ -1,0 +1,110 @@
+"""Pictures of a case: which files, which rows, and the numbers behind mean, spread and probability."""
+
+import numpy as np
+import pytest
+import torch
+
+from dataset.source import VIL
+from diffcast import pictures
+from diffcast.pictures import draw_case, title
+from utils.visualize import Styled, render
+
+OBSERVED = torch.zeros(2, 1, 8, 8)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The rows of each picture, by the name of its file."""
+    rows = {}
+    for draw in ("draw_strip", "draw_animation"):
+        monkeypatch.setattr(pictures, draw, lambda path, inputs, of_one, style: rows.update({path.name: of_one}))
+    return rows
+
+
+def ensemble(*values):
+    """Members (M, 1, 1, 1, 1) of one pixel, given in bytes of VIL."""
+    return (torch.tensor(values) / 255).view(-1, 1, 1, 1, 1)
+
+
+def test_a_deterministic_case_is_a_strip_and_an_animation(tmp_path):
+    trend = torch.rand(1, 3, 1, 8, 8)
+    written = draw_case(tmp_path, "storm.1", OBSERVED, trend[0], {"trend": trend}, VIL)
+    assert written == [tmp_path / "storm.1.png", tmp_path / "storm.1.gif"]
+    assert sorted(tmp_path.iterdir()) == sorted(written)
+
+
+def test_an_ensemble_brings_a_second_strip_and_animation(tmp_path):
+    forecasts = {"diffcast_simvp": torch.rand(3, 4, 1, 8, 8), "trend": torch.rand(1, 4, 1, 8, 8)}
+    written = draw_case(tmp_path, "storm", OBSERVED, None, forecasts, VIL)
+    assert [path.name for path in written] == ["storm.png", "storm.gif", "storm_ensemble.png", "storm_ensemble.gif"]
+    assert sorted(tmp_path.iterdir()) == sorted(written)
+
+
+def test_rows_are_the_target_the_members_and_what_they_say_together(drawn, tmp_path):
+    forecasts = {"diffcast_simvp": torch.rand(10, 4, 1, 8, 8), "trend": torch.rand(1, 4, 1, 8, 8)}
+    draw_case(tmp_path, "storm", OBSERVED, torch.rand(4, 1, 8, 8), forecasts, VIL)
+    members = [f"DiffCast {number}" for number in range(1, 9)]
+    assert list(drawn["storm.png"]) == list(drawn["storm.gif"]) == ["Target", *members, "Trend"]
+    assert list(drawn["storm_ensemble.png"]) == ["Target", "Mean", "Spread", "P(VIL ≥ 74)", "P(VIL ≥ 133)"]
+    assert drawn["storm_ensemble.gif"].keys() == drawn["storm_ensemble.png"].keys()
+
+
+def test_mean_spread_and_probabilities_are_of_all_members(drawn, tmp_path):
+    values = [0, 73, 74, 74, 100, 132, 133, 255, 0, 0]
+    draw_case(tmp_path, "storm", torch.zeros(1, 1, 1, 1), None, {"dressed": ensemble(*values)}, VIL)
+    rows = {label: row.style.scale * float(row.frames) for label, row in drawn["storm_ensemble.png"].items()}
+    expected = {"Mean": np.mean(values), "Spread": np.std(values, ddof=1), "P(VIL ≥ 74)": 60, "P(VIL ≥ 133)": 20}
+    assert rows == pytest.approx(expected)
+
+
+def test_a_probability_with_a_missing_member_is_missing(drawn, tmp_path):
+    draw_case(tmp_path, "storm", torch.zeros(1, 1, 1, 1), None, {"dressed": ensemble(80.0, torch.nan)}, VIL)
+    assert torch.isnan(drawn["storm_ensemble.png"]["P(VIL ≥ 74)"].frames).all()
+
+
+def test_two_ensembles_stand_side_by_side(drawn, tmp_path):
+    forecasts = {"diffcast_simvp": torch.rand(8, 4, 1, 8, 8), "dressed": torch.rand(8, 4, 1, 8, 8)}
+    draw_case(tmp_path, "storm", OBSERVED, None, forecasts, VIL)
+    assert list(drawn["storm.png"]) == [
+        f"{name} {number}" for name in ("DiffCast", "Dressed") for number in range(1, 5)
+    ]
+    labels = list(drawn["storm_ensemble.png"])
+    assert labels[:4] == ["DiffCast: Mean", "Dressed: Mean", "DiffCast: Spread", "Dressed: Spread"]
+
+
+@pytest.mark.parametrize("members", [4, 8, 10, 20, 50])
+def test_shares_of_members_are_not_rounded_below_their_colour(drawn, tmp_path, members):
+    shares = []
+    for reached in range(members + 1):
+        values = ensemble(*[255] * reached, *[0] * (members - reached))
+        draw_case(tmp_path, "storm", torch.zeros(1, 1, 1, 1), None, {"dressed": values}, VIL)
+        shares.append(drawn["storm_ensemble.png"]["P(VIL ≥ 74)"])
+    style = shares[0].style
+    palette = [tuple(bytes.fromhex(color[1:])) for color in style.colors]
+    found = [palette.index(tuple(render(frames, style).ravel())) for frames, _ in shares]
+    tens = [min(10 * reached // members, 9) + 1 for reached in range(1, members + 1)]
+    assert found == [0, *tens]
+
+
+def test_styles_differ_from_that_of_the_frames_and_share_its_background(drawn, tmp_path):
+    draw_case(tmp_path, "storm", OBSERVED, None, {"dressed": torch.rand(3, 4, 1, 8, 8)}, VIL)
+    mean, spread, likely, extreme = drawn["storm_ensemble.png"].values()
+    assert isinstance(mean, Styled)
+    assert mean.style == pictures.style_of(VIL)
+    assert (spread.style.units, likely.style.units) == (VIL.units, "%")
+    assert likely.style == extreme.style
+    assert likely.style.bounds == (0, 1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+    assert {style.colors[0] for style in (mean.style, spread.style, likely.style)} == {VIL.colors[0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("diffcast_simvp", "DiffCast"),
+        ("trend", "Trend"),
+        ("phydnet", "PhyDNet"),
+        ("my_package.my_module:MyNet", "MyNet"),
+    ],
+)
+def test_titles_are_spelt_as_in_the_papers(name, expected):
+    assert title(name) == expected
