@@ -1,0 +1,115 @@
+"""The dressed trend: an ensemble in which nothing is learnt, so what a generative model has to beat.
+
+Any ensemble with about the right spread has a better CRPS than the trend alone. Dressing a deterministic forecast with
+its errors on past cases (Roulston and Smith 2003, Tellus A 55) gives such an ensemble for free; whole residual fields
+keep the structure of the errors in space and time.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from diffcast.forecaster import place
+from diffcast.loading import EvaluationBatches, derived_seed, make_loader
+from diffcast.model import DiffCast, Generators
+from models import Backbone
+from utils.errors import InputError
+
+LOG = logging.getLogger(__name__)
+POOL = 256  # residual fields; at 20 frames of 128 x 128 they take 160 MiB
+
+
+class Dressed(nn.Module):
+    """A backbone's trend plus residuals that it left in unrelated sequences.
+
+    The residuals `(P, T, C, H, W)`, truth minus trend, are in units of the frames; see `dress`, which makes them.
+    """
+
+    def __init__(self, backbone: Backbone, residuals: Tensor):
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("residuals", residuals, persistent=False)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a frame."""
+        return self.backbone.frame_shape
+
+    @property
+    def frames_in(self) -> int:
+        """Number of observed frames."""
+        return self.backbone.frames_in
+
+    @property
+    def frames_out(self) -> int:
+        """Number of forecast frames."""
+        return self.backbone.frames_out
+
+    def forecast(self, frames_in: Tensor, members: int = 1, generator: Generators = None) -> Tensor:
+        """Ensemble `(B, M, T, C, H, W)` in [0, 1] from frames `(B, T_in, C, H, W)`, without gradients."""
+        return self.dress_trend(self.backbone.forecast(frames_in)[:, 0], members, generator)
+
+    @torch.no_grad()
+    def dress_trend(self, trend: Tensor, members: int, generator: Generators = None) -> Tensor:
+        """Ensemble `(B, M, T, C, H, W)` in [0, 1] around a trend `(B, T, C, H, W)`.
+
+        Each sequence draws its residuals without replacement, from its own generator if it has one. Raises
+        `InputError` if there are fewer residuals than members.
+        """
+        _check_enough(len(self.residuals), members)
+        each = generator if isinstance(generator, Sequence) else [generator] * len(trend)
+        drawn = [
+            torch.randperm(len(self.residuals), generator=one, device=self.residuals.device)[:members] for one in each
+        ]
+        return (trend.float().clamp(0, 1)[:, None] + self.residuals[torch.stack(drawn)]).clamp_(0, 1)
+
+
+def dress(
+    forecaster: Backbone | DiffCast,  # a DiffCast lends its backbone, for comparison with its own trend
+    train_set: Dataset,  # items (T_in + T, C, H, W)
+    members: int = 1,  # the most that will be asked for
+    seed: int = 0,  # of the choice of training sequences
+    device: torch.device | str = "cpu",
+    batch_size: int = 8,
+) -> Dressed:
+    """Collect the residuals of training sequences that are evenly spread over the set.
+
+    They are `POOL`, more for an ensemble with more members, or all of a smaller set. The forecaster is moved to the
+    device and put into evaluation mode. Raises `InputError` if there are fewer training sequences than members.
+    """
+    _check_enough(len(train_set), members)
+    device = torch.device(device)
+    place(forecaster, device).eval()
+    backbone = forecaster.backbone if isinstance(forecaster, DiffCast) else forecaster
+    chosen = _spread_at_random(len(train_set), min(len(train_set), max(POOL, members)), seed)
+    LOG.info("collecting the residuals of %d of %d training sequences", len(chosen), len(train_set))
+    # Half precision is off by 1/16 of a byte at most, and halves the memory.
+    residuals = torch.empty(len(chosen), backbone.frames_out, *backbone.frame_shape, dtype=torch.float16, device=device)
+    loader = make_loader(train_set, EvaluationBatches(chosen, batch_size), workers=0, device=device)
+    for number, (_, frames) in enumerate(loader):
+        observed, future = frames.to(device).tensor_split([backbone.frames_in], dim=1)
+        residual = future - backbone.forecast(observed)[:, 0]
+        first = number * batch_size
+        residuals[first : first + batch_size] = residual.nan_to_num(0)  # unknown where radar data is missing
+    return Dressed(backbone, residuals)
+
+
+def _spread_at_random(total: int, wanted: int, seed: int) -> list[int]:
+    """One random index from each of `wanted` equal stretches of `range(total)`.
+
+    A fixed step could meet the same part of every event.
+    """
+    edges = np.arange(wanted + 1) * total // wanted
+    return np.random.default_rng(derived_seed(seed, 5)).integers(edges[:-1], edges[1:]).tolist()
+
+
+def _check_enough(residuals: int, members: int) -> None:
+    if residuals < members:
+        raise InputError(
+            f"--dress gives each of the --members {members} the residual of another training sequence, but there are "
+            f"only {residuals}; ask for fewer members or train on more data."
+        )
