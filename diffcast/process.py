@@ -6,6 +6,8 @@ Notation: `A_t` is the cumulative signal power of step `t`, and `x_t = sqrt(A_t)
 `(B, ...)`, times `(B,)`.
 """
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +33,14 @@ class Schedule(nn.Module):
             "sqrt_recipm1_alphas_cumprod": (1 / signal - 1).sqrt(),
         }.items():
             self.register_buffer(name, value.float(), persistent=False)
+
+    @cached_property
+    def half_log_snr(self) -> Tensor:
+        """`log(sqrt(A_t) / sqrt(1 - A_t))`, falling, float64 `(timesteps,)`.
+
+        It stays on the host, where samplers compute their coefficients without waiting for a device.
+        """
+        return torch.cumprod(1 - sigmoid_betas(self.timesteps), dim=0).logit() / 2
 
 
 def sigmoid_betas(timesteps: int) -> Tensor:

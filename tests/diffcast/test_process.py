@@ -30,6 +30,12 @@ def test_any_number_of_timesteps_leads_from_data_to_noise():
         assert signal[-1] < 2e-3
 
 
+def test_half_log_snr_is_that_of_the_schedule():
+    schedule = Schedule(1000)
+    ratio = schedule.sqrt_alphas_cumprod.double() / schedule.sqrt_one_minus_alphas_cumprod.double()
+    torch.testing.assert_close(schedule.half_log_snr, ratio.log(), atol=1e-6, rtol=0)
+
+
 def test_forward_process_and_target_are_the_official_ones(golden):
     given = Schedule(1000), golden["x0"], golden["noise"], golden["t"]
     assert_close(diffuse(*given), golden["x_t"], 5e-6)
