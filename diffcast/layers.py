@@ -1,6 +1,8 @@
 """Blocks that GlobalMotion and LocalResidual share."""
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +23,51 @@ def sinusoidal(positions: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What a convolution of `x` computes in: autocast's type where that is on."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """No autocast on the device of `x`."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def add_shared(x: Tensor, shared: Tensor) -> Tensor:
+    """Add to `x` `(B M, ...)` what the M members of each of B sequences have in common, `(B, ...)`."""
+    if len(x) == len(shared):
+        return x + shared
+    return (x.unflatten(0, (len(shared), -1)) + shared[:, None]).flatten(0, 1)
+
+
+def beside(conv: nn.Conv2d, known: Tensor, first: bool = False) -> Callable[[Tensor], Tensor]:
+    """A convolution as a function of some of its input channels, given the others, whose part is computed once.
+
+    `known` `(B, C, H, W)` holds the last input channels, or the `first`. The function takes the other channels of
+    `(B M, ...)` samples, the M that share a known part one after the other.
+    """
+    width = known.shape[1]
+    if first:
+        weight_known, weight = conv.weight.tensor_split([width], dim=1)
+    else:
+        weight, weight_known = conv.weight.tensor_split([-width], dim=1)
+    part = F.conv2d(known, weight_known, conv.bias, padding=conv.padding)
+    weight = weight.to(compute_dtype(known)).contiguous(memory_format=torch.channels_last)
+    return lambda x: add_shared(F.conv2d(x, weight, padding=conv.padding), part)
+
+
 class ResidualBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside a shortcut; an embedding scales and shifts the first one's norm."""
+    """Two normalised 3x3 convolutions beside a shortcut; a modulation scales and shifts the first one's norm."""
 
     def __init__(
         self,
         channels_in: int,
         channels_out: int,
-        embedding: int | None = None,  # its width; None: no embedding
+        embedding: int | None = None,  # width of what the modulation is computed from; None: no modulation
     ):
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
@@ -39,35 +78,57 @@ class ResidualBlock(nn.Module):
         same = channels_in == channels_out
         self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        h = self.norm1(self.conv1(x))
-        if self.modulation is not None:
-            scale, shift = self.modulation(F.silu(embedding))[..., None, None].chunk(2, dim=1)
-            h = h * (scale + 1) + shift
-        h = self.norm2(self.conv2(F.silu(h)))
-        return F.silu(h) + self.shortcut(x)
+    def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
+        """`(B, channels_in, H, W)` and scale and shift `(B, 2 channels_out)` -> `(B, channels_out, H, W)`."""
+        return self._after_first(self.conv1(x), modulation) + self.shortcut(x)
+
+    def beside(self, known: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """`forward` as a function of the first input channels and the modulation, given the other channels."""
+        conv1, shortcut = beside(self.conv1, known), beside(self.shortcut, known)
+        return lambda x, modulation: self._after_first(conv1(x), modulation) + shortcut(x)
+
+    def _after_first(self, h: Tensor, modulation: Tensor | None) -> Tensor:
+        h = self.norm1(h)
+        if modulation is not None:
+            scale, shift = modulation.to(h.dtype)[..., None, None].chunk(2, dim=1)
+            h = torch.addcmul(shift, h, scale + 1)
+        return F.silu(self.norm2(self.conv2(F.silu(h))))
 
 
 class Downsample(nn.Module):
-    """Halves height and width by moving 2x2 blocks into channels."""
+    """Halves height and width by moving 2x2 blocks into channels, then a 1x1 convolution.
+
+    Computed as what that is: one convolution of stride 2, which moves nothing.
+    """
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
         self.conv = nn.Conv2d(4 * channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pixel_unshuffle(x, 2))
+        kernel = rearrange(self.conv.weight, "out (c i j) 1 1 -> out c i j", i=2, j=2)
+        return F.conv2d(x, kernel, self.conv.bias, stride=2)
 
 
 class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour, then a convolution."""
+    """Doubles height and width: nearest neighbour, then a convolution.
+
+    Computed as what that is: one transposed convolution of stride 2. Its 4x4 kernel sums the taps that fall on copies
+    of the same pixel, which leaves 4 of 9 multiplications.
+    """
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return self.prepared(compute_dtype(x))(x)
+
+    def prepared(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """`forward` with a kernel that is computed once."""
+        kernel = F.avg_pool2d(self.conv.weight.flip(2, 3), 2, stride=1, padding=1, divisor_override=1)
+        kernel = kernel.transpose(0, 1).to(dtype).contiguous(memory_format=torch.channels_last)
+        return lambda x: F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
 class RMSNorm(nn.Module):
@@ -78,7 +139,8 @@ class RMSNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=1) * (self.gain * math.sqrt(x.shape[1]))
+        # The gain must not promote half precision to float32, in which everything after would run.
+        return F.normalize(x, dim=1).to(x.dtype) * (self.gain * math.sqrt(x.shape[1])).to(x.dtype)
 
 
 class LargeKernelAttention(nn.Module):
@@ -107,12 +169,26 @@ class LargeKernelAttention(nn.Module):
         return x + normed + self.project_out(channel[..., None, None] * spatial * u)
 
     def _dilate(self, x: Tensor) -> Tensor:
+        """The dilated convolution, on processors as ordinary ones of the interleaved images that it falls into.
+
+        The library's own is some eight times slower there, and its bfloat16 weight gradient is wrong at random, even
+        infinite (oneDNN, channels-last).
+        """
         if x.device.type != "cpu":
             return self.dilated(x)
-        # On processors the bfloat16 weight gradient of this convolution is wrong at random, even infinite (oneDNN,
-        # channels-last).
-        with torch.autocast("cpu", enabled=False):
-            return self.dilated(x.float())
+        height, width = x.shape[2:]
+        every = self.dilated.dilation[0]
+        x = F.pad(x, (0, -width % every, 0, -height % every))
+        x = rearrange(x, "b c (h i) (w j) -> (b i j) h w c", i=every, j=every)
+        x = F.conv2d(
+            rearrange(x, "n h w c -> n c h w"),
+            self.dilated.weight,
+            self.dilated.bias,
+            padding=self.dilated.kernel_size[0] // 2,
+            groups=self.dilated.groups,
+        )
+        x = rearrange(x, "(b i j) c h w -> b (h i) (w j) c", i=every, j=every)
+        return rearrange(x[:, :height, :width], "b h w c -> b c h w")
 
 
 class SelfAttention(nn.Module):
@@ -131,7 +207,8 @@ class SelfAttention(nn.Module):
             self.qkv(self.norm(x)), "b (three head c) h w -> three b head (h w) c", three=3, head=self.heads
         )
         attended = F.scaled_dot_product_attention(*qkv)
-        return x + self.out(rearrange(attended, "b head (h w) c -> b (head c) h w", h=height))
+        attended = rearrange(attended, "b head (h w) c -> b h w (head c)", h=height)
+        return x + self.out(rearrange(attended, "b h w c -> b c h w"))
 
 
 class ConvGRU(nn.Module):
@@ -142,25 +219,26 @@ class ConvGRU(nn.Module):
         self.gates = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1)  # of input and state: reset, update
         self.candidate = nn.Conv2d(2 * channels, channels, 3, padding=1)  # of input and reset state
 
-    def forward(self, x: Tensor) -> Tensor:
-        """States after every frame, from a zero start: `(B, T, C, H, W)` -> the same shape.
+    def forward(self, x: Tensor, steps: int) -> list[Tensor]:
+        """States `(B, C, H, W)` after every one of T `steps`, from a zero start; `x` is `(T B, C, H, W)`.
 
-        What depends on the input alone is convolved for all frames at once; the loop holds the rest.
+        What depends on the input alone is convolved for all steps at once; the loop holds the rest.
         """
-        b, _, c = x.shape[:3]
+        c, dtype = x.shape[1], compute_dtype(x)
         gate_x, gate_h = self.gates.weight.split(c, dim=1)
         candidate_x, candidate_h = self.candidate.weight.split(c, dim=1)
         from_input = F.conv2d(
-            rearrange(x, "b t c h w -> (b t) c h w"),
+            x,
             torch.cat([gate_x, candidate_x]),
             torch.cat([self.gates.bias, self.candidate.bias]),
             padding=1,
         )
+        gate_h, candidate_h = (
+            weight.to(dtype).contiguous(memory_format=torch.channels_last) for weight in (gate_h, candidate_h)
+        )
         states = []
         h = None
-        for gates, candidate in (
-            frame.split([2 * c, c], dim=1) for frame in rearrange(from_input, "(b t) c h w -> t b c h w", b=b)
-        ):
+        for gates, candidate in (step.split([2 * c, c], dim=1) for step in from_input.chunk(steps)):
             if h is not None:
                 gates = gates + F.conv2d(h, gate_h, padding=1)
             reset, update = gates.sigmoid().chunk(2, dim=1)
@@ -169,4 +247,4 @@ class ConvGRU(nn.Module):
             new = update * candidate.tanh()
             h = new if h is None else (1 - update) * h + new
             states.append(h)
-        return torch.stack(states, dim=1)
+        return states

@@ -1,13 +1,14 @@
 """DiffCast: a deterministic backbone and a conditional diffusion model of its residual, trained end to end."""
 
+import itertools
 import math
-from collections.abc import Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, cached_property, partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from diffcast import motion, process, residual
@@ -121,7 +122,7 @@ class DiffCast(nn.Module):
             torch.arange(self.segments, device=time.device).repeat(len(frames_in)),
         )
         v = process.v_target(self.schedule, x0, eps, time)
-        diffusion = process.weighted_loss(self.schedule, predicted.float(), v, time)
+        diffusion = process.weighted_loss(self.schedule, predicted, v, time)
         loss = self.diffusion_weight * diffusion + (1 - self.diffusion_weight) * trend["loss"]
         return {"loss": loss, "deterministic": trend["loss"], "diffusion": diffusion}
 
@@ -129,43 +130,47 @@ class DiffCast(nn.Module):
         """Ensemble `(B, M, T, C, H, W)` in [0, 1] from frames `(B, T_in, C, H, W)`; options as in `generate`."""
         return self.generate(frames_in, members, generator, **sampling).forecast
 
+    # Not `torch.inference_mode`, in which autocast would convert every weight anew at every call.
     @torch.no_grad()
     def generate(
         self,
         frames_in: Tensor,  # (B, T_in, C, H, W) in [0, 1]
         members: int = 1,  # draws of the residual for each sequence
-        generator: Generators = None,  # of the start noise
+        generator: Generators = None,  # of the start noise, and of what a stochastic sampler adds
         sampler: str = "ddim",  # a key of SAMPLERS
         sampling_steps: int = 250,  # network evaluations per segment
         noise: Tensor | None = None,  # (B, M, S, L, C, H, W): replaces the drawn start noise
-        members_at_once: int | None = None,  # bounds the memory; None: all
+        forecast_batch: int | None = None,  # forecasts (sequences x members) at a time, bounds the memory; None: all
     ) -> Generated:
-        """Forecast with its parts. Backbone and GlobalMotion run once, whatever the members."""
-        b = len(frames_in)
+        """Forecast with its parts. Backbone and GlobalMotion run once, whatever the members.
+
+        The noise of a member depends on the generator alone, not on the forecasts that are made at the same time.
+        """
+        b, device = len(frames_in), frames_in.device
         if noise is None:
             shape = (members, self.segments, self.segment_length, *frames_in.shape[2:])
-            noise = _draw(torch.randn, b, shape, generator, frames_in.device)
+            noise = _draw(torch.randn, b, shape, generator, device)
+        seeds = _draw(partial(torch.randint, 2**63 - 1), b, (noise.shape[1],), generator, device)
         mu = 2 * self.backbone.trend(frames_in).float() - 1
         contexts = self._context(2 * frames_in - 1, mu)
         sample = partial(SAMPLERS[sampler], schedule=self.schedule, steps=sampling_steps)
-        chunks = noise.split(members_at_once or noise.shape[1], dim=1)
-        drawn = torch.cat([self._sample_residual(chunk, *contexts, sample) for chunk in chunks], dim=1)
+        drawn = mu.new_empty(b, noise.shape[1], *mu.shape[1:])
+        for some, few in _chunks(*noise.shape[:2], forecast_batch):
+            local, last = ([x[some] for x in maps] for maps in contexts)
+            drawn[some, few] = self._sample_residual(
+                noise[some, few], local, last, partial(sample, draw=_drawing(seeds[some, few]))
+            )
         forecast = ((mu[:, None] + drawn + 1) / 2).clamp(0, 1)
         return Generated(forecast, (mu + 1) / 2, drawn)
 
     def _sample_residual(self, noise: Tensor, local: list[Tensor], last: list[Tensor], sample) -> Tensor:
         """Residuals `(B, M, T, C, H, W)` from start noise `(B, M, S, L, C, H, W)`, segment after segment."""
-        b, m = noise.shape[:2]
-        local, last = ([repeat(x, "b ... -> (b m) ...", m=m) for x in maps] for maps in (local, last))
+        b = len(noise)
         segments = []
         previous = torch.zeros_like(noise[:, :, 0]).flatten(0, 1)
         for s, start in enumerate(rearrange(noise, "b m s ... -> s (b m) ...")):
-            denoise = partial(
-                self.residual,
-                condition=previous,
-                context=last if s else local,
-                segment=torch.full((len(start),), s, device=start.device),
-            )
+            index = torch.full((b,), s, device=start.device)
+            denoise = self.residual.conditioned(previous, last if s else local, index)
             previous = sample(denoise, start)
             segments.append(previous)
         return rearrange(segments, "s (b m) l c h w -> b m (s l) c h w", b=b)[:, :, : self.frames_out]
@@ -234,3 +239,22 @@ def _draw(distribution, batch: int, shape: tuple[int, ...], generator: Generator
     if isinstance(generator, Sequence):
         return torch.stack([distribution(shape, generator=one, device=device) for one in generator])
     return distribution((batch, *shape), generator=generator, device=device)
+
+
+def _drawing(seeds: Tensor) -> Callable[[Tensor], Tensor]:
+    """Standard normal noise like its argument `(B M, ...)`, each sample's from a generator of its own."""
+
+    @cache  # at the first draw: most samplers ask for none, and reading the seeds waits for the device
+    def generators() -> list[Generator]:
+        return [torch.Generator(seeds.device).manual_seed(seed) for seed in seeds.flatten().tolist()]
+
+    return lambda x: _draw(torch.randn, len(x), x.shape[1:], generators(), x.device)
+
+
+def _chunks(sequences: int, members: int, at_once: int | None) -> Iterator[tuple[slice, slice]]:
+    """Slices of sequences and of members that make at most `at_once` forecasts together, about as many each time."""
+    at_once = at_once or sequences * members
+    few = math.ceil(members / math.ceil(members / at_once))
+    some = max(1, at_once // few)
+    for sequence, member in itertools.product(range(0, sequences, some), range(0, members, few)):
+        yield slice(sequence, sequence + some), slice(member, member + few)

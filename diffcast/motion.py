@@ -2,6 +2,7 @@
 
 import itertools
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -43,13 +44,13 @@ class GlobalMotion(nn.Module):
 
     def forward(self, frames: Tensor, local_at: int) -> tuple[list[Tensor], list[Tensor]]:
         """Contexts, finest first: the states after frame index `local_at` (local) and after the last (global)."""
-        b = frames.shape[0]
-        x = self.stem(rearrange(frames, "b t c h w -> (b t) c h w"))
+        steps = frames.shape[1]
+        x = self.stem(rearrange(frames, "b t c h w -> (t b) c h w"))
         local, last = [], []
         for level in self.levels:
-            states, x = level(x, b)
-            local.append(states[:, local_at])
-            last.append(states[:, -1])
+            states, x = level(x, steps)
+            local.append(states[local_at])
+            last.append(states[-1])
         return local, last
 
 
@@ -62,7 +63,7 @@ class MotionLevel(nn.Module):
         self.recurrence = ConvGRU(width)
         self.down = Downsample(width, following) if following else None
 
-    def forward(self, x: Tensor, batch: int) -> tuple[Tensor, Tensor | None]:
-        """Frames `(B T, C, H, W)` -> states `(B, T, C, H, W)` and the next level's frames."""
-        states = self.recurrence(rearrange(self.block(x), "(b t) c h w -> b t c h w", b=batch))
-        return states, self.down and self.down(rearrange(states, "b t c h w -> (b t) c h w"))
+    def forward(self, x: Tensor, steps: int) -> tuple[list[Tensor], Tensor | None]:
+        """T frames `(T B, C, H, W)` -> T states `(B, C, H, W)` and the next level's frames."""
+        states = self.recurrence(self.block(x), steps)
+        return states, self.down and self.down(torch.cat(states))

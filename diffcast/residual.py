@@ -1,8 +1,10 @@
 """LocalResidual: the network that denoises one segment of the residual."""
 
 import itertools
+from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -12,8 +14,15 @@ from diffcast.layers import (
     ResidualBlock,
     SelfAttention,
     Upsample,
+    add_shared,
+    beside,
+    compute_dtype,
+    full_precision,
     sinusoidal,
 )
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # of a noisy segment (B, L, C, H, W) and its diffusion time (B,)
+Modulations = Iterator[Tensor]  # (B, 2 width) for one block after the other
 
 
 class LocalResidual(nn.Module):
@@ -59,24 +68,55 @@ class LocalResidual(nn.Module):
         segment: Tensor,  # (B,) integers: index of the segment
     ) -> Tensor:
         """Predict `v`, `(B, L, C, H, W)`."""
-        embedding = torch.cat(
-            [
-                self.embed_time(sinusoidal(time, self.dim)),
-                self.embed_segment(sinusoidal(segment, self.dim)),
-            ],
-            dim=1,
-        )
-        stem = self.stem(rearrange([condition, noisy], "two b l c h w -> b (two l c) h w"))
-        x, skips = stem, []
-        for level, level_context in zip(self.downs, context, strict=True):
-            x, level_skips = level(x, level_context, embedding)
-            skips += level_skips
-        x = self.middle_block1(x, embedding)
-        x = self.middle_block2(self.middle_attention(x), embedding)
-        for level in self.ups:
-            x = level(x, skips.pop(), skips.pop(), embedding)
-        x = self.head(self.head_block(torch.cat([x, stem], dim=1), embedding))
-        return rearrange(x, "b (l c) h w -> b l c h w", c=noisy.shape[2])
+        return self.conditioned(condition, context, segment)(noisy, time)
+
+    def conditioned(self, condition: Tensor, context: list[Tensor], segment: Tensor) -> Denoiser:
+        """`forward` as a function of `noisy` and `time` alone; what does not depend on them is computed once.
+
+        Members of one forecast share a context: `noisy`, `time` and `condition` may hold M consecutive samples for
+        each one in `context` and `segment`. The function is valid as long as the weights and the precision
+        (autocast) are what they are now.
+        """
+        stem = beside(self.stem, _to_channels(condition), first=True)
+        downs = [level.beside(known) for level, known in zip(self.downs, context, strict=True)]
+        ups = [level.prepared(compute_dtype(condition)) for level in self.ups]
+        modulate = self._modulations(segment)
+
+        def denoise(noisy: Tensor, time: Tensor) -> Tensor:
+            modulations = modulate(time)
+            first = stem(_to_channels(noisy))
+            x, skips = first, []
+            for level in downs:
+                x, level_skips = level(x, modulations)
+                skips += level_skips
+            x = self.middle_block1(x, next(modulations))
+            x = self.middle_block2(self.middle_attention(x), next(modulations))
+            for level in ups:
+                x = level(x, skips, modulations)
+            x = self.head(self.head_block(torch.cat([x, first], dim=1), next(modulations)))
+            return rearrange(x, "b (l c) h w -> b l c h w", c=noisy.shape[2]).to(noisy.dtype)
+
+        return denoise
+
+    def _modulations(self, segment: Tensor) -> Callable[[Tensor], Modulations]:
+        """Scales and shifts of all blocks as a function of the diffusion time `(B M,)`, in the order of their use.
+
+        One matrix product serves all blocks; the segment's part of it is computed once.
+        """
+        layers = [block.modulation for block in self.modules() if isinstance(block, ResidualBlock)]
+        widths = [layer.out_features for layer in layers]
+        bias = torch.cat([layer.bias for layer in layers])
+        of_time, of_segment = torch.cat([layer.weight for layer in layers]).chunk(2, dim=1)
+        # In float32 under autocast, too: it costs nothing, and half precision cannot tell neighbouring times apart.
+        with full_precision(segment):
+            shared = F.linear(F.silu(self.embed_segment(sinusoidal(segment, self.dim))), of_segment, bias)
+
+        def modulate(time: Tensor) -> Modulations:
+            with full_precision(time):
+                embedded = F.silu(self.embed_time(sinusoidal(time, self.dim)))
+                return iter(add_shared(F.linear(embedded, of_time), shared).split(widths, dim=1))
+
+        return modulate
 
 
 class DownLevel(nn.Module):
@@ -89,10 +129,16 @@ class DownLevel(nn.Module):
         self.attention = LargeKernelAttention(width)
         self.resample = nn.Conv2d(width, after, 3, padding=1) if last else Downsample(width, after)
 
-    def forward(self, x: Tensor, context: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        first = self.block1(torch.cat([x, context], dim=1), embedding)
-        second = self.attention(self.block2(first, embedding))
-        return self.resample(second), [first, second]
+    def beside(self, context: Tensor) -> Callable[[Tensor, Modulations], tuple[Tensor, list[Tensor]]]:
+        """The level's output and skips as a function of the level above's output, for a given context."""
+        block1 = self.block1.beside(context)
+
+        def descend(x: Tensor, modulations: Modulations) -> tuple[Tensor, list[Tensor]]:
+            first = block1(x, next(modulations))
+            second = self.attention(self.block2(first, next(modulations)))
+            return self.resample(second), [first, second]
+
+        return descend
 
 
 class UpLevel(nn.Module):
@@ -105,10 +151,20 @@ class UpLevel(nn.Module):
         self.attention = LargeKernelAttention(after)
         self.resample = nn.Conv2d(after, width, 3, padding=1) if last else Upsample(after, width)
 
-    def forward(self, x: Tensor, skip1: Tensor, skip2: Tensor, embedding: Tensor) -> Tensor:
-        x = self.block1(torch.cat([x, skip1], dim=1), embedding)
-        x = self.block2(torch.cat([x, skip2], dim=1), embedding)
-        return self.resample(self.attention(x))
+    def prepared(self, dtype: torch.dtype) -> Callable[[Tensor, list[Tensor], Modulations], Tensor]:
+        """The level's output as a function of the level below's; the skips it uses are taken off their list."""
+        resample = self.resample.prepared(dtype) if isinstance(self.resample, Upsample) else self.resample
+
+        def ascend(x: Tensor, skips: list[Tensor], modulations: Modulations) -> Tensor:
+            x = self.block1(torch.cat([x, skips.pop()], dim=1), next(modulations))
+            x = self.block2(torch.cat([x, skips.pop()], dim=1), next(modulations))
+            return resample(self.attention(x))
+
+        return ascend
+
+
+def _to_channels(frames: Tensor) -> Tensor:
+    return rearrange(frames, "b l c h w -> b (l c) h w")
 
 
 def _embedding_mlp(dim: int) -> nn.Sequential:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffcast import DiffCast, build_diffcast, process
 from diffcast.forecaster import Architecture
@@ -32,6 +33,21 @@ def calls_of(network):
     return calls
 
 
+def denoised(monkeypatch, model):
+    """Collect, for every segment that is denoised, what it is conditioned on and the samples it passes through."""
+    runs = []
+    conditioned = model.residual.conditioned
+
+    def recording(condition, context, segment):
+        denoise = conditioned(condition, context, segment)
+        samples = []
+        runs.append((condition, context, segment, samples))
+        return lambda noisy, time: samples.append(noisy) or denoise(noisy, time)
+
+    monkeypatch.setattr(model.residual, "conditioned", recording)
+    return runs
+
+
 class TestOfficial:
     def test_names_and_shapes_are_the_official_ones(self):
         with torch.device("meta"):
@@ -41,16 +57,16 @@ class TestOfficial:
         assert ours == rename(official, model.official_names, model.official_dropped)
         assert sum(p.numel() for p in model.parameters()) == 49_361_625
 
-    def test_forecast_with_phydnet_is_the_official_one(self):
+    def test_forecast_with_phydnet_is_the_official_one(self, monkeypatch):
         model, golden = official(PhyDNet((1, 32, 32)), SMALL, seed=105), arrays("sample_32")
-        calls = calls_of(model.residual)
+        runs = denoised(monkeypatch, model)
         made = model.generate(
             torch.from_numpy(golden["frames_in"]), sampling_steps=10, noise=segment_noise(1, 105)[:, None]
         )
         assert_close(made.trend, golden["mu"], 5e-5)
         assert_close(made.residual[:, 0], golden["residuals"], 6e-4)
         assert_close(made.forecast[:, 0], golden["frames_pred"], 3e-4)
-        last_x = torch.stack([x[0, :, 0] for (x, _), _ in calls[9::10]])
+        last_x = torch.stack([samples[-1][0, :, 0] for *_, samples in runs])
         assert_close(last_x, golden["last_x"], 4e-4)  # unlike the result not clamped
 
     def test_forecast_with_simvp_is_the_official_one(self):
@@ -125,17 +141,64 @@ class TestForecast:
         alone = model.forecast(frames[1:2], 2, seeded(8), sampling_steps=2)
         torch.testing.assert_close(batch[1:2], alone, atol=1e-5, rtol=0)
 
-    def test_each_segment_is_conditioned_on_the_one_before(self, tiny):
+    def test_each_segment_is_conditioned_on_the_one_before(self, tiny, monkeypatch):
         model = tiny(frames_in=4, frames_out=10, segment_length=3)
-        calls, contexts = calls_of(model.residual), []
+        runs, contexts = denoised(monkeypatch, model), []
         model.motion.register_forward_hook(lambda _, __, output: contexts.append(output))
         made = model.generate(torch.rand(1, 4, 1, 16, 16), sampling_steps=1)
         (local, last), residual = contexts[0], made.residual[:, 0]
-        for s, (_, given) in enumerate(calls):
+        assert len(runs) == 4
+        for s, (condition, context, segment, _) in enumerate(runs):
             before = residual[:, 3 * (s - 1) : 3 * s] if s else torch.zeros(1, 3, 1, 16, 16)
-            assert torch.equal(given["condition"], before)
-            assert torch.equal(given["context"][0], (last if s else local)[0])
-            assert given["segment"].tolist() == [s]
+            assert torch.equal(condition, before)
+            assert torch.equal(context[0], (last if s else local)[0])
+            assert segment.tolist() == [s]
+
+    @pytest.mark.parametrize("sampler", ["ddim", "sde-dpm"])
+    def test_a_forecast_is_the_same_whatever_is_made_at_the_same_time(self, tiny, sampler):
+        model, frames = tiny(frames_out=10), torch.rand(3, 5, 1, 16, 16)
+        options = {"sampler": sampler, "sampling_steps": 2}
+        together = model.forecast(frames, 4, seeded(1, 2, 3), **options)
+        for size in (1, 3):
+            chunks = model.forecast(frames, 4, seeded(1, 2, 3), **options, forecast_batch=size)
+            torch.testing.assert_close(chunks, together, atol=1e-4, rtol=0)
+        alone = model.forecast(frames[1:2], 4, seeded(2), **options)
+        torch.testing.assert_close(alone[0], together[1], atol=1e-4, rtol=0)
+
+    @pytest.mark.parametrize(
+        ("members", "forecast_batch", "sizes"),
+        [(4, None, [12]), (4, 8, [8, 4]), (5, 4, [3, 2] * 3), (1, 2, [2, 1]), (2, 1, [1] * 6)],
+    )
+    def test_forecasts_are_made_in_even_batches(self, tiny, monkeypatch, members, forecast_batch, sizes):
+        model = tiny(frames_in=4, frames_out=4)
+        runs = denoised(monkeypatch, model)
+        model.forecast(torch.rand(3, 4, 1, 16, 16), members, sampling_steps=1, forecast_batch=forecast_batch)
+        assert [len(condition) for condition, *_ in runs] == sizes
+
+    def test_a_stochastic_sampler_gives_each_member_noise_of_its_own(self, tiny):
+        model, frames = tiny(), torch.rand(1, 5, 1, 16, 16)
+        noise = torch.randn(1, 1, 4, 5, 1, 16, 16).expand(1, 2, -1, -1, -1, -1, -1)
+        for sampler, same in {"dpm": True, "sde-dpm": False}.items():
+            first, second = model.forecast(frames, sampler=sampler, sampling_steps=3, noise=noise)[0]
+            assert torch.allclose(first, second, atol=1e-3) == same
+
+    def test_half_precision_converts_weights_once_per_forecast(self, tiny):
+        model = tiny().eval()
+        weights = {id(p) for p in model.residual.parameters()}
+
+        class Conversions(TorchDispatchMode):
+            number = 0
+
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                self.number += function is torch.ops.aten._to_copy.default and id(args[0]) in weights
+                return function(*args, **kwargs or {})
+
+        counts = []
+        for steps in (1, 3):
+            with torch.autocast("cpu", torch.bfloat16), Conversions() as conversions:
+                model.forecast(torch.rand(1, 5, 1, 16, 16), sampling_steps=steps)
+            counts.append(conversions.number)
+        assert counts[0] == counts[1] > 0
 
 
 class TestTraining:

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffcast import motion, residual
-from diffcast.layers import LargeKernelAttention
+from diffcast.forecaster import place
+from diffcast.layers import Downsample, LargeKernelAttention, RMSNorm, Upsample
 from diffcast.motion import GlobalMotion
 from diffcast.residual import LocalResidual
 from tests.golden.reference import arrays, assert_close, official_weights, shapes
@@ -76,6 +80,69 @@ def test_any_number_of_levels_channels_and_frames_is_possible():
     network = LocalResidual(channels=2, segment_length=3, dim=8, dim_mults=(1, 2, 2))
     noisy, zero = torch.randn(1, 3, 2, 16, 24), torch.tensor([0])
     assert network(noisy, zero, noisy, context, zero).shape == noisy.shape
+
+
+@torch.no_grad()
+def test_members_share_what_they_are_conditioned_on(local_residual, golden):
+    context = [golden[f"ctx_{level}"] for level in range(4)]
+    noisy, condition, time = *torch.randn(2, 6, 5, 1, 32, 32), torch.arange(6) * 150
+    segment = torch.tensor([2, 0])
+    repeated = [x.repeat_interleave(3, dim=0) for x in context]
+    expected = local_residual(noisy, time, condition, repeated, segment.repeat_interleave(3))
+    ours = local_residual.conditioned(condition, context, segment)(noisy, time)
+    assert_close(ours, expected.numpy(), 1e-5 * expected.abs().max().item())
+
+
+@torch.no_grad()
+def test_what_does_not_depend_on_the_noise_is_computed_once(local_residual, golden):
+    x, context, zero = golden["x"][:1], [golden[f"ctx_{level}"][:1] for level in range(4)], torch.tensor([0])
+    denoise = local_residual.conditioned(x, context, zero)
+    with FlopCounterMode(display=False) as whole:
+        local_residual(x, zero, x, context, zero)
+    with FlopCounterMode(display=False) as again:
+        denoise(x, zero)
+    # half of the stem, and of the first 3x3 convolution and 1x1 shortcut of each level
+    saved = 16 * 5 * 7 * 7 * 32**2 + sum(c.shape[1] ** 2 * 10 * c.shape[2] ** 2 for c in context)
+    assert whole.get_total_flops() - again.get_total_flops() >= 2 * saved
+
+
+@torch.no_grad()
+def test_half_precision_needs_no_other_type_or_layout_on_the_way(local_residual, golden):
+    context = [golden[f"ctx_{level}"].to(memory_format=torch.channels_last) for level in range(4)]
+    inputs = golden["x"], torch.tensor([17, 803]), golden["cond"], context, torch.tensor([2, 0])
+    network = filled(place(LocalResidual(dim=16), torch.device("cpu")), residual.OFFICIAL_NAMES, "model.", seed=104)
+    types, layouts = set(), set()
+
+    def record(_, given, y):
+        types.update(x.dtype for x in (*given, y))
+        layouts.add(y.is_contiguous(memory_format=torch.channels_last))
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.GroupNorm | RMSNorm):
+            module.register_forward_hook(record)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = network(*inputs)
+    expected = local_residual(*inputs)
+    assert types == {torch.bfloat16}
+    assert layouts == {True}
+    assert ours.dtype == torch.float32
+    assert (ours - expected).norm() < 3e-2 * expected.norm()
+
+
+@torch.no_grad()
+def test_resampling_is_what_it_stands_for():
+    torch.manual_seed(0)
+    x, up, down = torch.randn(2, 6, 10, 14), Upsample(6, 3), Downsample(6, 3)
+    torch.testing.assert_close(up(x), up.conv(F.interpolate(x, scale_factor=2)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(down(x), down.conv(F.pixel_unshuffle(x, 2)), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(2, 4), (9, 12), (16, 23)])
+def test_dilated_convolutions_are_those_of_the_library(size):
+    torch.manual_seed(0)
+    attention, x = LargeKernelAttention(8), torch.randn(2, 8, *size)
+    torch.testing.assert_close(attention._dilate(x), attention.dilated(x), atol=1e-5, rtol=0)
 
 
 def test_half_precision_gradients_of_dilated_convolutions_are_right():

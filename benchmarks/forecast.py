@@ -1,0 +1,263 @@
+"""Seconds of one network evaluation and of whole forecasts, against the official procedure in the same run.
+
+    python -m benchmarks.forecast [--rounds 5] [--members 8] [--full] [--json result.json]
+
+The official procedure is 250 steps of DDIM for each segment in float32, contiguous, one sequence and one member at a
+time, everything computed anew at every evaluation, with the operations that the architecture is described by. It takes
+many minutes, so that without --full only a few of its steps are timed and the rest is extrapolated by their number,
+which the table then says. All forms are timed in turn, round by round.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from diffcast import DiffCast
+from diffcast.forecaster import Architecture, place
+from diffcast.layers import LargeKernelAttention, ResidualBlock, Upsample, sinusoidal
+from diffcast.residual import LocalResidual
+from diffcast.samplers import SAMPLERS
+from models import BACKBONES
+from utils.files import replacing
+from utils.log import format_table
+
+OFFICIAL_STEPS = 250
+EXTRAPOLATED_FROM = 3  # steps per segment
+PRECISIONS = ("float32", "bfloat16")
+DEFAULT = ("dpm", 10, "bfloat16")
+SETTINGS = [DEFAULT, ("dpm", 10, "float32"), ("sde-dpm", 10, "bfloat16"), ("ddim", 20, "bfloat16")]
+Form = Callable[[], Tensor]
+
+
+def direct(
+    network: LocalResidual, noisy: Tensor, time: Tensor, condition: Tensor, context: list[Tensor], segment: Tensor
+) -> Tensor:
+    """LocalResidual one operation after the other, as it is described."""
+    embedding = torch.cat(
+        [
+            network.embed_time(sinusoidal(time, network.dim)),
+            network.embed_segment(sinusoidal(segment, network.dim)),
+        ],
+        dim=1,
+    )
+    x = stem = network.stem(rearrange([condition, noisy], "two b l c h w -> b (two l c) h w"))
+    skips = []
+    for level, known in zip(network.downs, context, strict=True):
+        skips.append(direct_block(level.block1, torch.cat([x, known], dim=1), embedding))
+        skips.append(direct_attention(level.attention, direct_block(level.block2, skips[-1], embedding)))
+        last = level is network.downs[-1]
+        x = level.resample(skips[-1]) if last else level.resample.conv(F.pixel_unshuffle(skips[-1], 2))
+    x = direct_block(network.middle_block1, x, embedding)
+    x = direct_block(network.middle_block2, network.middle_attention(x), embedding)
+    for level in network.ups:
+        x = direct_block(level.block1, torch.cat([x, skips.pop()], dim=1), embedding)
+        x = direct_attention(level.attention, direct_block(level.block2, torch.cat([x, skips.pop()], dim=1), embedding))
+        up = isinstance(level.resample, Upsample)
+        x = level.resample.conv(F.interpolate(x, scale_factor=2)) if up else level.resample(x)
+    x = network.head(direct_block(network.head_block, torch.cat([x, stem], dim=1), embedding))
+    return rearrange(x, "b (l c) h w -> b l c h w", c=noisy.shape[2])
+
+
+def direct_block(block: ResidualBlock, x: Tensor, embedding: Tensor) -> Tensor:
+    """A residual block whose modulation is computed on the spot."""
+    scale, shift = block.modulation(F.silu(embedding))[..., None, None].chunk(2, dim=1)
+    h = F.silu(block.norm1(block.conv1(x)) * (scale + 1) + shift)
+    return F.silu(block.norm2(block.conv2(h))) + block.shortcut(x)
+
+
+def direct_attention(attention: LargeKernelAttention, x: Tensor) -> Tensor:
+    """Large-kernel attention with the library's dilated convolution."""
+    normed = F.normalize(x, dim=1) * attention.norm.gain * x.shape[1] ** 0.5
+    u = F.gelu(attention.project_in(normed))
+    spatial = attention.pointwise(attention.dilated(attention.local(u)))
+    channel = torch.sigmoid(attention.excite(F.relu(attention.squeeze(u.mean(dim=(2, 3))))))
+    return x + normed + attention.project_out(channel[..., None, None] * spatial * u)
+
+
+def in_precision(precision: str, form: Form) -> Form:
+    """The form, computed in float32 or under autocast."""
+
+    def run() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            return form()
+
+    return run
+
+
+def in_turn(forms: dict[str, Form], rounds: int) -> dict[str, dict[str, float]]:
+    """Median and shortest seconds of each form, timed in turn after a warm-up."""
+    times = {name: [] for name in forms}
+    for _ in range(1 + rounds):
+        for name, form in forms.items():
+            started = time.perf_counter()
+            form()
+            times[name].append(time.perf_counter() - started)
+    return {name: {"median": statistics.median(t[1:]), "shortest": min(t[1:])} for name, t in times.items()}
+
+
+def evaluation_forms(official: DiffCast, ours: DiffCast, members: int) -> dict[str, Form]:
+    """One LocalResidual evaluation for members of one sequence: official, and ours with what is computed once done."""
+    noisy, condition = torch.randn(2, members, ours.segment_length, *ours.frame_shape)
+    now, segment = torch.full((members,), 500), torch.tensor([1])
+    frames = 2 * torch.rand(1, ours.frames_in + ours.frames_out, *ours.frame_shape) - 1
+    _, context = official.motion(frames, ours.frames_in)
+    repeated = [x.expand(members, -1, -1, -1).contiguous() for x in context]
+    forms = {
+        "official": lambda: direct(official.residual, noisy, now, condition, repeated, segment.expand(members)),
+    }
+    context = [x.to(memory_format=torch.channels_last) for x in context]
+    for precision in PRECISIONS:
+        denoise = in_precision(precision, lambda: ours.residual.conditioned(condition, context, segment))()
+        forms[precision] = in_precision(precision, lambda denoise=denoise: denoise(noisy, now))
+    return forms
+
+
+def compare_evaluations(official: DiffCast, ours: DiffCast, members: int, rounds: int) -> list[dict]:
+    """Seconds of each form of an evaluation, and how far its result is from the official one (relative RMS)."""
+    forms = evaluation_forms(official, ours, members)
+    # Around all calls, as around a forecast: leaving the outermost autocast forgets the converted weights.
+    with torch.autocast("cpu", enabled=False):
+        expected = forms["official"]()
+        differences = {name: (form() - expected).norm() / expected.norm() for name, form in forms.items()}
+        seconds = in_turn(forms, rounds)
+    return [
+        {
+            "form": name,
+            "members": members,
+            **seconds[name],
+            "speedup": seconds["official"]["median"] / seconds[name]["median"],
+            "difference": differences[name].item(),
+        }
+        for name in forms
+    ]
+
+
+def official_forecast(official: DiffCast, frames: Tensor, steps: int) -> Tensor:
+    """The residual `(1, T, C, H, W)` that the official procedure draws with some number of steps per segment."""
+    mu = 2 * official.backbone.trend(frames) - 1
+    local, last = official.motion(torch.cat([2 * frames - 1, mu], dim=1), official.frames_in)
+    segments = [torch.zeros(1, official.segment_length, *official.frame_shape)]
+    for s in range(official.segments):
+        given = {"condition": segments[-1], "context": last if s else local, "segment": torch.tensor([s])}
+        denoise = partial(direct, official.residual, **given)
+        segments.append(SAMPLERS["ddim"](denoise, torch.randn_like(segments[-1]), official.schedule, steps))
+    return torch.cat(segments[1:], dim=1)
+
+
+def time_official(official: DiffCast, frames: Tensor, forms: dict[str, Form], rounds: int, full: bool) -> dict:
+    """Seconds of the other forms, in turn with the official procedure, whose own are extrapolated unless `full`."""
+    short = {steps: partial(official_forecast, official, frames, steps) for steps in (1, EXTRAPOLATED_FROM)}
+    seconds = in_turn(short | forms, rounds)
+    one, few = (seconds.pop(steps) for steps in short)
+    per_step = {kind: (few[kind] - one[kind]) / (EXTRAPOLATED_FROM - 1) for kind in one}
+    seconds["official"] = {kind: one[kind] + (OFFICIAL_STEPS - 1) * per_step[kind] for kind in one}
+    if full:
+        started = time.perf_counter()
+        official_forecast(official, frames, OFFICIAL_STEPS)
+        seconds["official"] = dict.fromkeys(one, time.perf_counter() - started)
+    return seconds
+
+
+def compare_forecasts(official: DiffCast, ours: DiffCast, members: int, rounds: int, full: bool) -> list[dict]:
+    """Seconds of whole forecasts of one sequence, by setting, against the official procedure."""
+    frames = torch.rand(1, ours.frames_in, *ours.frame_shape)
+    settings = {(*setting, 1): setting for setting in SETTINGS} | {(*DEFAULT, members): DEFAULT}
+    forms = {}
+    for name, (sampler, steps, precision) in settings.items():
+        options = {"members": name[-1], "sampler": sampler, "sampling_steps": steps}
+        forms[name] = in_precision(precision, partial(ours.forecast, frames, **options))
+    seconds = time_official(official, frames, forms, rounds, full)
+    reference = ("ddim", OFFICIAL_STEPS, "float32", 1)
+    seconds = {reference: seconds.pop("official")} | seconds
+    return [
+        {
+            "form": "official" if name == reference else "ours",
+            **dict(zip(("sampler", "steps", "precision", "members"), name, strict=True)),
+            "evaluations": name[1] * ours.segments,
+            "extrapolated": name == reference and not full,
+            **taken,
+            "speedup": seconds[reference]["median"] * name[3] / taken["median"],
+        }
+        for name, taken in seconds.items()
+    ]
+
+
+def print_evaluations(rows: list[dict]) -> None:
+    """The table of one LocalResidual evaluation."""
+    print("One evaluation of LocalResidual; official: float32, contiguous, nothing computed ahead")
+    header = ["", "samples", "median s", "shortest s", "times faster", "relative RMS difference"]
+    cells = [
+        [
+            r["form"],
+            str(r["members"]),
+            *(f"{r[k]:.3f}" for k in ("median", "shortest")),
+            f"{r['speedup']:.2f}",
+            f"{r['difference']:.1e}",
+        ]
+        for r in rows
+    ]
+    print(format_table(header, cells))
+
+
+def print_forecasts(rows: list[dict]) -> None:
+    """The table of whole forecasts."""
+    print("\nForecasts of one sequence; times faster: per member")
+    header = ["", "evaluations", "members", "median s", "shortest s", "s / member", "times faster"]
+    cells = [
+        [
+            f"{r['form']}: {r['sampler']} {r['steps']}, {r['precision']}" + (" (extrapolated)" * r["extrapolated"]),
+            f"{r['evaluations']:,}",
+            str(r["members"]),
+            *(f"{r[k]:,.2f}" for k in ("median", "shortest")),
+            f"{r['median'] / r['members']:,.2f}",
+            f"{r['speedup']:,.1f}",
+        ]
+        for r in rows
+    ]
+    print(format_table(header, cells))
+    if rows[0]["extrapolated"]:
+        print(f"extrapolated: from {EXTRAPOLATED_FROM} steps per segment to {OFFICIAL_STEPS}; --full measures it")
+    one, ensemble = (r for r in rows if (r["sampler"], r["steps"], r["precision"]) == DEFAULT)
+    print(f"{ensemble['members']} members take {ensemble['median'] / one['median']:.2f} times as long as one")
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measure, print the tables, write the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--backbone", default="phydnet", choices=list(BACKBONES))
+    parser.add_argument("--img_size", type=int, default=128)
+    parser.add_argument("--members", type=int, default=8, help="size of the ensemble (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each form (default: %(default)s)")
+    parser.add_argument("--full", action="store_true", help="run the whole official procedure once")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    official = Architecture(args.backbone, True, (1, args.img_size, args.img_size)).build().eval()
+    ours = place(copy.deepcopy(official), torch.device("cpu"))
+    size = f"{args.img_size} x {args.img_size}"
+    print(f"DiffCast + {args.backbone}, 5 -> 20 frames, {size}, {torch.get_num_threads()} thread(s)\n")
+    evaluations = [
+        row for members in (1, args.members) for row in compare_evaluations(official, ours, members, args.rounds)
+    ]
+    print_evaluations(evaluations)
+    forecasts = compare_forecasts(official, ours, args.members, args.rounds, args.full)
+    print_forecasts(forecasts)
+    if args.json:
+        result = {"threads": torch.get_num_threads(), "evaluations": evaluations, "forecasts": forecasts}
+        with replacing(args.json) as temporary:
+            temporary.write_text(json.dumps(vars(args) | result, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
