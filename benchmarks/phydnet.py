@@ -37,12 +37,19 @@ def direct_step(model: PhyDNet, frames_in: Tensor, frames_out: Tensor) -> Tensor
         physical = model.physical_cell(model.physical_encoder(features), physical)
         residual = model.residual_encoder(features)
         for layer, cell in enumerate(model.residual_cells):
-            residual, memory = cell(residual, *lstm[layer])
-            lstm[layer] = residual, memory
+            lstm[layer] = direct_lstm(cell, residual, *lstm[layer])
+            residual = lstm[layer][0]
         decoded = model.physical_decoder(physical) + model.residual_decoder(residual)
         prediction = torch.sigmoid(model.decoder(decoded))
         loss = loss + F.mse_loss(prediction, target)
     return loss + direct_moment_loss(model.physical_cell)
+
+
+def direct_lstm(cell: nn.Module, inputs: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """The next hidden state and memory of one ConvLSTM layer."""
+    write, forget, read, candidate = cell.gates(torch.cat([inputs, hidden], dim=1)).chunk(4, dim=1)
+    memory = torch.sigmoid(forget) * memory + torch.sigmoid(write) * torch.tanh(candidate)
+    return torch.sigmoid(read) * torch.tanh(memory), memory
 
 
 def direct_moment_loss(cell: nn.Module) -> Tensor:

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.backbone import Backbone
+from models.winograd import WinogradConv
 from utils.errors import InputError
 
 NORM_GROUPS = 16  # of encoders and decoders
@@ -44,16 +45,33 @@ OFFICIAL_NAMES = [
 OFFICIAL_DROPPED = [r"^phycell\.", r"^convcell\.", r"^k2m\."]  # the cells once more, and moment matrices
 
 
+class DirectConv:
+    """`nn.Conv2d` with the interface of `WinogradConv`."""
+
+    def __init__(self, conv: nn.Conv2d):
+        self.conv = conv
+
+    def split(self, maps: Tensor) -> Tensor:
+        return maps
+
+    def __call__(self, *operands: Tensor) -> Tensor:
+        return self.conv(torch.cat(operands, dim=1))
+
+
+GateConv = DirectConv | WinogradConv
+
+
 class State(NamedTuple):
-    """Memory of the two branches after a frame; every map is `(B, dim, H/4, W/4)`."""
+    """Memory of the two branches after a frame; every map is `(B, C, H/4, W/4)`."""
 
     physical: Tensor
-    lstm: list[tuple[Tensor, Tensor]]  # hidden and cell state of every layer
+    residual: Tensor  # hidden state of the ConvLSTM's last layer
+    lstm: list[tuple[Tensor, Tensor]]  # hidden state, as an operand of the gates, and cell state of every layer
 
     @property
     def outputs(self) -> tuple[Tensor, Tensor]:
-        """What the decoders read: the physical state and the last layer's hidden state."""
-        return self.physical, self.lstm[-1][0]
+        """What the decoders read."""
+        return self.physical, self.residual
 
 
 class PhyDNet(Backbone):
@@ -122,35 +140,42 @@ class PhyDNet(Backbone):
         precise = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
         with precise:
             features = self._encode(rearrange(frames_in, "b t c h w -> (t b) c h w"))
-            states = self._observe(*(branch.chunk(observed) for branch in features))
+            gates = [cell.gate_convolution(*features[0].shape[-2:]) for cell in self.residual_cells]
+            states = self._observe(*(branch.chunk(observed) for branch in features), gates)
             outputs = (torch.cat(branch) for branch in zip(*(s.outputs for s in states[first - 1 :]), strict=True))
             predictions = list(self._decode(*outputs).chunk(observed - first + 1))
             state = states[-1]
             for _ in range(self.frames_out - 1):
-                state = self._update(*self._encode(predictions[-1]), state)
+                state = self._update(*self._encode(predictions[-1]), gates, state)
                 predictions.append(self._decode(*state.outputs))
         return torch.stack(predictions, dim=1)
 
-    def _observe(self, physical: Sequence[Tensor], residual: Sequence[Tensor]) -> list[State]:
+    def _observe(self, physical: Sequence[Tensor], residual: Sequence[Tensor], gates: list[GateConv]) -> list[State]:
         """The states after each observed frame, from the features of both branches per frame."""
-        state = self._initial_state(physical[0])
+        state = self._initial_state(physical[0], gates)
         states = []
         for features in zip(physical, residual, strict=True):
-            state = self._update(*features, state)
+            state = self._update(*features, gates, state)
             states.append(state)
         return states
 
-    def _initial_state(self, features: Tensor) -> State:
+    def _initial_state(self, features: Tensor, gates: list[GateConv]) -> State:
         batch, _, height, width = features.shape
-        lstm = [features.new_zeros(batch, cell.dim, height, width) for cell in self.residual_cells]
-        return State(torch.zeros_like(features), [(zeros, zeros) for zeros in lstm])
-
-    def _update(self, physical: Tensor, residual: Tensor, state: State) -> State:
         lstm = []
-        for cell, (hidden, memory) in zip(self.residual_cells, state.lstm, strict=True):
-            residual, memory = cell(residual, hidden, memory)
-            lstm.append((residual, memory))
-        return State(self.physical_cell(physical, state.physical), lstm)
+        for cell, convolve in zip(self.residual_cells, gates, strict=True):
+            memory = features.new_zeros(batch, cell.dim, height, width)
+            lstm.append((convolve.split(memory), memory))
+        zeros = torch.zeros_like(features)
+        return State(zeros, zeros, lstm)
+
+    def _update(self, physical: Tensor, residual: Tensor, gates: list[GateConv], state: State) -> State:
+        operand = gates[0].split(residual)
+        lstm = []
+        for cell, convolve, (hidden, memory) in zip(self.residual_cells, gates, state.lstm, strict=True):
+            residual, memory = cell(convolve(operand, hidden), memory)
+            operand = convolve.split(residual)
+            lstm.append((operand, memory))
+        return State(self.physical_cell(physical, state.physical), residual, lstm)
 
     def _encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         features = self.encoder(frames)
@@ -204,9 +229,14 @@ class ConvLSTMCell(nn.Module):
         self.dim = dim
         self.gates = nn.Conv2d(dim_in + dim, 4 * dim, 3, padding=1)
 
-    def forward(self, inputs: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """The next hidden state and memory, `(B, dim, H, W)`, from inputs `(B, dim_in, H, W)`."""
-        gates = self.gates(torch.cat([inputs, hidden], dim=1))
+    def gate_convolution(self, height: int, width: int) -> GateConv:
+        """The convolution of inputs and hidden state, prepared for the steps of a rollout."""
+        if self.gates.weight.device.type == "cpu":
+            return WinogradConv(self.gates, height, width)
+        return DirectConv(self.gates)  # accelerators have their own fast algorithms
+
+    def forward(self, gates: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """The next hidden state and memory, `(B, dim, H, W)`, from gates `(B, 4 * dim, H, W)`."""
         write, forget, read, candidate = gates.chunk(4, dim=1)
         memory = torch.sigmoid(forget) * memory + torch.sigmoid(write) * torch.tanh(candidate)
         return torch.sigmoid(read) * torch.tanh(memory), memory
