@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test chaos lint clean
 
 demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and draw its forecasts
 	test -f demo/sevir/CATALOG.csv || $(RUN) -m dataset.synthetic --out demo/sevir --events 120 --seed 1
@@ -15,6 +15,9 @@ demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and
 
 test: $(VENV)/ready  ## all tests, one process per core
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
+
+chaos: $(VENV)/ready  ## kill trainings by the dozen and see that nothing is lost
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m chaos -s tests/chaos
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check

@@ -1,6 +1,9 @@
 """The losses of a training, from the device to the bar, a file and the trackers."""
 
+import contextlib
 import csv
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,7 +11,22 @@ from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor
 
-from utils.files import replacing
+from utils.files import Dispensable, replacing
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """What a step came to, on the host and the same on all processes."""
+
+    step: int
+    terms: dict[str, float]  # means over batches and processes
+    batches: list[list[float]]  # the loss of each process's batches
+    norm: float  # of the gradient
+    rate: float  # of learning
+
+    def row(self) -> dict[str, float]:
+        """As it goes to file and trackers."""
+        return {"step": self.step, **self.terms, "gradient_norm": self.norm, "lr": self.rate}
 
 
 class Reading:
@@ -16,7 +34,7 @@ class Reading:
 
     def __init__(self, names: tuple[str, ...], batches: int):
         self.names = names
-        self.batches = batches  # per step
+        self.batches = batches  # per step and process
         self.terms: list[Tensor] = []  # of each batch
         self.norms: list[Tensor] = []  # of each step
         self.rates: list[float] = []  # learning rate of each step
@@ -28,38 +46,56 @@ class Reading:
         self.norms.append(norm)
         self.rates.append(rate)
 
-    def collect(self, accelerator: Accelerator, last_step: int) -> list[dict[str, float]]:
-        """A row per step, its losses averaged over batches and processes; then start anew."""
-        terms = rearrange(self.terms, "(step batch) term -> step batch term", batch=self.batches).mean(dim=1)
-        terms = accelerator.reduce(terms, "mean").tolist()
+    def collect(self, accelerator: Accelerator, last_step: int) -> list[StepLosses]:
+        """The steps in order; then start anew."""
+        terms = rearrange(self.terms, "(step batch) term -> 1 step batch term", batch=self.batches)
+        terms = rearrange(accelerator.gather(terms), "process step batch term -> step term process batch")
+        means = terms.mean(dim=(2, 3)).tolist()
+        losses = terms[:, self.names.index("loss")].tolist()
         norms = torch.stack(self.norms).tolist()
-        steps = range(last_step - len(norms) + 1, last_step + 1)
-        rows = [
-            {"step": step, **dict(zip(self.names, values, strict=True)), "gradient_norm": norm, "lr": rate}
-            for step, values, norm, rate in zip(steps, terms, norms, self.rates, strict=True)
+        first = last_step - len(norms) + 1
+        steps = [
+            StepLosses(step, dict(zip(self.names, mean, strict=True)), batches, norm, rate)
+            for step, (mean, batches, norm, rate) in enumerate(
+                zip(means, losses, norms, self.rates, strict=True), start=first
+            )
         ]
         self.terms, self.norms, self.rates = [], [], []
-        return rows
+        return steps
 
 
 class LossFile:
-    """The losses of every step as CSV; floats are written so that they read back exactly."""
+    """The losses of every step as CSV; floats are written so that they read back exactly.
+
+    No training ends for the sake of this file: what cannot be written is left out, after a warning.
+    """
 
     def __init__(self, path: Path):
         self.path = path
+        self.dispensable = Dispensable(str(path))
 
     def append(self, rows: list[dict[str, float]]) -> None:
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerows(rows)
+        size = None
+        with self.dispensable:
+            try:
+                with self.path.open("a", newline="") as file:
+                    size = file.tell()
+                    writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+                    if size == 0:
+                        writer.writeheader()
+                    writer.writerows(rows)
+            except OSError:
+                if size is not None:
+                    with contextlib.suppress(OSError):
+                        os.truncate(self.path, size)  # no half line, to which later ones would be appended
+                raise
 
     def truncate(self, step: int) -> None:
-        """Forget the steps after `step`, which a resumed run takes again."""
-        if not self.path.exists() or self.path.stat().st_size == 0:
-            return
-        header, *lines = self.path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step]
-        with replacing(self.path) as temporary:
-            temporary.write_text("".join([header, *kept]))
+        """Forget the steps after `step`, which a resumed run takes again, and lines that were cut off."""
+        with self.dispensable:
+            if not self.path.exists() or self.path.stat().st_size == 0:
+                return
+            whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            kept = whole[:1] + [line for line in whole[1:] if int(line.split(",")[0]) <= step]
+            with replacing(self.path) as temporary:
+                temporary.write_text("".join(kept))

@@ -1,59 +1,44 @@
-"""The training loop, for any forecaster."""
+"""The training loop, for any forecaster.
+
+A training survives what interrupts it. SIGTERM, SIGINT and SIGUSR1 end it after the step with a checkpoint; several
+processes agree on that step when they next read their losses, at most `READ_INTERVAL` steps later. A step that is not
+finite is skipped, see `diffcast.guard`. Whatever else happens, the latest checkpoint is whole, and a training that is
+resumed from it goes on to the bit as if nothing had been.
+"""
 
 import logging
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from diffcast.forecaster import place
-from diffcast.loading import (
-    EvaluationBatches,
-    TrainingBatches,
-    generators,
-    make_loader,
-    spread,
-    sum_over_processes,
+from diffcast.guard import (
+    Buffers,
+    Guard,
+    diagnosis_folder,
+    skip_if_not_finite,
+    spoil_if_not_finite,
+    write_diagnosis,
 )
+from diffcast.loading import TrainingBatches, generators, make_loader
 from diffcast.losses import LossFile, Reading
+from diffcast.schedule import EMA_COPY, EMA_INTERVAL, TrainingSettings, ema_decay, lr_factor, total_steps
+from diffcast.validation import agreed, validation_loss
 from utils import checkpoint
 from utils.errors import InputError
+from utils.files import Dispensable
+from utils.preemption import Preemption, shield_worker
 
 LOG = logging.getLogger(__name__)
-EMA_INTERVAL = 20  # steps between updates of the averaged weights
-EMA_COPY = 100  # first steps, during which the averaged weights are the current ones
 READ_INTERVAL = 10  # steps between readings of the losses; each one waits for the device
 MAX_GRADIENT_NORM = 1.0
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train; the defaults are the paper's."""
-
-    seed: int = 0
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.90, 0.95)  # of AdamW
-    weight_decay: float = 0.0
-    ema_rate: float = 0.95  # per EMA_INTERVAL steps
-    scheduler: str = "cosine"  # or linear, constant; all after the warm-up
-    warmup_steps: int = 1000
-    grad_acc_step: int = 1  # batches per step
-    batch_size: int = 6  # sequences per process and batch
-    epochs: int = 20  # the longer of epochs and
-    training_steps: int = 200_000  # steps counts
-    early_stop: int = 10  # validations without improvement; 0: never
-    valid_every: int = 2000  # steps between validations, each of which writes a checkpoint
-    valid_sequences: int = 256  # evenly spread over the validation split
-    num_workers: int = 4
-    keep_checkpoints: int = 3
 
 
 def train(
@@ -65,44 +50,15 @@ def train(
     folder: Path,  # of the run: checkpoints/ and losses.csv appear there
     metadata: dict,  # goes into every checkpoint
     resume: Path | None = None,  # a checkpoint folder to go on from
-) -> None:
-    """Train a forecaster and leave its checkpoints in `folder`; sequences are `(T, C, H, W)` frames in [0, 1]."""
+) -> bool:
+    """Train a forecaster and leave its checkpoints in `folder`; sequences are `(T, C, H, W)` frames in [0, 1].
+
+    Returns whether the training has come to its end; False means that a signal interrupted it, after a checkpoint.
+    """
     trainer = Trainer(accelerator, model, train_set, valid_set, settings, folder, metadata)
     if resume is not None:
         trainer.restore(resume)
-    trainer.run()
-
-
-def steps_per_epoch(sequences: int, settings: TrainingSettings, processes: int) -> int:
-    """Optimiser steps in an epoch; raises `InputError` if the sequences do not fill a single one."""
-    per_step = settings.batch_size * processes * settings.grad_acc_step
-    if sequences < per_step:
-        raise InputError(
-            f"the training split has {sequences} sequences, fewer than the {per_step} of one step "
-            f"(--batch_size {settings.batch_size} x {processes} processes x --grad_acc_step {settings.grad_acc_step})."
-        )
-    return sequences // per_step
-
-
-def total_steps(sequences: int, settings: TrainingSettings, processes: int) -> int:
-    """The longer of `training_steps` and `epochs`, in optimiser steps."""
-    return max(settings.training_steps, settings.epochs * steps_per_epoch(sequences, settings, processes))
-
-
-def lr_factor(step: int, scheduler: str, warmup: int, total: int) -> float:
-    """Share of the full learning rate: linear warm-up, then constant, or linear or half-cosine to 0 at the end."""
-    if step < warmup:
-        return step / warmup
-    if scheduler == "constant":
-        return 1.0
-    remaining = max(0.0, (total - step) / max(1, total - warmup))
-    return remaining if scheduler == "linear" else 0.5 * (1 - math.cos(math.pi * remaining))
-
-
-def ema_decay(step: int, rate: float) -> float:
-    """Share that the averaged weights keep at a step: none at first, then growing to `rate` as in the official tool."""
-    since = step - EMA_COPY - 1
-    return 0.0 if since <= 0 else min(rate, 1 - (1 + since) ** (-2 / 3))
+    return trainer.run()
 
 
 class Trainer:
@@ -123,12 +79,17 @@ class Trainer:
         self.train_set = train_set
         self.valid_set = valid_set
         self.metadata = metadata
+        self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self.losses = LossFile(folder / "losses.csv") if accelerator.is_main_process else None
+        self.tracking = Dispensable("what the trackers keep")
         self.total = total_steps(len(train_set), settings, accelerator.num_processes)
         self.step = 0
         self.best = math.inf
         self.stale = 0  # validations since the best one
+        self.pending = False  # whether the validation that is due at this step is still to come
+        self.guard = Guard(self._sequences_of, scaled=accelerator.scaler is not None)
+        self.preemption = Preemption()
 
         place(model, accelerator.device)
         self.ema = AveragedModel(model, multi_avg_fn=self._average)
@@ -138,58 +99,98 @@ class Trainer:
             lr=settings.lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
-            fused=accelerator.device.type == "cuda",
-        )
-        self.scheduler = LambdaLR(
-            optimizer, lambda step: lr_factor(step, settings.scheduler, settings.warmup_steps, self.total)
+            fused=True,  # which can skip a step without a word to the host
         )
         self.frames_in = model.frames_in
         self.terms = model.loss_terms
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.buffers = Buffers(model)
 
-    def run(self) -> None:
-        """Train to the last step or until validation stops improving."""
-        settings, accelerator = self.settings, self.accelerator
+    def run(self) -> bool:
+        """Train to the last step or until validation stops improving; False if a signal interrupts that."""
         if self.losses is not None:
             self.losses.truncate(self.step)
-        if self._is_stale():
-            return
-        batches = TrainingBatches(
-            len(self.train_set),
-            settings.batch_size,
-            settings.seed,
-            self.step * settings.grad_acc_step,
-            self.total * settings.grad_acc_step,
-            accelerator.process_index,
-            accelerator.num_processes,
+            checkpoint.drop_leftovers(self.checkpoints)
+        with self.preemption:
+            if self.pending and not self._validate():
+                return False
+            return self._is_stale() or self._train()
+
+    def _train(self) -> bool:
+        loader = make_loader(
+            self.train_set,
+            self._batches(self.step * self.settings.grad_acc_step, self.total * self.settings.grad_acc_step),
+            self.settings.num_workers,
+            self.accelerator.device,
         )
-        loader = make_loader(self.train_set, batches, settings.num_workers, accelerator.device)
+        loader.worker_init_fn = shield_worker
         bar = tqdm(
             total=self.total,
             initial=self.step,
             desc="training",
             unit="step",
-            disable=not accelerator.is_main_process,
+            disable=not self.accelerator.is_main_process,
             dynamic_ncols=True,
         )
-        reading = Reading(self.terms, settings.grad_acc_step)
+        reading = Reading(self.terms, self.settings.grad_acc_step)
         self.model.train()
         with bar:
-            for number, (_, frames) in enumerate(loader, start=batches.start):
-                reading.add_batch(self._accumulate(number, frames.to(accelerator.device, non_blocking=True)))
-                if not accelerator.sync_gradients:
+            for number, (_, frames) in enumerate(loader, start=loader.batch_sampler.start):
+                reading.add_batch(self._accumulate(number, frames.to(self.accelerator.device, non_blocking=True)))
+                if not self.accelerator.sync_gradients:
                     continue
-                rate = self.scheduler.get_last_lr()[0]
+                rate = self._set_rate()
                 reading.add_step(self._update(), rate)
                 self.step += 1
+                self.pending = self.step % self.settings.valid_every == 0 or self.step == self.total
                 bar.update()
-                due = self.step % settings.valid_every == 0 or self.step == self.total
-                if due or self.step % READ_INTERVAL == 0:
-                    self._read(reading, bar)
-                if due:
-                    self._validate()
-                    if self._is_stale():
-                        break
+                if not self._is_reading_due():
+                    continue
+                self._read(reading, bar)
+                if self._is_interrupted():
+                    return False
+                if self.pending and not self._validate():
+                    return False
+                if self._is_stale():
+                    break
+        return not self._is_interrupted()
+
+    def _batches(self, start: int, stop: int, process: int | None = None) -> TrainingBatches:
+        accelerator = self.accelerator
+        return TrainingBatches(
+            len(self.train_set),
+            self.settings.batch_size,
+            self.settings.seed,
+            start,
+            stop,
+            accelerator.process_index if process is None else process,
+            accelerator.num_processes,
+        )
+
+    def _sequences_of(self, number: int, process: int) -> list[str]:
+        (indices,) = self._batches(number, number + 1, process)
+        return [self.train_set.sequence_id(index) for index in indices]
+
+    def _set_rate(self) -> float:
+        factor = lr_factor(self.step, self.settings.scheduler, self.settings.warmup_steps, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * factor
+        return self.settings.lr * factor
+
+    def _is_reading_due(self) -> bool:
+        """Whether to read the losses after this step, which waits for the device; the same on all processes."""
+        alone = self.accelerator.num_processes == 1
+        interval = min(READ_INTERVAL, self.settings.max_bad_steps)
+        return self.pending or self.step % interval == 0 or (alone and self.preemption.received is not None)
+
+    def _is_interrupted(self) -> bool:
+        """Whether a signal has reached any of the processes; if so, the checkpoint to go on from has been written."""
+        received = self.preemption.received
+        interrupted = agreed(self.accelerator, received is not None)
+        if interrupted:
+            self._save(None)
+            LOG.info("step %d: stopping after %s; --resume goes on from here", self.step, received or "a signal")
+        return interrupted
 
     def _accumulate(self, number: int, frames: Tensor) -> dict[str, Tensor]:
         """Forward and backward of one batch; gradients add up until a step is complete."""
@@ -201,15 +202,17 @@ class Trainer:
         observed, future = frames.tensor_split([self.frames_in], dim=1)
         with self.accelerator.accumulate(self.model):
             terms = self.model(observed, future, draws)
-            self.accelerator.backward(terms["loss"])
+            self.accelerator.backward(spoil_if_not_finite(terms["loss"]))
         return terms
 
     def _update(self) -> Tensor:
         """One optimiser step; returns the norm of the gradient before clipping."""
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
+        if self.accelerator.scaler is None:  # which does the same itself
+            skip_if_not_finite(self.optimizer.optimizer, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.scheduler.step()
+        self.buffers.restore_if_not_finite(norm)
         if self.step <= EMA_COPY or self.step % EMA_INTERVAL == 0:
             self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
         return norm
@@ -218,19 +221,26 @@ class Trainer:
     def _average(self, averaged: list[Tensor], current: list[Tensor], _) -> None:
         torch._foreach_lerp_(averaged, current, 1 - ema_decay(self.step, self.settings.ema_rate))
 
-    def _read(self, reading: "Reading", bar: tqdm) -> None:
-        """Bring the losses since the last reading to the host: bar, file and trackers."""
-        rows = reading.collect(self.accelerator, self.step)
-        last = rows[-1]
+    def _read(self, reading: Reading, bar: tqdm) -> None:
+        """Bring the losses since the last reading to the host: guard, bar, file and trackers."""
+        steps = reading.collect(self.accelerator, self.step)
+        last = steps[-1]
         if self.losses is not None:
-            self.losses.append(rows)
-        self.accelerator.log(last, step=self.step)
+            self.losses.append([step.row() for step in steps])
+        self._track(last.row())
         per_step = self.settings.batch_size * self.accelerator.num_processes * self.settings.grad_acc_step
         rate = bar.format_dict["rate"] or 0.0
         bar.set_postfix_str(
-            ", ".join(f"{name} {last[name]:.4g}" for name in self.terms)
-            + f", lr {last['lr']:.2g}, {rate * per_step:.1f} seq/s"
+            ", ".join(f"{name} {last.terms[name]:.4g}" for name in self.terms)
+            + f", lr {last.rate:.2g}, {rate * per_step:.1f} seq/s"
         )
+        self.guard.read(steps)
+        if self.guard.in_a_row >= self.settings.max_bad_steps:
+            self._diagnose()
+
+    def _track(self, values: dict[str, float]) -> None:
+        with self.tracking:
+            self.accelerator.log(values, step=self.step)
 
     def _is_stale(self) -> bool:
         """Whether to stop early; a run that has once stopped so stays stopped when it is resumed."""
@@ -239,17 +249,26 @@ class Trainer:
             LOG.info("step %d: no better validation in %d; stopping early", self.step, self.stale)
         return stale
 
-    def _validate(self) -> None:
-        """Validate the averaged weights and write a checkpoint."""
+    def _validate(self) -> bool:
+        """Validate the averaged weights and write a checkpoint; False if a signal came first, with a checkpoint too."""
         started = time.monotonic()
-        terms = validation_loss(self.accelerator, self.ema.module, self.valid_set, self.settings)
+        terms = validation_loss(
+            self.accelerator,
+            self.ema.module,
+            self.valid_set,
+            self.settings,
+            lambda: self.preemption.received is not None,
+        )
         self.model.train()
+        if terms is None:
+            return not self._is_interrupted()
         if not math.isfinite(terms["loss"]):
             raise InputError(f"training diverged: the validation loss at step {self.step} is not finite; lower --lr.")
         improved = terms["loss"] < self.best
         self.best = min(self.best, terms["loss"])
         self.stale = 0 if improved else self.stale + 1
-        self.accelerator.log({f"valid_{name}": value for name, value in terms.items()}, step=self.step)
+        self.pending = False
+        self._track({f"valid_{name}": value for name, value in terms.items()} | {"skipped_steps": self.guard.skipped})
         LOG.info(
             "step %d: validation %s%s (%.0f s)",
             self.step,
@@ -257,27 +276,55 @@ class Trainer:
             ", the best so far" if improved else "",
             time.monotonic() - started,
         )
-        if self.accelerator.is_main_process:
-            self._save(terms["loss"], improved)
-        self.accelerator.wait_for_everyone()
+        self._save(terms["loss"], improved)
+        return True
 
-    def _save(self, valid_loss: float, improved: bool) -> None:
-        weights = self.ema.module.state_dict()
-        metadata = self.metadata | {"step": self.step, "valid_loss": valid_loss}
+    def _save(self, valid_loss: float | None, improved: bool = False) -> None:
+        """Write a checkpoint, and the best weights if they improved, on the main process while the others wait."""
+        error = None
+        if self.accelerator.is_main_process:
+            try:
+                if improved:
+                    metadata = self.metadata | {"step": self.step, "valid_loss": valid_loss}
+                    checkpoint.save_weights(self.checkpoints / checkpoint.BEST, self.ema.module.state_dict(), metadata)
+                # A run that was interrupted in this step's validation has its checkpoint already.
+                if not (self.checkpoints / f"ckpt-{self.step}").exists():
+                    self._write(self.checkpoints, self.step, valid_loss)
+                checkpoint.keep_latest(self.checkpoints, self.settings.keep_checkpoints)
+            except InputError as caught:
+                error = caught
+        if agreed(self.accelerator, error is not None):
+            raise error or InputError("the main process could not write the checkpoint; see its message.")
+
+    def _write(self, folder: Path, step: int, valid_loss: float | None) -> Path:
         scaler = self.accelerator.scaler
         training = {
-            "step": self.step,
+            "step": step,
             "best": self.best,
             "stale": self.stale,
+            "pending": self.pending,
+            "skipped": self.guard.skipped,
+            "bad_in_a_row": self.guard.in_a_row,
             "model": self.accelerator.unwrap_model(self.model).state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "scaler": scaler and scaler.state_dict(),
         }
-        if improved:
-            checkpoint.save_weights(self.checkpoints / checkpoint.BEST, weights, metadata)
-        checkpoint.save_checkpoint(self.checkpoints, self.step, weights, metadata, training)
-        checkpoint.keep_latest(self.checkpoints, self.settings.keep_checkpoints)
+        metadata = self.metadata | {"step": step, "valid_loss": valid_loss}
+        return checkpoint.save_checkpoint(folder, step, self.ema.module.state_dict(), metadata, training)
+
+    def _diagnose(self) -> None:
+        """End a training whose steps are skipped one after the other; since their first the weights are the same."""
+        bad = self.guard.in_a_row
+        if self.accelerator.is_main_process:
+            folder = diagnosis_folder(self.folder)
+            first = folder / f"ckpt-{self.step - bad}"
+            write_diagnosis(folder / "diagnosis.json", self.guard, self.settings.seed, first)
+            self.guard.in_a_row, self.guard.skipped = 0, self.guard.skipped - bad
+            self._write(folder, self.step - bad, None)
+        raise InputError(
+            f"training stopped at step {self.step}: the last {bad} steps were skipped because their loss or gradient "
+            f"was not finite; {self.folder / 'diagnosis'} tells which sequences they had and repeats them."
+        )
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint folder as if there had been no interruption."""
@@ -286,28 +333,11 @@ class Trainer:
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.ema.module.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.stale = state["step"], state["best"], state["stale"]
+        self.pending = state.get("pending", False)  # the rest is not in checkpoints of format 1
+        self.guard.skipped, self.guard.in_a_row = state.get("skipped", 0), state.get("bad_in_a_row", 0)
+        self.buffers = Buffers(self.accelerator.unwrap_model(self.model))
         if self.accelerator.is_main_process:
             checkpoint.drop_after(self.checkpoints, self.step)
-
-
-@torch.no_grad()
-def validation_loss(
-    accelerator: Accelerator, model: nn.Module, valid_set: Dataset, settings: TrainingSettings
-) -> dict[str, float]:
-    """Mean loss terms over the validation sequences, each with the same noise every time and in any batch."""
-    chosen = spread(len(valid_set), settings.valid_sequences)
-    batches = EvaluationBatches(chosen, settings.batch_size, accelerator.process_index, accelerator.num_processes)
-    sums = torch.zeros(len(model.loss_terms), dtype=torch.float64)
-    model.eval()
-    for indices, frames in make_loader(valid_set, batches, settings.num_workers, accelerator.device):
-        draws = generators(accelerator.device, settings.seed, 2, indices)
-        observed, future = frames.to(accelerator.device).tensor_split([model.frames_in], dim=1)
-        with accelerator.autocast():
-            terms = model(observed, future, draws)
-        sums += torch.stack([terms[name] for name in model.loss_terms]).cpu().double() * len(frames)
-    means = sum_over_processes(accelerator, sums) / len(chosen)
-    return dict(zip(model.loss_terms, means.tolist(), strict=True))

@@ -4,10 +4,15 @@ A training writes, in its `checkpoints/` folder,
 
     ckpt-<step>/weights.safetensors   averaged (EMA) weights, what is evaluated; the settings are in its metadata
     ckpt-<step>/training.pt           what resuming needs besides: raw weights, optimiser, progress
+    ckpt-<step>/manifest.json         format version, sizes and SHA-256 of the two
     best.safetensors                  averaged weights of the best validation so far
+
+Safetensors files carry a SHA-256 of their content in their own header, so that they verify when they travel alone.
+Format 1 had neither hashes nor manifests; it is still read, unverified.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -24,11 +29,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.files import replacing
+from utils.files import flush_to_disk, replacing
 
 LOG = logging.getLogger(__name__)
-WEIGHTS, TRAINING, BEST = "weights.safetensors", "training.pt", "best.safetensors"
-_METADATA_KEY = "diffcast"
+WEIGHTS, TRAINING, BEST, MANIFEST = "weights.safetensors", "training.pt", "best.safetensors", "manifest.json"
+FORMAT = 2
+_METADATA_KEY, _FORMAT_KEY, _HASH_KEY = (
+    "diffcast",
+    "format",
+    "sha256",
+)  # in the header, and in its JSON
+_LARGEST_MANIFEST = 2**16  # bytes
 # What torch.load raises for files that are cut off or no checkpoints, besides pickle.UnpicklingError.
 _DAMAGED = (
     *(RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
@@ -36,36 +47,90 @@ _DAMAGED = (
 )
 
 
+class DamagedError(InputError):
+    """A checkpoint is not what was written."""
+
+
 def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict) -> None:
     """Write weights with JSON-ready `metadata` to a safetensors file."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with replacing(path) as temporary:
-        temporary.write_bytes(save(weights, {_METADATA_KEY: json.dumps(metadata)}))
+        _write_weights(temporary, weights, metadata)
+
+
+def _write_weights(path: Path, weights: dict[str, Tensor], metadata: dict) -> None:
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    # All under one key, for safetensors writes several in an order that changes from file to file.
+    described = metadata | {_FORMAT_KEY: FORMAT, _HASH_KEY: _hash_of(weights, metadata)}
+    path.write_bytes(save(weights, {_METADATA_KEY: json.dumps(described)}))
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Weights and metadata of `save_weights`; raises `InputError` if the file is missing or not of that kind."""
-    with _opened(path) as (file, metadata):
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    """Weights and metadata of `save_weights`; raises `InputError` if the file is missing, damaged or foreign."""
+    with _opened(path) as (file, described):
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata, version, written = _split(path, described)
+    if (version > 1 or written is not None) and written != _hash_of(weights, metadata):
+        raise DamagedError(f"checkpoint {path} is damaged: its SHA-256 is not the one that was written.")
+    return weights, metadata
 
 
 def load_metadata(path: Path) -> dict:
-    """Metadata of `save_weights` alone."""
-    with _opened(path) as (_, metadata):
-        return metadata
+    """Metadata of `save_weights` alone, unverified."""
+    with _opened(path) as (_, described):
+        return _split(path, described)[0]
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
     try:
         with safe_open(path, framework="pt") as file:
-            yield file, json.loads((file.metadata() or {})[_METADATA_KEY])
+            yield file, _described(path, file)
     except FileNotFoundError:
         raise InputError(f"checkpoint {path} does not exist.") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"checkpoint {path} cannot be read as safetensors: {error}.") from None
-    except (KeyError, ValueError):
-        raise InputError(f"checkpoint {path} was not written by this project: it lacks its settings.") from None
+
+
+def _described(path: Path, file: safe_open) -> dict:
+    try:
+        described = json.loads((file.metadata() or {})[_METADATA_KEY])
+    except (KeyError, ValueError, RecursionError):
+        raise _foreign(path) from None
+    if not isinstance(described, dict):
+        raise _foreign(path)
+    return described
+
+
+def _split(path: Path, described: dict) -> tuple[dict, int, str | None]:
+    """Metadata as they were given, format version, hash."""
+    version = _format_of(path, described)
+    metadata = {name: value for name, value in described.items() if name not in (_FORMAT_KEY, _HASH_KEY)}
+    return metadata, version, described.get(_HASH_KEY)
+
+
+def _foreign(path: Path) -> InputError:
+    return InputError(f"checkpoint {path} was not written by this project: it lacks its settings.")
+
+
+def _format_of(path: Path, header: dict) -> int:
+    """The format version in a header or manifest; raises `InputError` if it is of the future."""
+    version = str(header.get(_FORMAT_KEY, 1))
+    if not version.isdecimal():
+        raise DamagedError(f"checkpoint {path} is damaged: its format version is {version!r}.")
+    if int(version) > FORMAT:
+        raise InputError(
+            f"checkpoint {path} has format {version}, and this version of DiffCast reads formats up to {FORMAT}: "
+            "use the version that wrote it, or a newer one."
+        )
+    return int(version)
+
+
+def _hash_of(weights: dict[str, Tensor], metadata: dict) -> str:
+    digest = hashlib.sha256(json.dumps(metadata).encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_pickle(path: Path) -> dict:
@@ -87,28 +152,113 @@ def load_pickle(path: Path) -> dict:
 
 
 def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], metadata: dict, training: dict) -> Path:
-    """Write `ckpt-<step>`."""
+    """Write `ckpt-<step>` into an existing folder."""
     final = folder / f"ckpt-{step}"
     temporary = folder / f".ckpt-{step}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
-        save_weights(temporary / WEIGHTS, weights, metadata)
-        torch.save(training, temporary / TRAINING)
-        for file in temporary.iterdir():
-            _flush_to_disk(file)
+        temporary.mkdir()  # not its parents: a folder that has vanished may be a disk that is gone
+        _write_weights(temporary / WEIGHTS, weights, metadata)
+        with (temporary / TRAINING).open("wb") as file:
+            torch.save(training, file)
+        manifest = {_FORMAT_KEY: FORMAT, "files": {name: _describe(temporary / name) for name in (WEIGHTS, TRAINING)}}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for path in [*temporary.iterdir(), temporary]:
+            flush_to_disk(path)
         os.replace(temporary, final)
-        _flush_to_disk(folder)
+        flush_to_disk(folder)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot write checkpoint {final}: {getattr(error, 'strerror', None) or error}.") from None
+        raise InputError(f"cannot write checkpoint {final}: {_reason(error)}.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
+def _reason(error: BaseException) -> str:
+    """What the system said; PyTorch's writer hides it behind an error of its own."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
+    return str(error)
+
+
+def verify(path: Path) -> None:
+    """Compare a `ckpt-<step>` folder with its manifest; raises `DamagedError` if something is missing or differs."""
+    manifest = _read_manifest(path)
+    if manifest is None:
+        return
+    for name in (WEIGHTS, TRAINING):
+        expected = manifest.get(name)
+        try:
+            found = _describe(path / name)
+        except OSError as error:
+            raise DamagedError(f"checkpoint {path} is damaged: {name}: {error.strerror}.") from None
+        if found != expected:
+            what = "bytes" if not isinstance(expected, dict) or found["bytes"] != expected.get("bytes") else "sha256"
+            raise DamagedError(f"checkpoint {path} is damaged: the {what} of {name} differ from its {MANIFEST}.")
+
+
+def _read_manifest(path: Path) -> dict | None:
+    """What a checkpoint's files should be; None for format 1, which does not say."""
+    try:
+        with (path / MANIFEST).open("rb") as file:
+            manifest = json.loads(file.read(_LARGEST_MANIFEST))
+    except FileNotFoundError:
+        try:
+            with _opened(path / WEIGHTS) as (_, described):
+                first_format = _format_of(path, described) == 1
+        except InputError as error:
+            raise DamagedError(str(error)) from None
+        if first_format:
+            return None
+        raise DamagedError(f"checkpoint {path} is damaged: it has lost its {MANIFEST}.") from None
+    except OSError as error:
+        raise DamagedError(f"checkpoint {path} is damaged: {MANIFEST}: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        manifest = None
+    if not (isinstance(manifest, dict) and isinstance(manifest.get("files"), dict)):
+        raise DamagedError(f"checkpoint {path} is damaged: its {MANIFEST} is not what was written.")
+    _format_of(path, manifest)
+    return manifest["files"]
+
+
+def _describe(path: Path) -> dict[str, int | str]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies, None if there is none at all; what it skips is logged.
+
+    Raises `InputError` if there are checkpoints and all of them are damaged: to begin anew is the user's decision.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            verify(path)
+        except DamagedError as error:
+            LOG.warning("skipped: %s", error)
+        else:
+            return path
+    if found:
+        raise InputError(f"every checkpoint in {folder} is damaged; delete the folder to begin from the start.")
+    return None
+
+
 def keep_latest(folder: Path, number: int) -> None:
-    """Delete all but the latest `number` checkpoints, and what a killed run left half-written."""
-    for old in [*checkpoints(folder)[:-number], *folder.glob(".ckpt-*")]:
+    """Delete all but the latest `number` checkpoints."""
+    for old in checkpoints(folder)[:-number]:
+        _delete(old)
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Delete what a killed run left half-written."""
+    for old in folder.glob(".ckpt-*"):
         shutil.rmtree(old, ignore_errors=True)
     for old in folder.glob(f".{Path(BEST).stem}.*"):
         old.unlink(missing_ok=True)
@@ -119,12 +269,20 @@ def drop_after(folder: Path, step: int) -> None:
     for later in checkpoints(folder):
         if int(later.name[5:]) > step:
             LOG.info("deleting %s: this run goes on from step %d", later, step)
-            shutil.rmtree(later)
+            _delete(later)
+
+
+def _delete(path: Path) -> None:
+    """Delete a checkpoint so that nobody ever meets half of it; an error leaves it, or a leftover, where it is."""
+    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        os.replace(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest step first."""
-    found = [path for path in folder.glob("ckpt-*") if path.name[5:].isdigit()]
+    found = [path for path in folder.glob("ckpt-*") if path.name[5:].isdecimal()]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
@@ -134,7 +292,7 @@ def find_weights(milestone: str, folder: Path) -> Path:
         path = folder / BEST
     elif milestone == "latest":
         path = (checkpoints(folder) or [folder / "ckpt-*"])[-1] / WEIGHTS
-    elif milestone.isdigit():
+    elif milestone.isdecimal():
         path = folder / f"ckpt-{milestone}" / WEIGHTS
     else:
         path = Path(milestone)
@@ -147,11 +305,3 @@ def existing(path: Path, asked_by: str) -> Path:
     if not path.is_file():
         raise InputError(f"{asked_by}: there is no file {path}.")
     return path
-
-
-def _flush_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

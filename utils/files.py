@@ -1,11 +1,14 @@
 """Files that are either whole or not there."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from utils.errors import InputError
+
+LOG = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -15,11 +18,23 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
+        flush_to_disk(temporary)
         os.replace(temporary, path)
+        flush_to_disk(path.parent)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}.") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Return once a file's content, or a folder's list of names, would survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def writable_folder(path: str | os.PathLike, purpose: str) -> Path:
@@ -32,3 +47,21 @@ def writable_folder(path: str | os.PathLike, purpose: str) -> Path:
     if not os.access(path, os.W_OK):
         raise InputError(f"cannot write to {path}, which is needed for {purpose}; check its permissions.")
     return path
+
+
+class Dispensable:
+    """A context for output that a run can do without: failing to write it is a warning, given once, and no error."""
+
+    def __init__(self, what: str):
+        self.what = what  # begins the warning's sentence
+        self.warned = False
+
+    def __enter__(self) -> "Dispensable":
+        return self
+
+    def __exit__(self, _, error: BaseException | None, __) -> bool:
+        failed = isinstance(error, OSError | InputError)
+        if failed and not self.warned:
+            LOG.warning("%s cannot be written and will have gaps; the run goes on: %s", self.what, error)
+            self.warned = True
+        return failed

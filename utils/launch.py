@@ -1,10 +1,16 @@
-"""Several processes on processors alone."""
+"""Several processes: starting them on processors alone, how long they wait for each other, and what if one is lost."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from datetime import timedelta
 
 import psutil
+import torch.distributed
 from accelerate.commands.launch import launch_command_parser
+
+from utils.errors import InputError
 
 
 def start_missing_processes() -> None:
@@ -12,7 +18,7 @@ def start_missing_processes() -> None:
 
     Without MPI, Accelerate starts a single one in that case, silently. It is recognised by the coordinator's address,
     which Accelerate sets only for several processes, and by the lack of a rank; it then becomes PyTorch's launcher of
-    the same command. Everything else is left alone.
+    the same command, told to pass on SIGUSR1 too. Everything else is left alone.
     """
     several_on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
     ranked = any(
@@ -26,5 +32,47 @@ def start_missing_processes() -> None:
         return
     asked = launch_command_parser().parse_args(command[launch + 1 :])
     if asked.num_processes and asked.num_processes > 1 and asked.num_machines in (None, 1):
+        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
         os.execv(sys.executable, [*launcher, str(asked.num_processes), *sys.argv])
+
+
+@contextlib.contextmanager
+def patience(during: timedelta, afterwards: timedelta) -> Iterator[None]:
+    """Bound how long the processes of this run wait for each other, while the context lasts and after it."""
+    _set_patience(during)
+    try:
+        yield
+    finally:
+        _set_patience(afterwards)
+
+
+def _set_patience(timeout: timedelta) -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.distributed_c10d._set_pg_timeout(timeout)
+
+
+@contextlib.contextmanager
+def reporting_lost_processes() -> Iterator[None]:
+    """Turn the errors of a process that has lost one it depends on into an `InputError`, which names the loss."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "DataLoader worker" in text:
+            raise _lost_worker(text) from error
+        if isinstance(error, torch.distributed.DistError) or "gloo" in text.lower():
+            raise InputError(
+                "another process of this run was lost or stopped answering; find its own message, and go on with "
+                f"--resume ({text.splitlines()[0].rstrip('.')})."
+            ) from error
+        raise
+    except (ConnectionError, EOFError) as error:  # it was just handing over a batch
+        raise _lost_worker(str(error)) from error
+
+
+def _lost_worker(reason: str) -> InputError:
+    return InputError(
+        f"a process that loads data was lost ({reason.splitlines()[0].strip(' .') if reason else 'end of its data'}); "
+        "if memory was short, lower --num_workers, and go on with --resume."
+    )

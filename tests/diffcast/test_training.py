@@ -1,7 +1,9 @@
 """The training loop: equal over processes, batches and interruptions."""
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -15,9 +17,12 @@ from safetensors.torch import load_file
 
 import run
 from dataset import build_dataset
+from diffcast import training
 from diffcast.evaluation import EvaluationSettings, evaluate
 from diffcast.training import Trainer, TrainingSettings, lr_factor
 from tests.tiny import ROOT, arguments, read_losses, run_py, tiny_architecture
+from utils.checkpoint import load_metadata
+from utils.preemption import PREEMPTED
 
 RUN = "Diffsimvp_sevir"
 
@@ -72,6 +77,38 @@ def test_killed_training_resumes_to_the_bit(storm_folder, tmp_path):
         for run_folder in (tmp_path / "whole" / RUN, folder)
     ]
     assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
+
+
+def test_interrupted_validation_is_made_up_for(storm_folder, tmp_path, monkeypatch):
+    words = ["--training_steps", "12", "--epochs", "0", "--valid_every", "4"]
+    run.main(arguments(storm_folder, tmp_path / "whole", *words))
+    with monkeypatch.context() as patch:
+        interrupt_second_validation(patch)
+        with pytest.raises(SystemExit) as stop:
+            run.main(arguments(storm_folder, tmp_path / "cut", *words))
+    assert stop.value.code == PREEMPTED
+    folders = [tmp_path / name / "Singlesimvp_sevir" for name in ("whole", "cut")]
+    assert sorted(path.name for path in (folders[1] / "checkpoints").glob("ckpt-*")) == ["ckpt-4", "ckpt-8"]
+    assert load_metadata(folders[1] / "checkpoints" / "best.safetensors")["step"] == 4
+    run.main(arguments(storm_folder, tmp_path / "cut", *words, "--resume"))
+    whole, cut = ((folder / "checkpoints" / "best.safetensors").read_bytes() for folder in folders)
+    assert whole == cut
+    assert "step 8: validation loss" in (folders[1] / "run.log").read_text()
+    assert read_losses(folders[0]) == read_losses(folders[1])
+
+
+def interrupt_second_validation(patch):
+    """Let SIGTERM arrive when it has begun."""
+    original = training.validation_loss
+
+    def interrupted(accelerator, model, *others):
+        interrupted.calls += 1
+        if interrupted.calls == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(accelerator, model, *others)
+
+    interrupted.calls = 0
+    patch.setattr(training, "validation_loss", interrupted)
 
 
 def test_diffcast_overfits_two_sequences(storm_folder, tmp_path):

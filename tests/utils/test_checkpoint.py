@@ -2,9 +2,12 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
+import re
 import resource
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +17,20 @@ import torch
 from safetensors.torch import save_file
 
 from diffcast.forecaster import Architecture, load_forecaster_weights
+from tests.chaos import disk
 from utils import checkpoint
 from utils.checkpoint import (
+    DamagedError,
     checkpoints,
+    drop_leftovers,
     find_weights,
     keep_latest,
     load_pickle,
     load_weights,
+    newest_whole,
     save_checkpoint,
     save_weights,
+    verify,
 )
 from utils.errors import InputError
 from utils.files import replacing
@@ -33,6 +41,7 @@ TINY = Architecture("convgru", True, (1, 16, 16), 2, 4, {"stem_dim": 4}, 8, (1, 
 
 
 def save(folder, *steps):
+    folder.mkdir(exist_ok=True)
     return [save_checkpoint(folder, step, WEIGHTS, {"step": step}, {"step": step}) for step in steps]
 
 
@@ -106,8 +115,8 @@ class TestWriting:
     def test_an_interrupted_checkpoint_never_appears(self, tmp_path, monkeypatch):
         save(tmp_path, 1)
 
-        def fail(_, path):
-            Path(path).write_bytes(b"half")
+        def fail(_, file):
+            file.write(b"half")
             raise KeyboardInterrupt
 
         monkeypatch.setattr(torch, "save", fail)
@@ -123,8 +132,10 @@ class TestWriting:
     def test_only_the_latest_are_kept(self, tmp_path):
         save(tmp_path, 900, 1000, 20)
         (tmp_path / ".ckpt-1100.123").mkdir()
+        (tmp_path / ".best.123.safetensors").touch()
         save_weights(tmp_path / checkpoint.BEST, WEIGHTS, {})
         keep_latest(tmp_path, 2)
+        drop_leftovers(tmp_path)
         assert sorted(os.listdir(tmp_path)) == [checkpoint.BEST, "ckpt-1000", "ckpt-900"]
 
     def test_a_milestone_is_best_latest_a_step_or_a_path(self, tmp_path):
@@ -211,6 +222,132 @@ class TestLoading:
             load_pickle(tmp_path / "list.pt")
         with pytest.raises(InputError, match=r"foreign.safetensors was not written by this project"):
             load_weights(tmp_path / "foreign.safetensors")
+
+
+def flip(path, position):
+    """Flip a bit of a file's byte."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+class TestDamage:
+    """A checkpoint is what was written, or refused; resuming takes the newest that is whole."""
+
+    @pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.TRAINING, checkpoint.MANIFEST])
+    def test_a_flipped_bit_anywhere_is_noticed(self, tmp_path, name):
+        (path,) = save(tmp_path, 1)
+        verify(path)
+        whole = (path / name).read_bytes()
+        for position in range(0, len(whole), 7):
+            flip(path / name, position)
+            if name == checkpoint.MANIFEST and says_the_same(path / name, whole):
+                continue
+            with pytest.raises(InputError, match=r"ckpt-1 (is damaged|has format)"):
+                verify(path)
+            (path / name).write_bytes(whole)
+
+    def test_a_flipped_bit_in_weights_that_travel_alone_is_noticed(self, tmp_path):
+        path = tmp_path / "best.safetensors"
+        save_weights(path, WEIGHTS, {"step": 3})
+        whole = path.read_bytes()
+        for position in range(0, len(whole), 3):
+            flip(path, position)
+            try:
+                weights, metadata = load_weights(path)
+            except InputError:
+                continue
+            finally:
+                path.write_bytes(whole)
+            assert metadata == {"step": 3}
+            assert all(torch.equal(weights[name], WEIGHTS[name]) for name in WEIGHTS), position
+
+    def test_resuming_skips_what_is_damaged_and_says_why(self, tmp_path, caplog):
+        save(tmp_path, 1, 2, 3, 4)
+        flip(tmp_path / "ckpt-4" / checkpoint.TRAINING, 99)
+        (tmp_path / "ckpt-3" / checkpoint.TRAINING).unlink()
+        (tmp_path / "ckpt-2" / checkpoint.MANIFEST).unlink()
+        assert newest_whole(tmp_path) == tmp_path / "ckpt-1"
+        messages = [record.getMessage() for record in caplog.records]
+        assert "ckpt-4 is damaged: the sha256 of training.pt differ" in messages[0]
+        assert "ckpt-3 is damaged: training.pt: No such file" in messages[1]
+        assert "ckpt-2 is damaged: it has lost its manifest.json" in messages[2]
+
+    def test_a_training_does_not_silently_begin_anew(self, tmp_path):
+        assert newest_whole(tmp_path) is None
+        (path,) = save(tmp_path, 1)
+        flip(path / checkpoint.WEIGHTS, 99)
+        with pytest.raises(InputError, match=r"every checkpoint in .* is damaged"):
+            newest_whole(tmp_path)
+
+    def test_a_format_of_the_future_is_an_error_and_not_damage(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(checkpoint, "FORMAT", 3)
+        (path,) = save(tmp_path, 1)
+        monkeypatch.undo()
+        for read in (verify, lambda path: load_weights(path / checkpoint.WEIGHTS), lambda _: newest_whole(tmp_path)):
+            with pytest.raises(
+                InputError, match="format 3, and this version of DiffCast reads formats up to 2"
+            ) as told:
+                read(path)
+            assert not isinstance(told.value, DamagedError)
+
+    def test_the_first_format_is_still_read(self, tmp_path):
+        path = tmp_path / "ckpt-5"
+        path.mkdir()
+        save_file(WEIGHTS, path / checkpoint.WEIGHTS, {"diffcast": "{}"})
+        torch.save({"step": 5}, path / checkpoint.TRAINING)
+        assert newest_whole(tmp_path) == path
+        assert load_weights(path / checkpoint.WEIGHTS)[1] == {}
+
+    @pytest.mark.parametrize(
+        "text", ["", "[]", "[" * 60_000, "{}", '{"files": {}}', '{"files": {"training.pt": 3}}', "\xff"]
+    )
+    def test_a_strange_manifest_is_damage(self, tmp_path, text):
+        (path,) = save(tmp_path, 1)
+        (path / checkpoint.MANIFEST).write_bytes(text.encode("latin-1"))
+        with pytest.raises(DamagedError, match="ckpt-1 is damaged"):
+            verify(path)
+
+
+def says_the_same(manifest, content):
+    try:
+        return json.loads(manifest.read_bytes())["files"] == json.loads(content)["files"]
+    except (ValueError, KeyError):
+        return False
+
+
+def write_on_full_disk(folder, call):
+    """Write the best weights and a checkpoint, the disk full from the given call on; what was told, if anything."""
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            disk.at_call(patch, call, disk.full)
+            save_weights(folder / checkpoint.BEST, WEIGHTS, {"step": 2})
+            save(folder, 2)
+    except InputError as error:
+        return str(error)
+
+
+class TestDisk:
+    def test_a_disk_full_at_any_call_leaves_the_last_checkpoint(self, tmp_path):
+        for call in itertools.count(1):
+            folder = tmp_path / str(call)
+            save(folder, 1)
+            save_weights(folder / checkpoint.BEST, WEIGHTS, {"step": 1})
+            told = write_on_full_disk(folder, call)
+            if told is None:
+                break
+            assert re.fullmatch(r"cannot write .*: No space left on device\.", told), call
+            assert newest_whole(folder) in (folder / "ckpt-1", folder / "ckpt-2")
+            verify(folder / "ckpt-1")
+            assert load_weights(folder / checkpoint.BEST)[1]["step"] in (1, 2)
+        assert call > 15
+
+    def test_a_vanished_folder_is_not_made_again(self, tmp_path):
+        save(tmp_path / "gone", 1)
+        shutil.rmtree(tmp_path / "gone")
+        with pytest.raises(InputError, match=r"cannot write checkpoint .*gone/ckpt-2: No such file or directory"):
+            save_checkpoint(tmp_path / "gone", 2, WEIGHTS, {}, {})
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestForecasters:
