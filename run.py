@@ -8,6 +8,9 @@
     python run.py @resources/demo.args                      arguments from a file
 
 Results appear in Exps/<exp_dir>/<Diff|Single><backbone>_<dataset>[_<exp_note>].
+
+A training that meets SIGTERM, SIGINT or SIGUSR1 finishes its step, writes a checkpoint and exits with status 75; a
+second signal ends it at once. The same command with --resume goes on. Status 2 is a mistake, told in one sentence.
 """
 
 import logging
@@ -24,6 +27,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from dataset import build_dataset
 from diffcast import arguments
 from diffcast.arguments import COURSE, architecture_of, evaluation_settings, plain_settings, training_settings
+from diffcast.dressed import dress
 from diffcast.evaluation import evaluate
 from diffcast.forecaster import Architecture, load_forecaster_weights
 from diffcast.summary import summarise
@@ -31,11 +35,14 @@ from diffcast.training import total_steps, train
 from utils import checkpoint
 from utils.errors import InputError, exit_on_input_error
 from utils.files import replacing, writable_folder
-from utils.launch import start_missing_processes
+from utils.launch import patience, reporting_lost_processes, start_missing_processes
 from utils.log import format_table, start_logging
+from utils.preemption import PREEMPTED
+from utils.provenance import provenance, sha256
 
 LOG = logging.getLogger("run")
 PATIENCE = timedelta(hours=2)  # of processes with each other: one may have a batch of forecasts more than another
+TRAINING_PATIENCE = timedelta(minutes=10)  # while they train, where their work is the same
 
 
 def build_parser():
@@ -46,7 +53,7 @@ def build_parser():
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     args = build_parser().parse_args(argv)
-    with exit_on_input_error():
+    with exit_on_input_error(), reporting_lost_processes():
         arguments.check(args)
         run(args)
 
@@ -63,14 +70,17 @@ def run(args) -> None:
         dry_run(args, model, accelerator)
         return
     if not args.eval:
-        start_training(args, accelerator, model, architecture, folder)
+        finished = start_training(args, accelerator, model, architecture, folder)
         accelerator.free_memory()
+        if not finished:
+            accelerator.end_training()
+            sys.exit(PREEMPTED)
     start_evaluation(args, accelerator, model, architecture, folder)
     accelerator.end_training()
 
 
-def start_training(args, accelerator: Accelerator, model, architecture: Architecture, folder: Path) -> None:
-    """Open the data, find the checkpoint to resume from, and train."""
+def start_training(args, accelerator: Accelerator, model, architecture: Architecture, folder: Path) -> bool:
+    """Open the data, find the checkpoint to resume from, and train; False if a signal interrupted the training."""
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"--backbone {args.backbone} has no weights to train; add --use_diff or --eval.")
     train_set, valid_set = open_split(args, "train"), open_split(args, "valid")
@@ -97,23 +107,30 @@ def start_training(args, accelerator: Accelerator, model, architecture: Architec
         {name: value if isinstance(value, int | float) else str(value) for name, value in plain_settings(args).items()},
         {"wandb": {"mode": args.wandb_state, "name": folder.name}} if "wandb" in args.log_with else {},
     )
-    train(accelerator, model, train_set, valid_set, settings, folder, metadata, resume)
+    accelerator.wait_for_everyone()
+    with patience(TRAINING_PATIENCE, PATIENCE):
+        return train(accelerator, model, train_set, valid_set, settings, folder, metadata, resume)
 
 
 def start_evaluation(args, accelerator: Accelerator, model, architecture: Architecture, folder: Path) -> None:
     """Load the weights to evaluate, which after a training are its best, and score them on the test split."""
     milestone = args.ckpt_milestone if args.eval else "best"
-    label = args.backbone
+    label, origin = args.backbone, None
     if milestone:
         weights = checkpoint.find_weights(milestone, folder / "checkpoints")
         load_forecaster_weights(model, architecture, weights)
         label = weights.parent.name if weights.name == checkpoint.WEIGHTS else weights.stem
+        origin = {"label": label, "sha256": sha256(weights)}
     test_set = open_split(args, "test")
     results = writable_folder(folder / f"evaluation_{label}", "the results")
+    settings = evaluation_settings(args)
+    dressed = None
+    if args.dress:
+        dressed = dress(model, open_split(args, "train"), settings.members, args.seed, accelerator.device)
     LOG.info("evaluating %s on the test split", milestone or label)
     name = ("diffcast_" if args.use_diff else "") + args.backbone.replace(":", ".")
-    about = {"settings": plain_settings(args), "checkpoint": label}
-    evaluate(accelerator, model, test_set, evaluation_settings(args), results, name, about)
+    about = {"about": provenance(), "settings": plain_settings(args), "checkpoint": origin}
+    evaluate(accelerator, model, test_set, settings, results, name, about, dressed)
     LOG.info("results in %s", results)
 
 
@@ -136,10 +153,12 @@ def find_resume(args, checkpoints: Path, architecture: Architecture, course: dic
                 "or name another run with --exp_note."
             )
         return None
-    path = Path(args.resume) if args.resume != "auto" else (found[-1] if found else None)
+    path = checkpoint.newest_whole(checkpoints) if args.resume == "auto" else Path(args.resume)
     if path is None:
         return None
-    checkpoint.existing(path / checkpoint.TRAINING, f"--resume {args.resume}")
+    if args.resume != "auto":
+        checkpoint.existing(path / checkpoint.TRAINING, f"--resume {args.resume}")
+        checkpoint.verify(path)
     metadata = checkpoint.load_metadata(path / checkpoint.WEIGHTS)
     differences = Architecture.from_metadata(metadata).differences(architecture)
     earlier = metadata.get("course", {})

@@ -175,7 +175,7 @@ def compare_forecasts(official: DiffCast, ours: DiffCast, members: int, rounds: 
     forms = {}
     for name, (sampler, steps, precision) in settings.items():
         options = {"members": name[-1], "sampler": sampler, "sampling_steps": steps}
-        forms[name] = in_precision(precision, partial(ours.forecast, frames, **options))
+        forms[name] = partial(ours.forecast, frames, precision=getattr(torch, precision), **options)
     seconds = time_official(official, frames, forms, rounds, full)
     reference = ("ddim", OFFICIAL_STEPS, "float32", 1)
     seconds = {reference: seconds.pop("official")} | seconds

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from dataset import DATASETS
-from diffcast.evaluation import EvaluationSettings
+from diffcast.evaluation import BASELINES, EvaluationSettings
 from diffcast.forecaster import Architecture
 from diffcast.samplers import SAMPLERS
 from diffcast.training import TrainingSettings
@@ -117,11 +117,17 @@ def _training_arguments(group) -> None:
     group.add_argument("--valid_sequences", type=int, default=256, help="sequences per validation, evenly spread")
     group.add_argument("--keep_checkpoints", type=int, default=3, help="latest checkpoints to keep besides the best")
     group.add_argument(
+        "--max_bad_steps",
+        type=int,
+        default=10,
+        help="steps in a row, each skipped because its loss or gradient is not finite, that end the training",
+    )
+    group.add_argument(
         "--resume",
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="go on from the latest checkpoint, if there is one, or from a given one",
+        help="go on from the latest whole checkpoint, if there is any, or from a given one",
     )
     group.add_argument("--backbone_ckpt", metavar="CHECKPOINT", help="weights that DiffCast's backbone starts from")
     group.add_argument("--freeze_backbone", action="store_true", help="train the diffusion only")
@@ -136,12 +142,31 @@ def _evaluation_arguments(group) -> None:
         help="weights to evaluate: a file or folder, a step of the run, best or latest",
     )
     group.add_argument("--members", type=int, default=1, help="ensemble members")
+    group.add_argument(
+        "--dress",
+        action="store_true",
+        help="also score the trend plus residuals of unrelated training sequences: an ensemble without learning",
+    )
     group.add_argument("--sampler", default="ddim", choices=list(SAMPLERS), help="of the diffusion")
     group.add_argument("--sampling_steps", type=int, default=250, help="network evaluations per segment")
     group.add_argument(
         "--eval_sequences", type=int, help="score only so many, evenly spread over the test split; all if not given"
     )
-    group.add_argument("--cases", type=int, default=4, help="sequences to draw")
+    group.add_argument(
+        "--cases", type=int, default=3, help="sequences to draw: those with the best and the worst CRPS, and between"
+    )
+    group.add_argument(
+        "--forecast_precision",
+        default="auto",
+        choices=["auto", "float32", "bfloat16"],
+        help="of the diffusion networks in forecasts; auto: bfloat16 where the device computes in it natively",
+    )
+    group.add_argument(
+        "--forecast_batch",
+        type=int,
+        default=12,
+        help="forecasts (sequences x members) at a time, which bounds the memory",
+    )
 
 
 def _output_arguments(group) -> None:
@@ -165,7 +190,7 @@ def check(args: argparse.Namespace) -> None:
         )
     positive = (
         "frames_in frames_out img_size img_channel batch_size grad_acc_step training_steps valid_every valid_sequences "
-        "keep_checkpoints members sampling_steps stride eval_sequences"
+        "keep_checkpoints max_bad_steps members sampling_steps stride eval_sequences forecast_batch"
     )
     for name in positive.split():
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -192,7 +217,7 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("--ckpt_milestone names weights to evaluate: add --eval, or use --resume to go on training.")
     if args.eval and args.resume:
         raise InputError("--eval evaluates and --resume goes on training; give one of them.")
-    if args.eval and not args.ckpt_milestone and (args.use_diff or args.backbone != "persistence"):
+    if args.eval and not args.ckpt_milestone and (args.use_diff or args.backbone not in BASELINES):
         raise InputError(
             "--eval needs --ckpt_milestone: a checkpoint file or folder, a step of the run, best or latest."
         )
@@ -243,13 +268,14 @@ def training_settings(args: argparse.Namespace) -> TrainingSettings:
 
 
 def evaluation_settings(args: argparse.Namespace) -> EvaluationSettings:
-    """The arguments that concern evaluation; it needs less memory than training, so its batches are twice as large."""
+    """The arguments that concern evaluation."""
     return EvaluationSettings(
         seed=args.seed,
-        members=args.members if args.use_diff else 1,
+        members=args.members if args.use_diff or args.dress else 1,
         sampler=args.sampler,
         sampling_steps=args.sampling_steps,
-        batch_size=2 * args.batch_size,
+        forecast_batch=args.forecast_batch,
+        precision=args.forecast_precision,
         sequences=args.eval_sequences,
         cases=args.cases,
         num_workers=args.num_workers,

@@ -1,29 +1,38 @@
-"""The evaluation loop, for any forecaster: scores, a curve per lead time, pictures."""
+"""The evaluation loop, for any forecaster: scores, curves over lead times, a report."""
 
-import csv
 import json
 import logging
-import math
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
+import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dataset.source import Source
-from diffcast.forecaster import place
-from diffcast.loading import EvaluationBatches, generators, make_loader, spread, sum_over_processes
+from diffcast.dressed import Dressed
+from diffcast.forecaster import forecast_precision, place
+from diffcast.loading import generators, make_loader, spread
 from diffcast.model import DiffCast, Generators
-from models.persistence import Persistence
+from diffcast.parts import Part, Parts, split_into_parts
+from diffcast.pictures import draw_case
+from diffcast.results import describe_source, score_table, without_nan, write_lead_times
+from models import build_backbone
 from utils.files import replacing
-from utils.log import format_table
 from utils.metrics import Scores
-from utils.visualize import Style, draw_animation, draw_strip
+from utils.report import write_report
 
 LOG = logging.getLogger(__name__)
-TABLE = ["csi", "csi_pool4", "csi_pool16", "pod", "far", "hss", "mse", "mae", "ssim", "crps"]
+BASELINES = ("advection", "persistence")
+# Terms of each sequence that are kept, so that the difference of two runs gets an interval.
+COMPARED = re.compile(r"((ensemble_mean|pm_mean)/)?(categorical|errors|similarity)/|ensemble/")
 
 
 @dataclass(frozen=True)
@@ -34,9 +43,10 @@ class EvaluationSettings:
     members: int = 1
     sampler: str = "ddim"
     sampling_steps: int = 250  # network evaluations per segment
-    batch_size: int = 12  # forecasts (sequences x members) at a time
+    forecast_batch: int = 12  # forecasts (sequences x members) at a time
+    precision: str = "auto"  # of the diffusion networks: auto, float32 or bfloat16
     sequences: int | None = None  # evenly spread over the split; None: all
-    cases: int = 4  # sequences to draw, evenly spread over those scored
+    cases: int = 3  # sequences to draw: best, worst and evenly between them
     num_workers: int = 4
 
 
@@ -48,33 +58,52 @@ def evaluate(
     folder: Path,  # where results are written
     name: str,  # of the forecaster in tables
     about: dict,  # JSON-ready: goes into metrics.json beside the scores
+    dressed: Dressed | None = None,  # residuals that make an ensemble of the trend, scored beside
 ) -> dict[str, dict]:
-    """Score a forecaster on a data set, next to persistence and (for DiffCast) its own trend.
+    """Score a forecaster on a data set, next to its trend and the baselines.
 
     Each sequence is forecast once, on one of the processes, with noise that depends on the seed and the sequence alone.
-    Writes `metrics.json`, `lead_time.csv`, and a strip and an animation of each case. Returns the scores by forecast.
+    Scores go to disk in parts, so that an interrupted evaluation goes on where it was. Writes `metrics.json`,
+    `lead_time.csv`, `report.html` and pictures of some cases. Returns the scores by forecast.
     """
-    evaluator = Evaluator(accelerator, model, dataset, settings, folder, name)
-    LOG.info("forecasting %d of %d sequences with %s", len(evaluator.chosen), len(dataset), name)
-    evaluator.run()
-    scores = evaluator.reduced()
+    evaluator = Evaluator(accelerator, model, dataset, settings, folder, name, dressed)
+    results = folder / "metrics.json"
     if accelerator.is_main_process:
+        evaluator.parts.prepare(evaluator.identity(about), finished=results.is_file())
+        results.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    chosen, precision = len(evaluator.chosen), str(evaluator.precision).removeprefix("torch.")
+    LOG.info("forecasting %d of %d sequences with %s, diffusion in %s", chosen, len(dataset), name, precision)
+    evaluator.run()
+    accelerator.wait_for_everyone()
+    scores = evaluator.scores()
+    cases = evaluator.draw_cases()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        source = describe_source(dataset, model)
+        how = asdict(settings)
+        if not isinstance(evaluator.model, DiffCast):
+            del how["sampler"], how["sampling_steps"]
         report = {
+            "name": name,
             **about,
-            "evaluation": asdict(settings),
+            "evaluation": how,
             "sequences": len(evaluator.chosen),
-            "scores": _without_nan(scores),
+            "source": source,
+            "scores": scores,
+            "cases": cases,
         }
-        with replacing(folder / "metrics.json") as temporary:
-            temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-        _write_lead_times(folder / "lead_time.csv", scores, dataset.source.interval)
+        write_lead_times(folder / "lead_time.csv", scores, source)
+        with replacing(results) as temporary:
+            temporary.write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n")
         LOG.info("%s", score_table(scores))
+        write_report(folder)
     accelerator.wait_for_everyone()
     return scores
 
 
 class Evaluator:
-    """The forecasts of one process and their scores."""
+    """The forecasts of one process, and the scores of all."""
 
     def __init__(
         self,
@@ -84,6 +113,7 @@ class Evaluator:
         settings: EvaluationSettings,
         folder: Path,
         name: str,
+        dressed: Dressed | None,
     ):
         self.accelerator = accelerator
         self.model = place(model, accelerator.device).eval()
@@ -91,117 +121,138 @@ class Evaluator:
         self.settings = settings
         self.folder = folder
         self.name = name
+        self.dressed = dressed
+        self.precision = forecast_precision(settings.precision, accelerator.device)
         self.chosen = spread(len(dataset), settings.sequences)
-        self.cases = {self.chosen[i] for i in spread(len(self.chosen), settings.cases)}
-        self.style = style_of(dataset.source)
-        members = {name: settings.members, "trend": 1} if isinstance(model, DiffCast) else {name: 1}
-        source = dataset.source
-        self.scores = {
-            name: Scores(source.scale, source.thresholds, model.frames_out, number)
-            for name, number in (members | {"persistence": 1}).items()
+        self.parts = Parts(folder / "sequences")
+        ensemble = settings.members
+        own = {name: ensemble, "trend": 1} if isinstance(model, DiffCast) else {name: 1}
+        self.members = own | ({"dressed": ensemble} if dressed else {}) | dict.fromkeys(BASELINES, 1)
+        per_batch = max(1, settings.forecast_batch // settings.members)
+        self.work = split_into_parts([self.chosen[i : i + per_batch] for i in range(0, len(self.chosen), per_batch)])
+
+    def identity(self, about: dict) -> dict:
+        """What must not change while an evaluation is interrupted."""
+        settings = {key: value for key, value in asdict(self.settings).items() if key not in ("cases", "num_workers")}
+        return {
+            "forecaster": self.name,
+            "checkpoint": about.get("checkpoint"),
+            "settings": settings,
+            "precision": str(self.precision),
+            "dressed": self.dressed is not None,
+            "sequences": [len(self.dataset), *(self.dataset.sequence_id(i) for i in (0, len(self.dataset) - 1))],
         }
 
     def run(self) -> None:
-        """Forecast, score and draw this process's share of the sequences."""
-        per_batch = max(1, self.settings.batch_size // self.settings.members)
-        batches = EvaluationBatches(
-            self.chosen, per_batch, self.accelerator.process_index, self.accelerator.num_processes
-        )
-        loader = make_loader(self.dataset, batches, self.settings.num_workers, self.accelerator.device)
-        share = sum(map(len, batches.batches))
-        with tqdm(total=share, desc="evaluation", unit="seq", disable=not self.accelerator.is_main_process) as bar:
-            for indices, frames in loader:
-                observed, future = frames.to(self.accelerator.device).tensor_split([self.model.frames_in], dim=1)
-                draws = generators(self.accelerator.device, self.settings.seed, 3, indices)
-                with self.accelerator.autocast():
-                    forecasts = forecast_all(self.model, observed, self.settings, draws, self.name)
-                for name, forecast in forecasts.items():
-                    self.scores[name].update(forecast, future)
-                for i in (i for i, index in enumerate(indices) if int(index) in self.cases):
-                    self._draw(int(indices[i]), observed[i], future[i], {n: f[i] for n, f in forecasts.items()})
-                bar.update(len(frames))
+        """Forecast and score this process's share of the parts that are not done yet."""
+        share = range(self.accelerator.process_index, len(self.work), self.accelerator.num_processes)
+        todo = [number for number in share if not self.parts.done(number)]
+        if len(todo) < len(share):
+            LOG.info("%d of %d parts were scored before; going on", len(share) - len(todo), len(share))
+        batches = [batch for number in todo for batch in self.work[number]]
+        loader = iter(make_loader(self.dataset, batches, self.settings.num_workers, self.accelerator.device))
+        main = self.accelerator.is_main_process
+        with tqdm(total=sum(map(len, batches)), desc="evaluation", unit="seq", disable=not main) as bar:
+            for number in todo:
+                self.parts.save(number, self._score(islice(loader, len(self.work[number])), bar))
 
-    def _draw(self, index: int, observed: Tensor, future: Tensor, forecasts: dict[str, Tensor]) -> None:
-        rows = {"Target": future[:, 0]} | {title(name): drawn[0, :, 0] for name, drawn in forecasts.items()}
-        rows = {name: frames.cpu().numpy() for name, frames in rows.items()}
-        observed = observed[:, 0].cpu().numpy()
+    def _score(self, batches: Iterable[tuple[Tensor, Tensor]], bar: tqdm) -> Part:
+        """Forecast and score the batches of one part."""
+        part = Part([], [], {}, {})
+        scores = {name: self._new_scores(name) for name in self.members}
+        terms: dict[str, list[dict[str, Tensor]]] = {name: [] for name in scores}
+        for indices, frames in batches:
+            observed, future = frames.to(self.accelerator.device).tensor_split([self.model.frames_in], dim=1)
+            part.index += indices.tolist()
+            part.ids += [self.dataset.sequence_id(index) for index in indices.tolist()]
+            for name, forecast in self._forecast(indices.tolist(), observed).items():
+                added = scores[name].update(forecast, future)
+                terms[name].append({key: values for key, values in added.items() if COMPARED.match(key)})
+            bar.update(len(frames))
+        part.states = {name: of_one.state() for name, of_one in scores.items()}
+        part.terms = {
+            name: {key: torch.cat([one[key] for one in some]) for key in some[0]} for name, some in terms.items()
+        }
+        return part
+
+    def _forecast(self, indices: list[int], observed: Tensor) -> dict[str, Tensor]:
+        draws = generators(self.accelerator.device, self.settings.seed, 3, indices)
+        dress = None
+        if self.dressed is not None:
+            residuals = generators(self.accelerator.device, self.settings.seed, 4, indices)
+            dress = partial(self.dressed.dress_trend, members=self.settings.members, generator=residuals)
+        return forecast_all(self.model, observed, self.settings, draws, self.name, dress)
+
+    def scores(self) -> dict[str, dict]:
+        """The scores of all parts together, whoever did them."""
+        found = {}
+        for name in self.members:
+            scores = self._new_scores(name)
+            scores.load_state(self.parts.total(len(self.work), name))
+            found[name] = scores.compute()
+        return found
+
+    def draw_cases(self) -> list[dict]:
+        """Draw the sequences with the best and the worst CRPS and some evenly between; tell which they are."""
+        index, crps = self.parts.crps(len(self.work), self.name)
+        order = np.argsort(crps, kind="stable")
+        number = min(self.settings.cases, len(order))
+        mine = []
+        for case in range(self.accelerator.process_index, number, self.accelerator.num_processes):
+            rank = round(case * (len(order) - 1) / max(number - 1, 1))
+            sequence = index[order[rank]]
+            named = {0: "best", number - 1: "worst", (number - 1) / 2: "median"}
+            mine.append(
+                {
+                    "rank": rank + 1,
+                    "id": self.dataset.sequence_id(sequence),
+                    "why": named.get(case, "between"),
+                    "crps": float(crps[order[rank]]),
+                    "pictures": self._draw(sequence),
+                }
+            )
+        return sorted(gather_object(mine), key=lambda case: case["rank"])
+
+    def _draw(self, index: int) -> list[str]:
+        frames = self.dataset[index].to(self.accelerator.device)
+        observed, future = frames.tensor_split([self.model.frames_in])
+        forecasts = {name: drawn[0] for name, drawn in self._forecast([index], observed[None]).items()}
         name = f"case_{self.dataset.sequence_id(index)}"
-        draw_strip(self.folder / f"{name}.png", observed, rows, self.style)
-        draw_animation(self.folder / f"{name}.gif", observed, rows, self.style)
+        return [path.name for path in draw_case(self.folder, name, observed, future, forecasts, self.dataset.source)]
 
-    def reduced(self) -> dict[str, dict]:
-        """The scores of all processes together."""
-        for scores in self.scores.values():
-            state = scores.state()
-            scores.load_state({name: sum_over_processes(self.accelerator, value) for name, value in state.items()})
-        return {name: scores.compute() for name, scores in self.scores.items()}
+    def _new_scores(self, name: str) -> Scores:
+        source = self.dataset.source
+        return Scores(source.scale, source.thresholds, self.model.frames_out, self.members[name])
 
 
 def forecast_all(
-    model: nn.Module, observed: Tensor, settings: EvaluationSettings, draws: Generators, name: str
+    model: nn.Module,
+    observed: Tensor,  # (B, T_in, C, H, W)
+    settings: EvaluationSettings,
+    draws: Generators,
+    name: str,
+    dress: Callable[[Tensor], Tensor] | None = None,  # makes an ensemble of the trend
 ) -> dict[str, Tensor]:
-    """Forecasts `(B, M, T, C, H, W)`: the model's by its name, DiffCast's trend, and persistence."""
-    baselines = {"persistence": Persistence(model.frame_shape, model.frames_in, model.frames_out).forecast(observed)}
-    if not isinstance(model, DiffCast):
-        return {name: model.forecast(observed).float(), **baselines}
-    made = model.generate(
-        observed,
-        settings.members,
-        draws,
-        settings.sampler,
-        settings.sampling_steps,
-        members_at_once=max(1, settings.batch_size // len(observed)),
-    )
-    return {name: made.forecast.float(), "trend": made.trend.float().clamp(0, 1)[:, None], **baselines}
-
-
-def title(name: str) -> str:
-    """What pictures call a forecast."""
-    return "DiffCast" if name.startswith("diffcast") else name.capitalize()
-
-
-def style_of(source: Source) -> Style:
-    """How frames of a data source are drawn."""
-    return Style(source.scale, source.bounds, source.colors, source.units, source.interval)
-
-
-def score_table(scores: dict[str, dict]) -> str:
-    """The most asked-for scores, a row per forecast."""
-    rows = []
-    for name, values in scores.items():
-        for label, some in ((name, values), (f"{name} (ensemble mean)", values.get("ensemble_mean", {}))):
-            if some:
-                rows.append([label, *(_number(some.get(score)) for score in TABLE)])
-    return format_table(["", *TABLE], rows)
-
-
-def _number(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
-
-
-def _write_lead_times(path: Path, scores: dict[str, dict], interval: float) -> None:
-    """One line per forecast and lead time (minutes), a column per score that has a curve."""
-    curves = {
-        name: {key.removesuffix("_per_lead"): value for key, value in values.items() if key.endswith("_per_lead")}
-        for name, values in scores.items()
-    }
-    columns = list(dict.fromkeys(key for of_one in curves.values() for key in of_one))
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["forecast", "lead_minutes", *columns])
-        for name, of_one in curves.items():
-            leads = len(next(iter(of_one.values())))
-            for lead in range(leads):
-                cells = [of_one[key][lead] if key in of_one else "" for key in columns]
-                writer.writerow([name, (lead + 1) * interval, *cells])
-
-
-def _without_nan(value):
-    """The same structure with None for what is not a number or infinite, which JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Forecasts `(B, M, T, C, H, W)` in [0, 1]: the model's by its name, its trend, and the baselines."""
+    if isinstance(model, DiffCast):
+        made = model.generate(
+            observed,
+            settings.members,
+            draws,
+            settings.sampler,
+            settings.sampling_steps,
+            forecast_batch=settings.forecast_batch,
+            precision=forecast_precision(settings.precision, observed.device),
+        )
+        trend = made.trend.float()
+        forecasts = {name: made.forecast.float(), "trend": trend.clamp(0, 1)[:, None]}
+    else:
+        with torch.no_grad():
+            trend = model.trend(observed).float()
+        forecasts = {name: trend.clamp(0, 1)[:, None]}
+    if dress is not None:
+        forecasts["dressed"] = dress(trend)
+    for baseline in BASELINES:
+        simple = build_backbone(baseline, model.frame_shape, model.frames_in, model.frames_out)
+        forecasts[baseline] = simple.forecast(observed.float())
+    return forecasts

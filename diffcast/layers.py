@@ -33,8 +33,15 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def full_precision(x: Tensor) -> AbstractContextManager:
     """No autocast on the device of `x`."""
+    return computing_in(torch.float32, x)
+
+
+def computing_in(dtype: torch.dtype, x: Tensor) -> AbstractContextManager:
+    """Autocast to `dtype` on the device of `x`; float32 means none."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False) if dtype == torch.float32 else torch.autocast(kind, dtype)
 
 
 def add_shared(x: Tensor, shared: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from diffcast import motion, process, residual
+from diffcast.layers import computing_in, full_precision
 from diffcast.motion import GlobalMotion
 from diffcast.residual import LocalResidual
 from diffcast.samplers import SAMPLERS
@@ -141,6 +142,7 @@ class DiffCast(nn.Module):
         sampling_steps: int = 250,  # network evaluations per segment
         noise: Tensor | None = None,  # (B, M, S, L, C, H, W): replaces the drawn start noise
         forecast_batch: int | None = None,  # forecasts (sequences x members) at a time, bounds the memory; None: all
+        precision: torch.dtype = torch.float32,  # that the diffusion networks compute in
     ) -> Generated:
         """Forecast with its parts. Backbone and GlobalMotion run once, whatever the members.
 
@@ -151,15 +153,17 @@ class DiffCast(nn.Module):
             shape = (members, self.segments, self.segment_length, *frames_in.shape[2:])
             noise = _draw(torch.randn, b, shape, generator, device)
         seeds = _draw(partial(torch.randint, 2**63 - 1), b, (noise.shape[1],), generator, device)
-        mu = 2 * self.backbone.trend(frames_in).float() - 1
-        contexts = self._context(2 * frames_in - 1, mu)
+        with full_precision(frames_in):  # the backbone runs once; rounding would move pixels across thresholds
+            mu = 2 * self.backbone.trend(frames_in).float() - 1
         sample = partial(SAMPLERS[sampler], schedule=self.schedule, steps=sampling_steps)
         drawn = mu.new_empty(b, noise.shape[1], *mu.shape[1:])
-        for some, few in _chunks(*noise.shape[:2], forecast_batch):
-            local, last = ([x[some] for x in maps] for maps in contexts)
-            drawn[some, few] = self._sample_residual(
-                noise[some, few], local, last, partial(sample, draw=_drawing(seeds[some, few]))
-            )
+        with computing_in(precision, frames_in):
+            contexts = self._context(2 * frames_in - 1, mu)
+            for some, few in _chunks(*noise.shape[:2], forecast_batch):
+                local, last = ([x[some] for x in maps] for maps in contexts)
+                drawn[some, few] = self._sample_residual(
+                    noise[some, few], local, last, partial(sample, draw=_drawing(seeds[some, few]))
+                )
         forecast = ((mu[:, None] + drawn + 1) / 2).clamp(0, 1)
         return Generated(forecast, (mu + 1) / 2, drawn)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import h5py
 import numpy as np
@@ -28,10 +29,10 @@ def test_training_is_followed_by_evaluation(trained):
     results = folder / "evaluation_best"
     report = json.loads((results / "metrics.json").read_text())
     assert report["sequences"] == 5
-    assert set(report["scores"]) == {"diffcast_simvp", "trend", "persistence"}
+    assert set(report["scores"]) == {"diffcast_simvp", "trend", "advection", "persistence"}
     assert "csi" in report["scores"]["diffcast_simvp"]["ensemble_mean"]
     lines = (results / "lead_time.csv").read_text().splitlines()
-    assert len(lines) == 1 + 3 * 20
+    assert len(lines) == 1 + 6 * 20  # also for the ensemble mean and the probability-matched mean
     assert {path.suffix for path in results.glob("case_*")} == {".png", ".gif"}
 
 
@@ -152,6 +153,16 @@ def test_another_training_is_not_resumed(words, told, trained, storm_folder, cap
     with pytest.raises(SystemExit):
         run.main(arguments(storm_folder, trained[0], "--use_diff", "--resume", *words.split()))
     assert told in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_not_resumed_by_its_name(trained, storm_folder, tmp_path, capsys):
+    shutil.copytree(trained[1], tmp_path / "Diffsimvp_sevir")
+    path = tmp_path / "Diffsimvp_sevir" / "checkpoints" / "ckpt-9"
+    (path / "training.pt").write_bytes((path / "training.pt").read_bytes()[:-1])
+    with pytest.raises(SystemExit) as stop:
+        run.main(arguments(storm_folder, tmp_path, "--use_diff", "--resume", str(path)))
+    assert stop.value.code == 2
+    assert "ckpt-9 is damaged: the bytes of training.pt differ" in capsys.readouterr().err
 
 
 def test_a_diverging_training_says_so(storm_folder, tmp_path, capsys):

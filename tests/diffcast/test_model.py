@@ -195,10 +195,21 @@ class TestForecast:
 
         counts = []
         for steps in (1, 3):
-            with torch.autocast("cpu", torch.bfloat16), Conversions() as conversions:
-                model.forecast(torch.rand(1, 5, 1, 16, 16), sampling_steps=steps)
+            with Conversions() as conversions:
+                model.forecast(torch.rand(1, 5, 1, 16, 16), sampling_steps=steps, precision=torch.bfloat16)
             counts.append(conversions.number)
         assert counts[0] == counts[1] > 0
+
+    def test_half_precision_is_close_and_leaves_the_trend_alone(self, tiny):
+        model, frames = tiny(), torch.rand(2, 5, 1, 16, 16)
+        noise = torch.randn(2, 1, 4, 5, 1, 16, 16)
+        full, half = (
+            model.generate(frames, noise=noise, sampling_steps=3, precision=precision)
+            for precision in (torch.float32, torch.bfloat16)
+        )
+        assert torch.equal(half.trend, full.trend)
+        error = (half.residual - full.residual).norm() / full.residual.norm()
+        assert 1e-5 < error < 0.05
 
 
 class TestTraining:

@@ -1,0 +1,117 @@
+"""An evaluation's work in parts that are on disk or not, so that a killed one goes on and any split of it adds up."""
+
+import json
+import logging
+import math
+import shutil
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import InputError
+from utils.files import replacing, writable_folder
+
+LOG = logging.getLogger(__name__)
+IDENTITY = "evaluation.json"
+MOST_PARTS = 64  # where the work allows it, so that several processes share it evenly,
+MOST_BATCHES = 16  # and the batches of one part at most, so that little is lost
+
+
+def split_into_parts(batches: list[list[int]]) -> list[list[list[int]]]:
+    """Consecutive batches in parts: a function of their number alone, not of who does the work."""
+    size = max(1, min(MOST_BATCHES, math.ceil(len(batches) / MOST_PARTS)))
+    return [batches[first : first + size] for first in range(0, len(batches), size)]
+
+
+@dataclass
+class Part:
+    """Scored sequences: the sums of their scores, and each one's own terms of the scores that runs are compared by."""
+
+    index: list[int]  # of the n sequences in the data set
+    ids: list[str]
+    states: dict[str, dict[str, Tensor]]  # forecast -> sums by name, as `Score.state`
+    terms: dict[str, dict[str, Tensor]]  # forecast -> terms (n, ...) by name, as `Score.update` returns them
+
+
+class Parts:
+    """The parts of one evaluation, as `part-<number>.npz` in a folder of their own.
+
+    A file holds `index` (n,), `id` (n,), `<forecast>:<name>` (n, ...), terms of each sequence in single precision, and
+    `sum:<forecast>:<name>`, the exact sums of the part.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def prepare(self, identity: dict, finished: bool) -> None:
+        """Keep the parts of an interrupted evaluation of the same identity (JSON-ready); otherwise start anew."""
+        path = self.folder / IDENTITY
+        text = json.dumps(identity, indent=1, sort_keys=True)
+        if finished or not path.is_file() or path.read_text(errors="replace") != text:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            writable_folder(self.folder, "the scores of the sequences")
+            with replacing(path) as temporary:
+                temporary.write_text(text)
+
+    def done(self, number: int) -> bool:
+        """Whether a part is on disk."""
+        return self._path(number).is_file()
+
+    def save(self, number: int, part: Part) -> None:
+        """Write a part, whole or not at all."""
+        arrays = {"index": np.asarray(part.index, dtype=np.int64), "id": np.asarray(part.ids, dtype=np.str_)}
+        for forecast, terms in part.terms.items():
+            arrays |= {f"{forecast}:{name}": _compact(values) for name, values in terms.items()}
+        for forecast, state in part.states.items():
+            arrays |= {f"sum:{forecast}:{name}": values.cpu().numpy() for name, values in state.items()}
+        with replacing(self._path(number)) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    def load(self, number: int, *wanted: str) -> dict[str, np.ndarray]:
+        """The arrays of a part whose names start with one of `wanted`."""
+        path = self._path(number)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files if name.startswith(wanted)}
+        except FileNotFoundError:
+            raise InputError(
+                f"{path} is missing: all processes of an evaluation must see the same {self.folder}."
+            ) from None
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} is damaged ({error}); delete it and evaluate again.") from None
+
+    def total(self, number: int, forecast: str) -> dict[str, Tensor]:
+        """The summed state of the first `number` parts, added in their order."""
+        prefix = f"sum:{forecast}:"
+        total: dict[str, Tensor] = {}
+        for state in self._each(number, prefix):
+            for name, values in state.items():
+                name, values = name.removeprefix(prefix), torch.from_numpy(values)
+                total[name] = total[name] + values if name in total else values
+        return total
+
+    def crps(self, number: int, forecast: str) -> tuple[list[int], np.ndarray]:
+        """Index and CRPS of every sequence of the first `number` parts."""
+        crps, pixels = f"{forecast}:ensemble/crps", f"{forecast}:ensemble/pixels"
+        index, values = [], []
+        for arrays in self._each(number, "index", crps, pixels):
+            index += arrays["index"].tolist()
+            values.append(arrays[crps].sum(axis=1) / np.maximum(arrays[pixels].sum(axis=1), 1))
+        return index, np.concatenate(values)
+
+    def _each(self, number: int, *wanted: str) -> Iterator[dict[str, np.ndarray]]:
+        return (self.load(part, *wanted) for part in range(number))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"part-{number:05d}.npz"
+
+
+def _compact(values: Tensor) -> np.ndarray:
+    """Half the bytes: enough for counts of one sequence, and for means that are compared."""
+    return values.to(torch.float32 if values.is_floating_point() else torch.int32).cpu().numpy()

@@ -1,0 +1,84 @@
+"""What an evaluation leaves behind besides pictures: a table, curves over lead times, JSON."""
+
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from utils.files import replacing
+from utils.log import format_table
+
+TABLE = ["csi", "csi_pool4", "csi_pool16", "pod", "far", "hss", "mse", "mae", "ssim", "crps"]
+
+
+def describe_source(dataset: Dataset, model: nn.Module) -> dict:
+    """What a reader of the scores needs to know about the frames, JSON-ready."""
+    source = dataset.source
+    return {
+        "name": source.name,
+        "scale": source.scale,
+        "units": source.units,
+        "thresholds": list(source.thresholds),
+        "interval": source.interval,
+        "pixel_km": source.extent / model.frame_shape[2],
+        "frame_shape": list(model.frame_shape),
+        "frames_in": model.frames_in,
+        "frames_out": model.frames_out,
+    }
+
+
+def score_table(scores: dict[str, dict]) -> str:
+    """The most asked-for scores, a row per forecast."""
+    rows = [[label, *(_number(values.get(score)) for score in TABLE)] for label, values in _fields(scores)]
+    return format_table(["", *TABLE], rows)
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def write_lead_times(path: Path, scores: dict[str, dict], source: dict) -> None:
+    """One line per forecast and lead time (minutes), a column per score that has a curve, and one per threshold."""
+    curves = {label: _curves(values, source["thresholds"]) for label, values in _fields(scores)}
+    columns = list(dict.fromkeys(name for of_one in curves.values() for name in of_one))
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["forecast", "lead_minutes", *columns])
+        for label, of_one in curves.items():
+            for lead in range(source["frames_out"]):
+                cells = [of_one[name][lead] if name in of_one else "" for name in columns]
+                writer.writerow([label, (lead + 1) * source["interval"], *cells])
+
+
+def _fields(scores: dict[str, dict]) -> Iterator[tuple[str, dict]]:
+    """Each forecast, followed by the fields made of its members."""
+    for name, values in scores.items():
+        yield name, values
+        for key, label in {"ensemble_mean": "ensemble mean", "pm_mean": "probability-matched mean"}.items():
+            if key in values:
+                yield f"{name} ({label})", values[key]
+
+
+def _curves(values: dict, thresholds: list[float]) -> dict[str, list[float]]:
+    curves = {}
+    for key, value in values.items():
+        if key.endswith("_per_lead") and not isinstance(value[0], list):
+            curves[key.removesuffix("_per_lead")] = value
+        elif key.endswith("_per_threshold_lead"):
+            name = key.removesuffix("_per_threshold_lead")
+            curves |= {f"{name}_{k:g}": of_one for k, of_one in zip(thresholds, value, strict=True)}
+    return curves
+
+
+def without_nan(value):
+    """The same structure with None for what is not a number or infinite, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

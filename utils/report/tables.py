@@ -1,0 +1,207 @@
+"""The tables of a report."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from utils.report.bootstrap import COMPARED, LEVEL, Difference
+from utils.report.charts import threshold_titles
+from utils.report.definitions import DEFINITIONS, DIAGRAMS, UNDEFINED, Definition
+from utils.report.evaluation import Entry
+from utils.report.markup import Html, table, tag
+from utils.report.published import CAUTION, Published
+from utils.report.svg import GLYPHS, SERIES
+
+GROUPS = {
+    "Where it rains": ("csi", "csi_total", "csi_pool4", "csi_pool16", "hss", "ets", "pod", "far", "bias"),
+    "How the fields look": ("mse", "mae", "rmse", "psnr", "ssim", "spectrum_ratio_high"),
+    "What the ensemble knows": ("crps", "crps_fair", "skill", "spread", "spread_skill_ratio"),
+}
+BY_THRESHOLD = {
+    "csi": "csi_per_threshold",
+    "bias": "bias_per_threshold",
+    "brier": "brier",
+    "roc_area": "roc_area",
+}
+VARIANTS = {"ensemble_mean": "ensemble mean", "pm_mean": "probability-matched mean"}
+
+
+def swatch(series: int) -> Html:
+    """The colour and marker of an entry."""
+    glyph = GLYPHS[series % len(GLYPHS)]
+    return tag("span", glyph, class_="swatch", style=f"color:var(--series-{series % len(SERIES)})", aria_hidden="true")
+
+
+def name_cell(entries: Sequence[Entry], series: int) -> Html:
+    """The name of an entry behind its swatch."""
+    return tag("span", swatch(series), "\N{NO-BREAK SPACE}", entries[series].label, class_="entry")
+
+
+def summary(entries: Sequence[Entry]) -> list[Html]:
+    """All scalar scores in a few tables: a row per forecast, ensemble mean and probability-matched mean included."""
+    rows = list(_rows(entries))
+    return [_score_table(title, keys, rows) for title, keys in GROUPS.items()]
+
+
+def _rows(entries: Sequence[Entry]) -> Iterator[tuple[Html, dict]]:
+    for i, entry in enumerate(entries):
+        yield name_cell(entries, i), entry.scores
+        for key, label in VARIANTS.items():
+            if isinstance(entry.scores.get(key), dict):
+                yield tag("span", label, class_="variant"), entry.scores[key]
+
+
+def _score_table(title: str, keys: Sequence[str], rows: list[tuple[Html, dict]]) -> Html:
+    columns = {key: [_number(scores.get(key)) for _, scores in rows] for key in keys}
+    columns = {key: values for key, values in columns.items() if np.isfinite(values).any()}
+    cells = {key: _marked(DEFINITIONS[key], values) for key, values in columns.items()}
+    shown = [i for i in range(len(rows)) if any(np.isfinite(values[i]) for values in columns.values())]
+    header = ["", *(DEFINITIONS[key].heading for key in columns)]
+    return table(header, [[rows[i][0], *(column[i] for column in cells.values())] for i in shown], title)
+
+
+def _marked(definition: Definition, values: Sequence[float]) -> list[Html]:
+    """The cells of a column, the best one marked."""
+    best = definition.best(values)
+    cells = []
+    for value in values:
+        is_best = np.isfinite(value) and round(value, definition.digits) == best
+        text = definition.format(value)
+        cells.append(tag("td", tag("strong", text, title="best") if is_best else text))
+    return cells
+
+
+def by_threshold(entries: Sequence[Entry]) -> list[Html]:
+    """The most asked-for scores of each threshold, a table per score."""
+    return [found for score, key in BY_THRESHOLD.items() for found in _threshold_table(entries, score, key)]
+
+
+def _threshold_table(entries: Sequence[Entry], score: str, key: str) -> list[Html]:
+    values = {i: found for i, entry in enumerate(entries) if (found := entry.array(key)) is not None}
+    if not values:
+        return []
+    columns = [_marked(DEFINITIONS[score], column) for column in np.transpose(list(values.values()))]
+    rows = [[name_cell(entries, i), *(column[n] for column in columns)] for n, i in enumerate(values)]
+    return [table(["", *threshold_titles(entries[0])], rows, f"{DEFINITIONS[score].heading} by threshold")]
+
+
+def published(entries: Sequence[Entry], literature: Published) -> list[Html]:
+    """The table of the literature, our forecasts of the same reduction on top."""
+    keys = list(literature.columns.values())
+    rows = [
+        [name, *(DEFINITIONS[key].format(_number(scores.get(key))) for key in keys)] for name, scores in _rows(entries)
+    ]
+    for name, *values in literature.rows:
+        cells = [DEFINITIONS[key].format(value) for key, value in zip(keys, values, strict=True)]
+        rows.append([tag("span", name, class_="cited"), *cells])
+    notes = tag("p", literature.note, " ", tag("strong", CAUTION), class_="note")
+    return [table(["", *literature.columns], rows, literature.title), notes]
+
+
+def differences(entries: Sequence[Entry], found: Sequence[dict[str, Difference]], reference: dict) -> Html:
+    """Each further entry minus the first: value, interval, and whether the interval excludes no difference."""
+    header = ["", name_cell(entries, 0), *(name_cell(entries, i) for i in range(1, len(entries)))]
+    rows = []
+    for key in _compared_order(reference):
+        definition = definition_of(key)
+        if np.isfinite(reference[key]):
+            cells = [_difference_cell(definition, of_one[key]) for of_one in found]
+            rows.append([definition.heading, definition.format(reference[key]), *cells])
+    return table(header, rows, f"Difference to {entries[0].label}, {LEVEL:.0%} interval", class_="differences")
+
+
+def definition_of(key: str) -> Definition:
+    """The definition of a compared score, that of a single threshold's CSI included."""
+    if key in DEFINITIONS:
+        return DEFINITIONS[key]
+    return Definition(f"CSI ≥ {key.removeprefix('csi_')}", "higher", 4, "")
+
+
+def _compared_order(keys) -> list[str]:
+    """CSI first, then that of the highest thresholds, then the others."""
+    rare = [key for key in keys if key not in COMPARED]
+    return [COMPARED[0], *rare, *COMPARED[1:]]
+
+
+def _difference_cell(definition: Definition, found: Difference) -> Html:
+    if not np.isfinite(found.value):
+        return tag("td", UNDEFINED)
+    value = definition.format(found.value, "+")
+    if not np.isfinite(found.low):
+        return tag("td", value, tag("small", "no interval"))
+    interval = f"[{definition.format(found.low, '+')}, {definition.format(found.high, '+')}]"
+    verdict = "unclear"
+    if found.low > 0 or found.high < 0:
+        verdict = "better" if definition.gain(found.value, 0.0) > 0 else "worse"
+    return tag("td", tag("b", value), tag("small", interval), tag("span", verdict, class_=f"verdict {verdict}"))
+
+
+def definitions(entries: Sequence[Entry]) -> Html:
+    """One sentence per score and diagram shown."""
+    known = {key for entry in entries for key in entry.scores}
+    items = [(found.label, found.meaning) for key, found in DEFINITIONS.items() if key in known]
+    items += [found for key, found in DIAGRAMS.items() if key in known]
+    pairs = [(tag("dt", label), tag("dd", meaning)) for label, meaning in items]
+    return tag("dl", *(part for pair in pairs for part in pair), class_="definitions")
+
+
+def fact_list(entry: Entry) -> Html:
+    """What was evaluated, on what, when and how."""
+    found = [(label, fact) for label, fact in _facts(entry).items() if fact]
+    return tag("dl", *(tag("div", tag("dt", label), tag("dd", fact)) for label, fact in found), class_="facts")
+
+
+def fact_table(entries: Sequence[Entry]) -> Html:
+    """The same with a column per entry."""
+    columns = [_facts(entry) for entry in entries]
+    labels = [label for label in columns[0] if any(column[label] for column in columns)]
+    rows = [[label, *(column[label] or UNDEFINED for column in columns)] for label in labels]
+    return table(["", *(name_cell(entries, i) for i in range(len(entries)))], rows, "Runs", class_="texts")
+
+
+def _facts(entry: Entry) -> dict[str, object]:
+    evaluation = entry.evaluation
+    about, how = evaluation.section("about"), evaluation.section("evaluation")
+    source, checkpoint = evaluation.source, evaluation.section("checkpoint")
+    height_width = " by ".join(str(size) for size in (source.get("frame_shape") or [])[1:])
+    pixel = f", {source['pixel_km']:g} km per pixel" if source.get("pixel_km") else ""
+    hash_ = str(checkpoint.get("sha256") or "")
+    step = f", step {checkpoint['step']}" if checkpoint.get("step") is not None else ""
+    steps = f", {how['sampling_steps']} network evaluations per segment" if how.get("sampling_steps") else ""
+    return {
+        "Data": f"{evaluation.section('settings').get('dataset', '')} {source.get('name', '')}".strip(),
+        "Sequences": evaluation.metrics.get("sequences"),
+        "Frames": f"{source.get('frames_in')} → {source['frames_out']}, every {source['interval']:g} min",
+        "Frame": f"{height_width} pixels{pixel}" if height_width else None,
+        "Members": entry.members,
+        "Sampler": f"{how['sampler']}{steps}" if how.get("sampler") else None,
+        "Seed": how.get("seed"),
+        "Checkpoint": f"{checkpoint['label']}{step}" if checkpoint.get("label") else None,
+        "SHA-256": tag("code", hash_[:16], title=hash_) if hash_ else None,
+        "Commit": tag("code", str(about["commit"])[:12], title=about["commit"]) if about.get("commit") else None,
+        "Date": about.get("date"),
+        "Version": about.get("version"),
+        "Command": tag("code", about["command"]) if about.get("command") else None,
+    }
+
+
+def settings(entries: Sequence[Entry]) -> Html:
+    """All settings, those that differ between runs first and marked."""
+    columns = [entry.evaluation.section("settings") | entry.evaluation.section("evaluation") for entry in entries]
+    keys = dict.fromkeys(key for column in columns for key in column)
+    texts = {key: [_setting(column.get(key)) for column in columns] for key in keys}
+    differs = {key: len(set(values)) > 1 for key, values in texts.items()}
+    rows = [
+        [tag("b", key) if differs[key] else key, *values]
+        for key, values in sorted(texts.items(), key=lambda item: not differs[item[0]])
+    ]
+    return table(["", *(entry.label for entry in entries)], rows, "Settings", class_="texts")
+
+
+def _setting(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else np.nan
