@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -10,7 +11,19 @@ from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 from torch.testing import assert_close
 
-from utils.metrics import CategoricalScores, EnsembleScores, FrameErrors, Scores, score
+from utils.errors import InputError
+from utils.metrics import (
+    CategoricalScores,
+    EnsembleScores,
+    FractionsSkill,
+    FrameErrors,
+    PerceptualDistance,
+    Scores,
+    StructuralSimilarity,
+    load_lpips,
+    probability_matched_mean,
+    score,
+)
 from utils.metrics.categorical import Contingency
 from utils.metrics.ssim import ssim
 
@@ -30,6 +43,10 @@ def scored(forecast, target):
 
 @pytest.fixture(scope="module")
 def data():
+    return random_data()
+
+
+def random_data():
     """Seven sequences: an ensemble forecast and its target, with a gap in one target and one member."""
     generator = torch.Generator().manual_seed(0)
     forecast = torch.rand(7, MEMBERS, LEADS, 1, 14, 17, generator=generator)
@@ -46,10 +63,10 @@ def assert_same_state(a, b):
         assert_close(a[name], b[name], rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(owner=st.lists(st.integers(0, 2), min_size=7, max_size=7))
-def test_any_split_of_the_sequences_merges_to_the_whole(data, owner):
-    forecast, target = data
+def test_any_split_of_the_sequences_merges_to_the_whole(owner):
+    forecast, target = random_data()
     merged = new_scores()
     for process in range(3):
         mine = torch.tensor(owner) == process
@@ -73,15 +90,71 @@ def test_blocks_do_not_change_the_scores(data, monkeypatch):
     assert_same_state(scored(*data), whole)
 
 
+def test_the_terms_of_the_sequences_sum_to_the_state(data):
+    scores = new_scores()
+    terms = scores.update(*data)
+    assert terms.keys() == scores.state().keys()
+    for name, sums in scores.state().items():
+        assert terms[name].shape == (7, *sums.shape)
+        assert terms[name].dtype == sums.dtype
+        assert terms[name].isfinite().all(), f"{name}: a sequence of weight 0 would be NaN"
+        assert_close(terms[name].sum(0), sums)
+
+
+def test_weighted_terms_score_a_resampled_set(data):
+    forecast, target = data
+    drawn = torch.tensor([0, 2, 2, 3, 5, 5, 5])
+    weights = torch.bincount(drawn, minlength=7)
+    resampled, terms = new_scores(), new_scores().update(forecast, target)
+    resampled.load_state({name: torch.einsum("b,b...->...", weights.to(term), term) for name, term in terms.items()})
+    assert_same_state(resampled, scored(forecast[drawn], target[drawn]))
+
+
+def test_perfect_frames_of_undrawn_sequences_do_not_count():
+    forecast, target = torch.rand(2, 1, 1, 1, 16, 16), torch.rand(2, 1, 1, 16, 16)
+    target[0] = forecast[0, 0]
+    errors, second = FrameErrors(255, leads=1), FrameErrors(255, leads=1)
+    terms = errors.update(forecast, target)
+    assert errors.compute()["psnr"] == math.inf
+    errors.load_state({name: 0 * term[0] + 1 * term[1] for name, term in terms.items()})
+    second.update(forecast[1:], target[1:])
+    assert errors.compute() == second.compute()
+
+
+def test_what_is_forecast_at_missing_pixels_is_ignored(data):
+    forecast, target = data
+    missing = torch.isnan(target[:, None] + forecast.sum(dim=1, keepdim=True)).expand_as(forecast)
+    assert missing.any()
+    for garbage in (math.nan, math.inf, -3.0, 1.0):
+        other = scored(forecast.masked_fill(missing, garbage), target.masked_fill(missing[:, 0], math.nan)).state()
+        for name, sums in scored(forecast, target).state().items():
+            assert torch.equal(other[name], sums), name
+
+
 def test_the_order_of_members_does_not_matter(data):
     forecast, target = data
-    assert_same_state(scored(forecast.flip(1), target), scored(forecast, target))
+    flipped, straight = flat(scored(forecast.flip(1), target).compute()), flat(scored(forecast, target).compute())
+    assert flipped.keys() == straight.keys()
+    assert list(flipped.values()) == pytest.approx(list(straight.values()), rel=1e-6, nan_ok=True)
+
+
+def flat(value, name=""):
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{name}/{key}").items()}
+    if isinstance(value, list):
+        return {k: v for key, item in enumerate(value) for k, v in flat(item, f"{name}/{key}").items()}
+    return {name: value}
 
 
 def test_computed_scores_survive_json(data):
     computed = scored(*data).compute()
     assert json.loads(json.dumps(computed)).keys() == computed.keys()
-    assert computed["ensemble_mean"].keys() == computed.keys() - {"ensemble_mean"} - {
+    of_ensembles = ("crps", "spread", "skill", "rank", "reliability", "brier", "roc", "fss_prob", "ensemble_", "pm_")
+    assert computed["ensemble_mean"].keys() == {key for key in computed if not key.startswith(of_ensembles)}
+    assert computed["pm_mean"].keys() == computed["ensemble_mean"].keys()
+    single = Scores(255, THRESHOLDS, LEADS, pools=(4,))
+    single.update(data[0][:, :1], data[1])
+    assert single.compute().keys() == computed["pm_mean"].keys() | {
         key for key in computed if key.startswith(("crps", "spread", "skill"))
     }
     assert all(len(curve) == LEADS for key, curve in computed.items() if key.endswith("_per_lead"))
@@ -102,8 +175,9 @@ def test_shapes_that_do_not_fit_are_refused(data):
         new_scores().update(forecast[:, :, :1], target[:, :1])
     with pytest.raises(ValueError, match="4 members"):
         new_scores().update(forecast[:, :1], target)
-    with pytest.raises(ValueError, match="ascend"):
-        CategoricalScores(255, (74, 16), leads=1)
+    for thresholds in ((74, 16), (0, 16)):
+        with pytest.raises(ValueError, match="ascend"):
+            CategoricalScores(255, thresholds, leads=1)
 
 
 def test_half_precision_forecasts_are_scored_in_float32():
@@ -162,25 +236,90 @@ def test_ssim_equals_scikit_image(size):
         sigma=1.5,
         use_sample_covariance=False,
     )
-    assert ssim(x, y).item() == pytest.approx(expected, abs=1e-12)
+    assert ssim(x[None, None], y[None]).item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_frames_smaller_than_the_window_have_no_ssim():
-    scores = FrameErrors(255, leads=1)
-    scores.update(torch.ones(1, 1, 1, 1, 8, 20), torch.ones(1, 1, 1, 8, 20))
-    computed = scores.compute()
-    assert math.isnan(computed["ssim"])
-    assert (computed["mse"], computed["psnr"], computed["perfect_frames"]) == (0, math.inf, 1)
+    similarity = StructuralSimilarity(leads=1)
+    similarity.update(torch.ones(1, 1, 1, 1, 8, 20), torch.ones(1, 1, 1, 8, 20))
+    assert math.isnan(similarity.compute()["ssim"])
 
 
-def test_frames_with_gaps_are_left_out_of_ssim_only():
-    forecast, target = torch.rand(2, 1, 1, 1, 12, 12), torch.rand(2, 1, 1, 12, 12)
-    whole, gap = FrameErrors(255, leads=1), FrameErrors(255, leads=1)
+def test_frames_with_gaps_are_left_out_of_ssim_and_spectrum_only():
+    forecast, target = torch.rand(2, 2, 1, 1, 12, 12), torch.rand(2, 1, 1, 12, 12)
+    whole, gap = (Scores(255, THRESHOLDS, leads=1, members=2) for _ in range(2))
     whole.update(forecast[:1], target[:1])
     target[1, ..., 0] = torch.nan
     gap.update(forecast, target)
-    assert gap.compute()["ssim"] == whole.compute()["ssim"]
-    assert gap.state()["frames"] == 2
+    for key in ("ssim", "spectrum", "spectrum_target"):
+        assert gap.compute()[key] == whole.compute()[key]
+    assert gap.state()["errors/frames"] == 4
+
+
+def test_the_probability_matched_mean_is_the_mean_in_pattern_and_the_members_in_distribution():
+    forecast = torch.tensor([[0.0, 0.2, 0.0, 1.0], [0.0, 0.0, 0.4, 0.6]]).view(1, 2, 1, 1, 2, 2)
+    target = torch.zeros(1, 1, 1, 2, 2)
+    # means 0, .1, .2, .8; members in pairs (0, 0), (0, 0), (.2, .4), (.6, 1)
+    assert_close(probability_matched_mean(forecast, target).flatten(), torch.tensor([0, 0, 0.3, 0.8]))
+    target[..., 1, 0] = torch.nan  # takes no part: pairs (0, 0), (0, .2), (.6, 1)
+    assert_close(probability_matched_mean(forecast, target).flatten(), torch.tensor([0, 0.1, 0, 0.8]))
+
+
+def test_equal_means_are_matched_by_position():
+    forecast = torch.tensor([[0.2, 0.4, 0.0], [0.4, 0.2, 0.6]]).view(1, 2, 1, 1, 1, 3)
+    matched = probability_matched_mean(forecast, torch.zeros(1, 1, 1, 1, 3))
+    assert_close(matched.flatten(), torch.tensor([0.1, 0.3, 0.5]))
+
+
+def test_one_member_is_its_own_probability_matched_mean(data):
+    forecast, target = data[0][:, :1].nan_to_num(0), data[1].nan_to_num(0)
+    assert torch.equal(probability_matched_mean(forecast, target), forecast)
+
+
+def test_gilbert_skill_leaves_out_the_hits_of_chance():
+    assert Contingency(*map(torch.tensor, (20, 10, 30, 40))).ets() == pytest.approx((20 - 15) / (60 - 15))
+    assert Contingency(*map(torch.tensor, (9, 21, 21, 49))).ets() == pytest.approx(0)
+
+
+def test_windows_that_meet_score_shifted_events():
+    target = torch.zeros(1, 1, 1, 8, 8)
+    target[..., 3, 3] = 1
+    skill = FractionsSkill(255, (100,), leads=1, windows=(1, 2, 3))
+    skill.update(target.roll(1, -1)[:, None], target)
+    assert skill.compute()["fss_per_threshold_scale"] == [pytest.approx([0, 2 * 2 / 8, 2 * 6 / 18])]
+
+
+def test_thresholds_between_whole_numbers_are_compared_as_they_are():
+    frames = torch.tensor([2.0, 2.4, 2.5, 2.6]).view(1, 1, 1, 1, 2, 2) / 200
+    scores = CategoricalScores(200, (2.5,), leads=1, pools=())
+    scores.update(frames, frames[:, 0])
+    assert scores.compute()["counts"]["hits"] == [[2]]
+
+
+def test_tall_frames_overflow_no_counter():
+    ones = torch.ones(1, 1, 1, 1, 600, 3)
+    scores = CategoricalScores(255, (255,), leads=1, pools=(4,))
+    scores.update(ones, ones[:, 0])
+    assert scores.compute()["counts"]["hits"] == [[1800]]
+
+
+def test_lpips_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(InputError, match="pip install lpips"):
+        load_lpips()
+
+
+def test_lpips_is_averaged_over_members_and_frames_without_gaps():
+    def network(x, y):
+        assert x.shape == y.shape == (4, 3, 8, 8)
+        return (x - y).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+    forecast, target = torch.rand(2, 3, 2, 1, 8, 8), torch.rand(2, 2, 1, 8, 8)
+    target[0, 0, 0, 0, 0] = torch.nan
+    distance = PerceptualDistance(2, network)
+    distance.update(forecast, target)
+    expected = 2 * (forecast - target[:, None]).abs().mean(dim=(1, 3, 4, 5))
+    assert distance.compute()["lpips_per_lead"] == pytest.approx([expected[1, 0].item(), expected[:, 1].mean().item()])
 
 
 @pytest.mark.parametrize("members", [2, 8])

@@ -8,8 +8,9 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from utils.metrics import Scores
+from utils.metrics import FractionsSkill, Scores, ensemble_mean
 from utils.metrics.categorical import Contingency
+from utils.metrics.spectrum import radial_spectrum
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 THRESHOLDS = (16, 74, 133, 160, 181, 219)
@@ -145,6 +146,83 @@ def test_members_are_pooled_and_their_mean_scored_beside(name):
             assert_allclose(computed[f"{ours}_per_threshold"], golden[f"{theirs}_{suffix}_thr"], rtol=0, atol=1e-6)
 
 
+def skill(forecast, target, windows, thresholds=THRESHOLDS):
+    """FSS of fields as `score` takes them."""
+    forecast, target = torch.from_numpy(forecast)[..., None, :, :], torch.from_numpy(target)[..., None, :, :]
+    scores = FractionsSkill(255, thresholds, target.shape[1], forecast.shape[1], [int(window) for window in windows])
+    scores.update(forecast, target)
+    return scores.compute()
+
+
+@pytest.mark.parametrize("name", ["ensemble", "ensemble_ties"])
+def test_fractions_skill_matches_pysteps(name):
+    golden = load(name)
+    forecast, target, windows = golden["forecast"], golden["target"], golden["fss_scales"]
+    members, first = skill(forecast, target, windows), skill(forecast[:, :1], target, windows)
+    mean = ensemble_mean(torch.from_numpy(forecast), torch.from_numpy(target)).numpy()
+    found = {
+        "fss_members_mean": members["fss_per_threshold_scale"],
+        "fss_probability": members["fss_probability_per_threshold_scale"],
+        "fss_member0": first["fss_per_threshold_scale"],
+        "fss_member0_lead": np.moveaxis(first["fss_per_threshold_scale_lead"], 2, 0),
+        "fss_ensemble_mean": skill(mean, target, windows)["fss_per_threshold_scale"],
+    }
+    assert members["fss_scales"] == windows.tolist()
+    for key, values in found.items():
+        assert_allclose(values, golden[key], rtol=0, atol=1e-8, err_msg=key)
+
+
+def test_fractions_skill_of_empty_and_missing_fields():
+    zeros, ones = np.zeros((1, 1, 1, 16, 20), np.float32), np.ones((1, 1, 1, 16, 20), np.float32)
+    golden = load("edge")
+    cases = {"both_empty": (zeros, zeros), "none_observed": (ones, zeros), "perfect": (ones, ones)}
+    for name, (forecast, target) in cases.items():
+        found = skill(forecast, target[:, 0], [5], [74])["fss_per_threshold_scale"]
+        assert_allclose(found, [[golden[f"fss_{name}"].item()]])
+    missing = golden["missing_forecast"][:1, None, :1], golden["missing_target"][:1, :1]
+    found = skill(*missing, [5], [74])["fss_per_threshold_scale"]
+    assert_allclose(found, [[golden["missing_fss_74_scale5_frame00"].item()]], atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["ensemble", "ensemble_ties"])
+def test_probabilities_match_the_reference_packages(name):
+    golden = load(name)
+    scores = score(golden["forecast"], golden["target"])
+    computed = scores.compute()
+    for key in ("brier", "brier_fair", "roc_area", "reliability_observed_frequency", "reliability_count"):
+        assert_allclose(computed[key], golden[key], rtol=1e-9, atol=1e-15, err_msg=key)
+    members = golden["forecast"].shape[1]
+    reached = [np.bincount(of_one.ravel(), minlength=members + 1) for of_one in golden["exceedance_members"]]
+    assert_array_equal(scores.state()["exceedance/table"].sum(dim=(1, 3)), reached)
+    assert_allclose(computed["reliability_probability"], np.arange(members + 1) / members)
+    for key in ("roc_pod", "roc_pofd"):
+        assert_allclose(np.array(computed[key])[:, [0, -1]], [[0, 1]] * len(THRESHOLDS))
+
+
+@pytest.mark.parametrize("name", ["ensemble", "ensemble_ties"])
+def test_rank_histograms_match_the_reference_packages(name):
+    golden = load(name)
+    computed = score(golden["forecast"], golden["target"]).compute()
+    assert_allclose(np.array(computed["rank_histogram"]) * golden["target"].size, golden["rank_histogram"], rtol=1e-9)
+    assert_allclose(np.mean(computed["rank_histogram_per_lead"], axis=0), computed["rank_histogram"])
+
+
+def test_spectra_match_pysteps():
+    golden = load("ensemble")
+    computed = score(golden["forecast"], golden["target"]).compute()
+    assert_allclose(computed["spectrum_frequency"], golden["rapsd_frequency"])
+    assert_allclose(computed["spectrum"], golden["rapsd_members"], rtol=1e-9)
+    assert_allclose(computed["spectrum_target"], golden["rapsd_target"], rtol=1e-9)
+    assert_allclose(np.mean(computed["spectrum_target_per_lead"], axis=0), golden["rapsd_target"], rtol=1e-9)
+    # our mean is rounded to float32, which shows where there is next to no power
+    assert_allclose(computed["ensemble_mean"]["spectrum"], golden["rapsd_ensemble_mean"], rtol=1e-5)
+    for frames, frame in (("ensemble", golden), ("frames_odd", load("frames_odd"))):
+        spectrum = radial_spectrum(torch.from_numpy(frame["target"][0, 0]))
+        assert_allclose(spectrum, frame["rapsd_target_0_0"], rtol=1e-9, err_msg=frames)
+    constant = radial_spectrum(torch.full((16, 20), 0.5))
+    assert_allclose(constant, load("edge")["rapsd_constant"], atol=1e-12)
+
+
 def test_degenerate_ensembles():
     golden = load("edge")
     forecast, target = golden["ens_forecast"], golden["ens_target"]
@@ -153,8 +231,19 @@ def test_degenerate_ensembles():
     assert_allclose(single["skill"], golden["ens_single_skill"], rtol=1e-9)
     assert np.isnan([single["crps_fair"], single["spread"], single["spread_skill_ratio"]]).all()
     identical = score(forecast[:, :1].repeat(4, axis=1), target).compute()
-    for key in ("crps", "crps_fair", "spread"):
-        assert_allclose(identical[key], golden[f"ens_identical_{key}"], rtol=1e-9, atol=1e-12)
+    constant = score(np.full_like(forecast, 0.25), np.full_like(target, 0.25)).compute()
+    for name, computed in (("identical", identical), ("constant", constant)):
+        for key in ("crps", "crps_fair", "spread"):
+            expected = golden.get(f"ens_{name}_{key}", 0)  # there is none for the spread of a constant
+            assert_allclose(computed[key], expected, rtol=1e-9, atol=1e-12)
+        ranks = np.array(computed["rank_histogram"]) * target.size
+        assert_allclose(ranks, golden[f"ens_{name}_rank_histogram"], atol=1e-9)
+    unobserved = score(forecast, np.zeros_like(target)).compute()
+    for key in ("roc_area", "brier", "reliability_observed_frequency", "reliability_count"):
+        suffix = "" if key == "roc_area" else "_74"
+        assert_allclose(unobserved[key][1], golden[f"ens_no_event_{key}{suffix}"], rtol=1e-9, err_msg=key)
+    dry = score(np.zeros_like(forecast), np.zeros_like(target)).compute()
+    assert np.isnan(dry["rank_histogram_wet"]).all()
 
 
 def test_a_pixel_missing_in_one_member_is_missing_in_all():
@@ -163,7 +252,9 @@ def test_a_pixel_missing_in_one_member_is_missing_in_all():
     computed = scores.compute()
     for key in ("crps", "crps_fair", "spread", "skill"):
         assert_allclose(computed[key], golden[f"ens_missing_{key}"], rtol=1e-9)
+    assert_allclose(computed["brier"][1], golden["ens_missing_brier_74"], rtol=1e-9)
     valid = golden["ens_missing_valid_pixels"]
+    assert_allclose(np.array(computed["rank_histogram"]) * valid, golden["ens_missing_rank_histogram"], rtol=1e-9)
     assert scores.state()["ensemble/pixels"].sum() == valid
     assert scores.state()["categorical/counts"][:, 0].sum() == 4 * valid
     assert scores.state()["ensemble_mean/categorical/counts"][:, 0].sum() == valid

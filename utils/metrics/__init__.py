@@ -1,24 +1,48 @@
 """Verification scores that stream: update with batches, sum the state over processes, compute once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
 from utils.metrics.categorical import CategoricalScores
 from utils.metrics.ensemble import EnsembleScores
 from utils.metrics.errors import FrameErrors
+from utils.metrics.exceedance import ExceedanceScores
+from utils.metrics.fss import FractionsSkill
+from utils.metrics.matching import ensemble_mean, probability_matched_mean
+from utils.metrics.perceptual import PerceptualDistance, load_lpips
+from utils.metrics.ranks import RankHistogram
 from utils.metrics.score import Score, ScoreGroup
+from utils.metrics.spectrum import PowerSpectrum
+from utils.metrics.ssim import StructuralSimilarity
 
-__all__ = ["CategoricalScores", "EnsembleScores", "FrameErrors", "Score", "ScoreGroup", "Scores"]
+__all__ = [
+    "CategoricalScores",
+    "EnsembleScores",
+    "ExceedanceScores",
+    "FractionsSkill",
+    "FrameErrors",
+    "PerceptualDistance",
+    "PowerSpectrum",
+    "RankHistogram",
+    "Score",
+    "ScoreGroup",
+    "Scores",
+    "StructuralSimilarity",
+    "ensemble_mean",
+    "load_lpips",
+    "probability_matched_mean",
+]
 
 
 class Scores(ScoreGroup):
-    """All scores of a forecast: categorical, errors of the field, ensemble.
+    """All scores of a forecast, except LPIPS.
 
     Scale and thresholds are those of the data source. `compute` returns one flat dict, described at
-    `CategoricalScores`, `FrameErrors` and `EnsembleScores`; the curves over lead times are the lists called
-    `<score>_per_lead`. With more than one member the categorical scores and errors pool the members, and the key
-    `ensemble_mean` holds a dict of the same scores for the ensemble mean.
+    `CategoricalScores`, `FrameErrors`, `StructuralSimilarity`, `FractionsSkill`, `PowerSpectrum` and
+    `EnsembleScores`; curves over lead times are the lists called `<score>_per_lead`. With more than one member,
+    `ExceedanceScores` and `RankHistogram` come in, the scores of single fields pool the members, and the keys
+    `ensemble_mean` and `pm_mean` hold dicts of these scores for the ensemble mean and the probability-matched mean.
     """
 
     def __init__(
@@ -29,24 +53,41 @@ class Scores(ScoreGroup):
         members: int = 1,  # M
         pools: Sequence[int] = (4, 16),  # block sizes of the pooled CSI, pixels
     ):
-        def field_scores() -> dict[str, Score]:
+        def field_scores(members: int) -> dict[str, Score]:
             return {
                 "categorical": CategoricalScores(scale, thresholds, leads, pools),
                 "errors": FrameErrors(scale, leads),
+                "similarity": StructuralSimilarity(leads),
+                "fractions": FractionsSkill(scale, thresholds, leads, members),
+                "spectrum": PowerSpectrum(leads),
             }
 
-        parts = field_scores() | {"ensemble": EnsembleScores(leads, members)}
+        parts = field_scores(members) | {"ensemble": EnsembleScores(leads, members)}
         if members > 1:
-            parts["ensemble_mean"] = _EnsembleMean(leads, field_scores())
+            parts["exceedance"] = ExceedanceScores(scale, thresholds, leads, members)
+            parts["ranks"] = RankHistogram(scale, thresholds[0], leads, members)
+            for field in (ensemble_mean, probability_matched_mean):
+                name = "pm_mean" if field is probability_matched_mean else "ensemble_mean"
+                parts[name] = _FieldScores(leads, field_scores(1), name, field)
         super().__init__(leads, parts)
 
 
-class _EnsembleMean(ScoreGroup):
-    """Scores of the mean of the members."""
+class _FieldScores(ScoreGroup):
+    """Scores of one field that stands for the ensemble, under a key of their own."""
 
-    def accumulate(self, forecast: Tensor, target: Tensor) -> None:
-        mean = forecast.double().mean(dim=1, keepdim=True).float()
-        super().accumulate(mean, target)
+    def __init__(
+        self,
+        leads: int,  # T, forecast frames
+        parts: Mapping[str, Score],
+        name: str,  # key of `compute`
+        field: Callable[[Tensor, Tensor], Tensor],  # of members (B, M, T, C, H, W) and target, one (B, 1, T, C, H, W)
+    ):
+        super().__init__(leads, parts)
+        self.name = name
+        self.field = field
+
+    def terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return super().terms(self.field(forecast, target), target)
 
     def compute(self) -> dict:
-        return {"ensemble_mean": super().compute()}
+        return {self.name: super().compute()}

@@ -1,4 +1,4 @@
-"""Categorical scores of threshold exceedance: CSI, POD, FAR, HSS, frequency bias, pooled CSI."""
+"""Categorical scores of threshold exceedance: CSI, POD, FAR, HSS, ETS, frequency bias, pooled CSI."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,14 +8,15 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from utils.metrics.score import Score
+from utils.metrics.events import Events, count_pixels
+from utils.metrics.score import Score, split_missing
 
 
 class Contingency(NamedTuple):
     """Contingency tables as four int64 counts of equal shape; every ratio is float64, NaN for 0/0.
 
     Definitions: Wilks, Statistical Methods in the Atmospheric Sciences; CSI as in Schaefer 1990, HSS as in
-    Heidke 1926, FAR is the false alarm ratio (not the rate).
+    Heidke 1926, ETS as in Gilbert 1884, FAR is the false alarm ratio (not the rate).
     """
 
     hits: Tensor
@@ -44,6 +45,12 @@ class Contingency(NamedTuple):
         h, m, f, r = (count.double() for count in self)  # products of counts overflow int64
         return 2 * (h * r - m * f) / ((h + m) * (m + r) + (h + f) * (f + r))
 
+    def ets(self) -> Tensor:
+        """Equitable threat score (Gilbert skill score), -1/3 to 1 (best): CSI without the hits of chance."""
+        h, m, f, r = (count.double() for count in self)
+        chance = (h + m) * (h + f) / (h + m + f + r)
+        return (h - chance) / (h + m + f - chance)
+
     def bias(self) -> Tensor:
         """Frequency bias, forecast over observed events, 0 to infinity; 1 is best."""
         return (self.hits + self.false_alarms).double() / (self.hits + self.misses)
@@ -54,13 +61,13 @@ class CategoricalScores(Score):
 
     The members of an ensemble are pooled: each counts as one more sequence.
 
-    `compute` reduces CSI, POD, FAR, HSS and bias in the two ways of the literature:
+    `compute` reduces CSI, POD, FAR, HSS, ETS and bias in the two ways of the literature:
 
     - `csi`: mean over thresholds and lead times of the score of each cell (Yu et al. 2024, DiffCast);
     - `csi_total`: counts summed over lead times, then the mean over thresholds (Gao et al. 2022, Earthformer;
       theirs adds 1e-4 to the denominators, which shows only in nearly empty tables).
 
-    In both, a cell where CSI, POD, FAR or HSS is undefined scores 0; `csi_empty_cells` counts these. Where
+    In both, a cell where CSI, POD, FAR, HSS or ETS is undefined scores 0; `csi_empty_cells` counts these. Where
     nothing was observed the bias is NaN and left out of its means, as 0 would read "never forecast".
     Each comes with `_per_threshold`, `_total_per_threshold`, `_per_lead` and `_per_threshold_lead`.
 
@@ -78,27 +85,42 @@ class CategoricalScores(Score):
         leads: int,  # T, forecast frames
         pools: Sequence[int] = (4, 16),  # block sizes of the pooled CSI, pixels
     ):
-        if list(thresholds) != sorted(set(thresholds)):
-            raise ValueError(f"thresholds must ascend, but are {tuple(thresholds)}.")
-        self.scale = scale
-        self.thresholds = tuple(thresholds)
+        self.events = Events(scale, thresholds)
         self.blocks = {"counts": 1} | {f"counts_pool{pool}": pool for pool in pools}
-        shape = (4, len(self.thresholds), leads)
+        shape = (4, len(self.events.thresholds), leads)
         super().__init__(leads, {name: torch.zeros(shape, dtype=torch.int64) for name in self.blocks})
 
-    def accumulate(self, forecast: Tensor, target: Tensor) -> None:
+    def terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Count hits, misses, false alarms and correct negatives."""
-        forecast_class = self._classify(forecast)
-        target_class = self._classify(target).masked_fill(torch.isnan(target), self._missing)
-        for name, block in self.blocks.items():
-            pairs = self._count_pairs(_max_pool(forecast_class, block), _max_pool(target_class, block))
-            self._add(**{name: _contingency_counts(pairs)})
+        target, missing = split_missing(target)
+        levels = torch.cat([self.events.levels(forecast), self.events.levels(target)[:, None]], dim=1)
+        missing = None if missing is None else missing.to(torch.uint8)
+        return {name: self._count(levels, missing, block) for name, block in self.blocks.items()}
+
+    def _count(self, levels: Tensor, missing: Tensor | None, block: int) -> Tensor:
+        """Contingency counts `(B, 4, K, T)` of blocks, in the order of `Contingency`.
+
+        `levels` `(B, M + 1, T, C, H, W)` are those of the members and, last, of the target.
+        """
+        levels = _max_pool(levels, block)
+        batch, members, leads = levels.shape[0], levels.shape[1] - 1, levels.shape[2]
+        pixels = torch.full((batch, leads), levels[0, 0, 0].numel(), device=levels.device)
+        if missing is not None:
+            missing = _max_pool(missing, block)
+            pixels = pixels - count_pixels(missing)
+            levels = levels.masked_fill(missing[:, None].bool(), 0)
+        both = torch.minimum(levels[:, :members], levels[:, members:])  # reaches what forecast and target reach
+        reached = self.events.count(torch.cat([both, levels], dim=1))  # K, B, M + M + 1, T
+        hits, forecast = (reached[:, :, part].sum(dim=2) for part in (slice(members), slice(members, -1)))
+        observed, pixels = members * reached[:, :, -1], members * pixels
+        counts = Contingency(hits, observed - hits, forecast - hits, pixels - observed - forecast + hits)
+        return rearrange(list(counts), "count k b t -> b count k t")
 
     def compute(self) -> dict:
         """Return the scores of both reductions, the pooled CSI and the counts per threshold and lead time."""
         table = Contingency(*self._sums["counts"])
         scores = {}
-        for name in ("csi", "pod", "far", "hss"):
+        for name in ("csi", "pod", "far", "hss", "ets"):
             scores |= _reductions(name, table, undefined=0.0)
         scores |= _reductions("bias", table, undefined=torch.nan)
         for name, block in self.blocks.items():
@@ -106,44 +128,16 @@ class CategoricalScores(Score):
                 scores |= _pooled_csi(f"csi_pool{block}", Contingency(*self._sums[name]))
         return scores | {"counts": {name: count.tolist() for name, count in table._asdict().items()}}
 
-    @property
-    def _missing(self) -> int:
-        return len(self.thresholds) + 1  # above every class, so that it survives max pooling
 
-    def _classify(self, frames: Tensor) -> Tensor:
-        """Return the number of thresholds that each pixel reaches, uint8."""
-        values = self.scale * frames
-        classes = torch.zeros_like(values, dtype=torch.uint8)
-        for threshold in self.thresholds:  # faster than torch.bucketize
-            classes += (values >= threshold).view(torch.uint8)
-        return classes
-
-    def _count_pairs(self, forecast_class: Tensor, target_class: Tensor) -> Tensor:
-        """Histogram `(T, K + 1, K + 1)` of forecast and target class; a missing target is left out."""
-        size = self._missing + 1
-        lead = torch.arange(self.leads, dtype=torch.int32, device=target_class.device)
-        pair = (rearrange(lead, "t -> t 1 1 1") * size + forecast_class) * size + target_class[:, None]
-        pairs = torch.bincount(pair.flatten(), minlength=self.leads * size**2)
-        return pairs.view(self.leads, size, size)[:, :-1, :-1]
-
-
-def _max_pool(classes: Tensor, block: int) -> Tensor:
+def _max_pool(fields: Tensor, block: int) -> Tensor:
     """Maximum over blocks of `block` x `block` pixels, partial ones at the right and bottom border included."""
     if block == 1:
-        return classes
-    height, width = classes.shape[-2:]
-    classes = F.pad(classes, (0, -width % block, 0, -height % block))
-    rows = reduce(classes, "... (h block) w -> ... h w", "max", block=block)
+        return fields
+    height, width = fields.shape[-2:]
+    if height % block or width % block:
+        fields = F.pad(fields, (0, -width % block, 0, -height % block))
+    rows = reduce(fields, "... (h block) w -> ... h w", "max", block=block)
     return reduce(rows, "... h (w block) -> ... h w", "max", block=block)
-
-
-def _contingency_counts(pairs: Tensor) -> Tensor:
-    """Turn a histogram of class pairs `(T, K + 1, K + 1)` into contingency counts `(4, K, T)`."""
-    reached = pairs.flip(1, 2).cumsum(1).cumsum(2).flip(1, 2)  # forecast class >= i and target class >= j
-    hits = reached.diagonal(dim1=1, dim2=2)[:, 1:]
-    forecast, observed, pixels = reached[:, 1:, 0], reached[:, 0, 1:], reached[:, :1, 0]
-    counts = Contingency(hits, observed - hits, forecast - hits, pixels - observed - forecast + hits)
-    return rearrange(list(counts), "count t k -> count k t")
 
 
 def _reductions(name: str, table: Contingency, undefined: float) -> dict:

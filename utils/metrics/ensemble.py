@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from utils.metrics.score import Score
+from utils.metrics.score import Score, split_missing
 
 PIXEL_SUMS = ("crps", "crps_fair", "variance", "squared_error")
 
@@ -33,10 +33,11 @@ class EnsembleScores(Score):
         super().__init__(leads, sums | {"pixels": torch.zeros(leads, dtype=torch.int64)})
         self.members = members
 
-    def accumulate(self, forecast: Tensor, target: Tensor) -> None:
-        """Add the pixels. Raises `ValueError` if the number of members is not the one expected."""
+    def terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Sum over pixels. Raises `ValueError` if the number of members is not the one expected."""
         if forecast.shape[1] != self.members:
             raise ValueError(f"the score was built for {self.members} members, but got {forecast.shape[1]}.")
+        target, missing = split_missing(target)
         members = forecast.double()
         mean = members.mean(dim=1)
         error = (members - target[:, None]).abs().mean(dim=1)
@@ -48,10 +49,11 @@ class EnsembleScores(Score):
             "variance": (members - mean[:, None]).square().sum(dim=1) / (self.members - 1),
             "squared_error": (mean - target).square(),
         }
-        missing = torch.isnan(target)
-        for name, values in maps.items():
-            self._add(**{name: values.masked_fill(missing, 0).sum(dim=(0, 2, 3, 4))})
-        self._add(pixels=(~missing).sum(dim=(0, 2, 3, 4)))
+        pixels = torch.full(target.shape[:2], target[0, 0].numel(), device=target.device)
+        if missing is not None:
+            maps = {name: values.masked_fill(missing, 0) for name, values in maps.items()}
+            pixels = pixels - missing.sum(dim=(2, 3, 4))
+        return {name: values.sum(dim=(2, 3, 4)) for name, values in maps.items()} | {"pixels": pixels}
 
     def compute(self) -> dict:
         """Return each score over everything and, as `_per_lead`, its curve over lead times."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-BLOCK_VALUES = 2**20  # forecast values scored at once, which bounds the memory of the float64 copies
+BLOCK_VALUES = 2**19  # forecast values scored at once: bounds the memory, and small buffers are reused, not mapped anew
 
 
 class Score(ABC):
@@ -17,8 +17,11 @@ class Score(ABC):
 
         score.load_state({name: reduce_sum(tensor) for name, tensor in score.state().items()})
 
+    What a sequence adds to the sums does not depend on the others, and `update` returns it: a bootstrap over
+    sequences loads the terms, weighted by how often each sequence was drawn and summed, and computes again.
+
     The state lives on the device of the data last seen. A subclass hands zeros to the constructor and
-    implements `accumulate` and `compute`.
+    implements `terms` and `compute`.
     """
 
     def __init__(
@@ -30,22 +33,32 @@ class Score(ABC):
         self._sums = dict(sums)
 
     @torch.no_grad()
-    def update(self, forecast: Tensor, target: Tensor) -> None:
+    def update(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Add forecasts `(B, M, T, C, H, W)` of the targets `(B, T, C, H, W)`, both in [0, 1].
 
         Values beyond the range are clipped. A pixel that is NaN in the target or in any member is missing:
-        it counts nowhere. Raises `ValueError` if the shapes do not fit.
+        it counts nowhere. Returns the terms that were added, by the names of the state and per sequence: the
+        shape of a sum behind a leading B. Raises `ValueError` if the shapes do not fit.
         """
         self._check_shapes(forecast, target)
+        if not len(target):
+            return {name: sums.new_zeros(0, *sums.shape) for name, sums in self.state().items()}
         if forecast.device.type == "mps":  # Apple's GPUs lack float64
             forecast, target = forecast.cpu(), target.cpu()
         sequences = max(1, BLOCK_VALUES // forecast.shape[1:].numel())
-        for block in zip(forecast.split(sequences), target.split(sequences), strict=True):
-            self.accumulate(*_prepare(*block))
+        blocks = zip(forecast.split(sequences), target.split(sequences), strict=True)
+        parts = [self.terms(*_prepare(*block)) for block in blocks]
+        terms = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        self._replace({name: sums.to(terms[name].device) + terms[name].sum(0) for name, sums in self.state().items()})
+        return terms
 
     @abstractmethod
-    def accumulate(self, forecast: Tensor, target: Tensor) -> None:
-        """Add float32 fields that `update` clipped to [0, 1]; the target is NaN where a pixel is missing."""
+    def terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return what each sequence adds to the sums: `(B, ...)` by the names of the state.
+
+        `update` calls it with float32 fields clipped to [0, 1]; where a pixel is missing, the target is NaN and
+        the forecast 0.
+        """
 
     @abstractmethod
     def compute(self) -> dict:
@@ -69,10 +82,6 @@ class Score(ABC):
     def _replace(self, state: Mapping[str, Tensor]) -> None:
         self._sums = dict(state)
 
-    def _add(self, **terms: Tensor) -> None:
-        for name, term in terms.items():
-            self._sums[name] = self._sums[name].to(term.device) + term
-
     def _check_state(self, state: Mapping[str, Tensor]) -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         expected = {name: tuple(tensor.shape) for name, tensor in self.state().items()}
@@ -89,6 +98,24 @@ class Score(ABC):
             raise ValueError(f"the score was built for {self.leads} lead times, but got {target.shape[1]}.")
 
 
+def split_missing(target: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Separate a target from its missing pixels: 0 in place of NaN, and their mask, None if there are none."""
+    if not torch.isnan(target.sum()):  # several times faster than looking at every pixel
+        return target, None
+    missing = torch.isnan(target)
+    return target.masked_fill(missing, 0), missing
+
+
+def frame_histograms(bins: Tensor, number: int, missing: Tensor | None) -> Tensor:
+    """Count the pixels `(B, T, number)` of each bin of `bins` `(B, T, C, H, W)`, int32, leaving out missing ones."""
+    if missing is not None:
+        bins = bins.masked_fill(missing, number)
+    batch, leads = bins.shape[:2]
+    frame = torch.arange(batch * leads, dtype=torch.int32, device=bins.device).view(batch, leads, 1, 1, 1)
+    counts = torch.bincount((frame * (number + 1) + bins).flatten(), minlength=batch * leads * (number + 1))
+    return counts.view(batch, leads, number + 1)[..., :-1]
+
+
 class ScoreGroup(Score):
     """Several scores fed with the same data; its state holds the sums of each part as `part/name`."""
 
@@ -100,10 +127,13 @@ class ScoreGroup(Score):
         super().__init__(leads, {})
         self.parts = dict(parts)
 
-    def accumulate(self, forecast: Tensor, target: Tensor) -> None:
-        """Add the fields to every part."""
-        for part in self.parts.values():
-            part.accumulate(forecast, target)
+    def terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the terms of every part."""
+        return {
+            f"{key}/{name}": term
+            for key, part in self.parts.items()
+            for name, term in part.terms(forecast, target).items()
+        }
 
     def compute(self) -> dict:
         """Return the scores of all parts in one dict."""
@@ -121,5 +151,8 @@ class ScoreGroup(Score):
 def _prepare(forecast: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     forecast = forecast.float().clamp(0, 1)
     target = target.float().clamp(0, 1)
-    missing = torch.isnan(target + forecast.sum(dim=1))  # a sum is NaN if any of its terms is
-    return forecast, target.masked_fill(missing, torch.nan)
+    if torch.isnan(forecast.sum() + target.sum()):
+        missing = torch.isnan(target + forecast.sum(dim=1))  # a sum is NaN if any of its terms is
+        forecast = forecast.masked_fill(missing[:, None], 0)
+        target = target.masked_fill(missing, torch.nan)
+    return forecast, target

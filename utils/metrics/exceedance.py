@@ -1,0 +1,75 @@
+"""Probabilities of exceedance: reliability, Brier score, ROC."""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from utils.metrics.events import Events
+from utils.metrics.score import Score, frame_histograms, split_missing
+
+
+class ExceedanceScores(Score):
+    """Scores of the probability of `scale * value >= threshold`, the share i / M of the members that reach it.
+
+    - Reliability: the observed frequency, NaN if there is none, and the number of pixels of each probability
+      i / M, i = 0 to M (Broecker and Smith 2007).
+    - `brier`: mean squared error of the probability, 0 (best) to 1 (Brier 1950); `brier_fair` estimates that of
+      infinitely many members (Ferro 2014).
+    - ROC: probability of detection and of false detection, F / (F + R), of the warnings "at least i members", for
+      i = M + 1 to 0: from (0, 0) to (1, 1). The area, by trapezoids, is the probability that an event has the higher
+      forecast probability than a non-event (Mason and Graham 2002); NaN if all pixels or none are events.
+
+    State: `table`, int64 `(K, T, M + 1, 2)`: pixels by the number of members that reach the threshold and by
+    whether the observation does.
+    """
+
+    def __init__(
+        self,
+        scale: float,  # value in units of the thresholds = scale * frame value
+        thresholds: Sequence[float],  # K, ascending
+        leads: int,  # T, forecast frames
+        members: int,  # M
+    ):
+        self.events = Events(scale, thresholds)
+        self.members = members
+        shape = (len(self.events.thresholds), leads, members + 1, 2)
+        super().__init__(leads, {"table": torch.zeros(shape, dtype=torch.int64)})
+
+    def terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Count pixels."""
+        target, missing = split_missing(target)
+        masks = zip(
+            self.events.masks(self.events.levels(forecast)),
+            self.events.masks(self.events.levels(target)),
+            strict=True,
+        )
+        tables = []
+        for reached, observed in masks:
+            bins = 2 * sum(member.to(torch.int32) for member in reached.unbind(1)) + observed
+            tables.append(frame_histograms(bins, 2 * (self.members + 1), missing))
+        return {"table": rearrange(tables, "k b t (m o) -> b k t m o", o=2)}
+
+    def compute(self) -> dict:
+        """Return the scores over all lead times, per threshold."""
+        table = self._sums["table"].sum(dim=1).double()  # K, M + 1, 2
+        pixels = table.sum(dim=-1)
+        number = torch.arange(self.members + 1, dtype=torch.float64, device=table.device)
+        probability = number / self.members
+        error = torch.stack([probability, probability - 1], dim=-1).square()
+        brier = (table * error).sum(dim=(1, 2)) / pixels.sum(dim=1)
+        bias = (pixels * probability * (1 - probability)).sum(dim=1) / pixels.sum(dim=1) / (self.members - 1)
+        warned = table.flip(1).cumsum(dim=1)  # by at least M, M - 1, .. 0 members
+        warned = torch.cat([torch.zeros_like(warned[:, :1]), warned], dim=1)
+        pofd, pod = (warned / warned[:, -1:]).unbind(-1)
+        return {
+            "reliability_probability": probability.tolist(),
+            "reliability_observed_frequency": (table[..., 1] / pixels).tolist(),
+            "reliability_count": pixels.long().tolist(),
+            "brier": brier.tolist(),
+            "brier_fair": (brier - bias).tolist(),
+            "roc_pod": pod.tolist(),
+            "roc_pofd": pofd.tolist(),
+            "roc_area": torch.trapezoid(pod, pofd).tolist(),
+        }

@@ -1,0 +1,62 @@
+"""Rank histogram of an ensemble."""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from utils.metrics.score import Score, frame_histograms
+
+
+class RankHistogram(Score):
+    """How often the observation has each rank among the M members (Talagrand et al. 1997; Hamill 2001).
+
+    Flat for a reliable ensemble; a U tells of too little spread. A pixel whose observation equals `m` members counts
+    one part in `m + 1` for each rank that it could take: the expectation of drawing among them, without the draw.
+    `rank_histogram_wet` leaves out dry pixels, where neither the observation nor any member reaches the threshold:
+    there, ties tell nothing.
+
+    State: `ranks`, int64 `(T, 2, M + 1, M + 1)`: pixels by dry or wet, members below, and members equal.
+    """
+
+    def __init__(
+        self,
+        scale: float,  # value in units of the threshold = scale * frame value
+        threshold: float,  # where wet begins
+        leads: int,  # T, forecast frames
+        members: int,  # M
+    ):
+        super().__init__(leads, {"ranks": torch.zeros(leads, 2, members + 1, members + 1, dtype=torch.int64)})
+        self.scale = scale
+        self.threshold = threshold
+        self.members = members
+
+    def terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Count pixels."""
+        below = torch.zeros_like(target, dtype=torch.int32)
+        equal = torch.zeros_like(below)
+        largest = target
+        for member in forecast.unbind(1):
+            below += member < target
+            equal += member == target
+            largest = torch.maximum(largest, member)
+        wet = self.scale * largest >= self.threshold
+        size = self.members + 1
+        bins = (wet.int() * size + below) * size + equal
+        counts = frame_histograms(bins, 2 * size**2, torch.isnan(target))
+        return {"ranks": rearrange(counts, "b t (wet below equal) -> b t wet below equal", wet=2, below=size)}
+
+    def compute(self) -> dict:
+        """Return the frequencies of the ranks 0 to M, which sum to 1, or NaN without pixels."""
+        ranks = torch.einsum("twbe,ber->twr", self._sums["ranks"].double(), self._shares())
+        histograms = {
+            "rank_histogram": ranks.sum(dim=(0, 1)),
+            "rank_histogram_wet": ranks[:, 1].sum(dim=0),
+            "rank_histogram_per_lead": ranks.sum(dim=1),
+        }
+        return {name: (counts / counts.sum(-1, keepdim=True)).tolist() for name, counts in histograms.items()}
+
+    def _shares(self) -> Tensor:
+        """Share `(M + 1, M + 1, M + 1)` of each rank in a pixel with so many members below and so many equal."""
+        number = torch.arange(self.members + 1, device=self._sums["ranks"].device)
+        below, equal, rank = number[:, None, None], number[:, None], number
+        return ((below <= rank) & (rank <= below + equal)) / (equal + 1.0).double()
