@@ -17,6 +17,7 @@ from diffcast.forecaster import place
 from diffcast.loading import EvaluationBatches, derived_seed, make_loader
 from diffcast.model import DiffCast, Generators
 from models import Backbone
+from models.backbone import without_gaps
 from utils.errors import InputError
 
 LOG = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def dress(
     loader = make_loader(train_set, EvaluationBatches(chosen, batch_size), workers=0, device=device)
     for number, (_, frames) in enumerate(loader):
         observed, future = frames.to(device).tensor_split([backbone.frames_in], dim=1)
-        residual = future - backbone.forecast(observed)[:, 0]
+        residual = future - backbone.forecast(without_gaps(observed))[:, 0]
         first = number * batch_size
         residuals[first : first + batch_size] = residual.nan_to_num(0)  # unknown where radar data is missing
     return Dressed(backbone, residuals)

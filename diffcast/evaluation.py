@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from diffcast.dressed import Dressed
 from diffcast.forecaster import forecast_precision, place
-from diffcast.loading import generators, make_loader, spread
+from diffcast.loading import Numbered, generators, make_loader, spread
 from diffcast.model import DiffCast, Generators
 from diffcast.parts import Part, Parts, split_into_parts
 from diffcast.pictures import draw_case
 from diffcast.results import describe_source, score_table, without_nan, write_lead_times
 from models import build_backbone
+from models.backbone import without_gaps
 from utils.files import replacing
 from utils.metrics import Scores
 from utils.report import write_report
@@ -214,7 +215,7 @@ class Evaluator:
         return sorted(gather_object(mine), key=lambda case: case["rank"])
 
     def _draw(self, index: int) -> list[str]:
-        frames = self.dataset[index].to(self.accelerator.device)
+        frames = Numbered(self.dataset)[index][1].to(self.accelerator.device)
         observed, future = frames.tensor_split([self.model.frames_in])
         forecasts = {name: drawn[0] for name, drawn in self._forecast([index], observed[None]).items()}
         name = f"case_{self.dataset.sequence_id(index)}"
@@ -234,6 +235,7 @@ def forecast_all(
     dress: Callable[[Tensor], Tensor] | None = None,  # makes an ensemble of the trend
 ) -> dict[str, Tensor]:
     """Forecasts `(B, M, T, C, H, W)` in [0, 1]: the model's by its name, its trend, and the baselines."""
+    observed = without_gaps(observed)
     if isinstance(model, DiffCast):
         made = model.generate(
             observed,

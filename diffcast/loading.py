@@ -74,7 +74,11 @@ class EvaluationBatches(Sampler[list[int]]):
 
 
 class Numbered(Dataset):
-    """A data set that gives each sequence together with its index."""
+    """A data set that gives each sequence together with its index.
+
+    Sequences that come as frames and a mask of what is known become frames with NaN in the gaps, which is how
+    training and scores know missing data.
+    """
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -83,7 +87,11 @@ class Numbered(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
-        return index, self.dataset[index]
+        item = self.dataset[index]
+        if isinstance(item, tuple):
+            frames, valid = item
+            item = frames.masked_fill(~valid, torch.nan)
+        return index, item
 
 
 def make_loader(dataset: Dataset, batches: Sampler[list[int]], workers: int, device: torch.device) -> DataLoader:

@@ -17,6 +17,7 @@ from diffcast.motion import GlobalMotion
 from diffcast.residual import LocalResidual
 from diffcast.samplers import SAMPLERS
 from models import Backbone
+from models.backbone import without_gaps
 from utils.errors import InputError
 from utils.official import prefixed
 
@@ -103,13 +104,15 @@ class DiffCast(nn.Module):
 
         All segments go through LocalResidual at once, each conditioned on the true residual of the one before.
         Nothing is detached: the diffusion loss also shapes the backbone, through residual, condition and context.
+        Frames may hold NaN, where the radar saw nothing: there is no residual, and no weight in the loss.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
             trend = self.backbone(frames_in, frames_out)
         mu = 2 * trend["forecast"].float() - 1
-        target = self._to_segments(2 * frames_out - 1 - mu)
+        valid = self._to_segments(~frames_out.isnan(), beyond=True)
+        target = self._to_segments(2 * frames_out - 1 - mu).where(valid, 0)
         previous = F.pad(target, (0, 0) * 4 + (1, 0))[:, :-1]
-        local, last = self._context(2 * frames_in - 1, mu)
+        local, last = self._context(2 * without_gaps(frames_in) - 1, mu)
         context = [
             rearrange([first] + [later] * (self.segments - 1), "s b c h w -> (b s) c h w")
             for first, later in zip(local, last, strict=True)
@@ -123,7 +126,7 @@ class DiffCast(nn.Module):
             torch.arange(self.segments, device=time.device).repeat(len(frames_in)),
         )
         v = process.v_target(self.schedule, x0, eps, time)
-        diffusion = process.weighted_loss(self.schedule, predicted, v, time)
+        diffusion = process.weighted_loss(self.schedule, predicted, v, time, valid.flatten(0, 1))
         loss = self.diffusion_weight * diffusion + (1 - self.diffusion_weight) * trend["loss"]
         return {"loss": loss, "deterministic": trend["loss"], "diffusion": diffusion}
 
@@ -183,10 +186,10 @@ class DiffCast(nn.Module):
         """Local and global context of frames and trend, both in [-1, 1]."""
         return self.motion(torch.cat([frames, mu], dim=1), local_at=frames.shape[1])
 
-    def _to_segments(self, frames: Tensor) -> Tensor:
-        """`(B, T, C, H, W)` -> `(B, S, L, C, H, W)`, filled up with zeros."""
+    def _to_segments(self, frames: Tensor, beyond: float = 0) -> Tensor:
+        """`(B, T, C, H, W)` -> `(B, S, L, C, H, W)`, filled up with `beyond`."""
         missing = self.segments * self.segment_length - frames.shape[1]
-        padded = F.pad(frames, (0, 0) * 3 + (0, missing))
+        padded = F.pad(frames, (0, 0) * 3 + (0, missing), value=beyond)
         return rearrange(padded, "b (s l) c h w -> b s l c h w", s=self.segments)
 
     @cached_property

@@ -9,7 +9,6 @@ Notation: `A_t` is the cumulative signal power of step `t`, and `x_t = sqrt(A_t)
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -82,9 +81,13 @@ def noise_from_x0(schedule: Schedule, x_t: Tensor, x0: Tensor, time: Tensor) -> 
     )
 
 
-def weighted_loss(schedule: Schedule, predicted: Tensor, target: Tensor, time: Tensor) -> Tensor:
-    """Mean squared error of `v` per sample, weighted by `A_t` (which is SNR / (SNR + 1)), averaged over the batch."""
-    error = F.mse_loss(predicted, target, reduction="none").flatten(1).mean(dim=1)
+def weighted_loss(schedule: Schedule, predicted: Tensor, target: Tensor, time: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared error of `v` per sample, weighted by `A_t` (which is SNR / (SNR + 1)), averaged over the batch.
+
+    `valid`, bool like the target, tells where it is known; the rest has no weight.
+    """
+    squares = torch.where(valid, predicted - target, 0).square().flatten(1)
+    error = squares.sum(dim=1) / valid.flatten(1).sum(dim=1).clamp(min=1)
     return (schedule.alphas_cumprod[time] * error).mean()
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.official import Rules
@@ -14,7 +13,8 @@ class Backbone(nn.Module):
 
     A subclass takes `frame_shape`, `frames_in`, `frames_out` and its own options as keyword arguments and
     implements `trend`. It overrides `forward` only if its loss is not the mean squared error of the trend.
-    Frames are float32 `(B, T, C, H, W)` with values in [0, 1].
+    Frames are float32 `(B, T, C, H, W)` with values in [0, 1]. In `forward` they may hold NaN, where the radar saw
+    nothing; `trend` and `forecast` get 0 there.
     """
 
     loss_terms: tuple[str, ...] = ("loss",)  # scalars of `forward` that are logged
@@ -43,8 +43,8 @@ class Backbone(nn.Module):
         `forecast`, the differentiable trend `(B, frames_out, C, H, W)`. `generator` is part of the contract of
         all forecasters; a backbone draws nothing from it.
         """
-        trend = self.trend(frames_in)
-        loss = F.mse_loss(trend, frames_out)
+        trend = self.trend(without_gaps(frames_in))
+        loss = squared_error(trend, frames_out)
         return {"loss": loss, "deterministic": loss, "forecast": trend}
 
     @torch.no_grad()
@@ -54,3 +54,15 @@ class Backbone(nn.Module):
         A deterministic forecast has one member, whatever `members` asks for.
         """
         return self.trend(frames_in).clamp(0, 1)[:, None]
+
+
+def without_gaps(frames: Tensor) -> Tensor:
+    """The frames with 0 where they are NaN: what a network sees of missing data."""
+    return frames.nan_to_num(nan=0.0)
+
+
+def squared_error(forecast: Tensor, target: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
+    """Mean squared error along `dim` (None: over everything), without what is NaN in the target; 0 if all of it is."""
+    valid = ~target.isnan()
+    squares = torch.where(valid, forecast - target, 0).square()
+    return squares.sum(dim) / valid.sum(dim).clamp(min=1)

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.backbone import Backbone
+from models.backbone import Backbone, squared_error, without_gaps
 from models.winograd import WinogradConv
 from utils.errors import InputError
 
@@ -123,10 +123,11 @@ class PhyDNet(Backbone):
         return self.predict(frames_in, first=frames_in.shape[1])
 
     def forward(self, frames_in: Tensor, frames_out: Tensor, generator=None) -> dict[str, Tensor]:
-        """See `Backbone.forward`; the loss is the sum of `frame_errors` and of `PhyCell.moment_errors`."""
-        predictions = self.predict(frames_in)
+        """See `Backbone.forward`; the loss is the sum of the frames' squared errors and of `PhyCell.moment_errors`."""
+        predictions = self.predict(without_gaps(frames_in))
         targets = torch.cat([frames_in[:, 1:], frames_out], dim=1)
-        loss = frame_errors(predictions, targets).sum() + self.physical_cell.moment_errors().sum()
+        frame_errors = squared_error(predictions, targets, dim=(0, 2, 3, 4))
+        loss = frame_errors.sum() + self.physical_cell.moment_errors().sum()
         return {"loss": loss, "deterministic": loss, "forecast": predictions[:, frames_in.shape[1] - 1 :]}
 
     def predict(self, frames_in: Tensor, first: int = 1) -> Tensor:
@@ -267,8 +268,3 @@ def moment_basis(size: int) -> Tensor:
     offsets = orders - size // 2
     factorials = torch.cat([torch.ones(1, dtype=torch.float64), orders[1:].cumprod(0)])
     return offsets ** orders[:, None] / factorials[:, None]
-
-
-def frame_errors(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error of each frame, `(T,)`, over batch, channels and pixels."""
-    return (predictions - targets).square().mean(dim=(0, 2, 3, 4))

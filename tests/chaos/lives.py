@@ -120,7 +120,7 @@ def be_impatient(seconds: float) -> None:
 
 
 def spoil(*indices: int) -> None:
-    """Let training sequences be NaN."""
+    """Let training sequences be infinite."""
     whole = run.open_split
 
     def spoilt(args, split):
@@ -130,7 +130,7 @@ def spoil(*indices: int) -> None:
 
 
 class Spoilt(Dataset):
-    """A data set of which some sequences are NaN."""
+    """A data set of which some sequences are infinite."""
 
     def __init__(self, dataset: Dataset, indices: tuple[int, ...]):
         self.dataset, self.indices = dataset, indices
@@ -140,4 +140,5 @@ class Spoilt(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int):
-        return self.dataset[index] * (float("nan") if index in self.indices else 1)
+        frames = self.dataset[index]
+        return frames.fill_(float("inf")) if index in self.indices else frames

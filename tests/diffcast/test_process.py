@@ -50,5 +50,19 @@ def test_conversions_are_the_official_ones(golden):
 
 
 def test_weighted_loss_is_the_official_one(golden):
-    loss = weighted_loss(Schedule(1000), golden["model_out"], golden["v_target"], golden["t"])
+    everywhere = torch.ones_like(golden["v_target"], dtype=torch.bool)
+    loss = weighted_loss(Schedule(1000), golden["model_out"], golden["v_target"], golden["t"], everywhere)
     assert_close(loss, golden["weighted_loss"], 5e-6)
+
+
+def test_weighted_loss_leaves_out_what_is_not_known(golden):
+    known = torch.rand(golden["v_target"].shape, generator=torch.Generator().manual_seed(0)) < 0.7
+    known[0] = False
+    predicted, target, time = (golden[name] for name in ("model_out", "v_target", "t"))
+    expected = sum(
+        Schedule(1000).alphas_cumprod[t] * (p - v)[k].square().mean()
+        for p, v, t, k in zip(predicted[1:], target[1:], time[1:], known[1:], strict=True)
+    ) / len(time)
+    assert_close(weighted_loss(Schedule(1000), predicted, target, time, known), expected, 1e-6)
+    garbage = torch.where(known, target, torch.nan)
+    assert_close(weighted_loss(Schedule(1000), predicted, garbage, time, known), expected, 1e-6)
