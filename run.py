@@ -210,7 +210,15 @@ def open_split(args, split: str):
     """One split of the data set."""
     path = args.data_path or Path("data") / args.dataset
     return build_dataset(
-        args.dataset, split, path, args.img_size, args.seq_len, args.stride, args.split, args.packed_path
+        args.dataset,
+        split,
+        path,
+        architecture_of(args).frame_shape[1:],
+        args.seq_len,
+        args.stride,
+        args.split,
+        args.packed_path,
+        args.scale,
     )
 
 

@@ -1,31 +1,42 @@
 """Data sets, by name."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from dataset.sevir import EventWindows, Sevir
+from torch.utils.data import Dataset
+
 from utils.errors import InputError
 
 
 def build_dataset(
     name: str,
     split: str,  # train, valid or test
-    data_path: str | Path,  # folder that holds CATALOG.csv
-    img_size: int = 128,  # pixels
+    data_path: str | Path,  # of sevir, synthetic, sevir_lr and frames the folder, of the others the HDF5 file
+    img_size: int | tuple[int, int] = 128,  # pixels of the side, or height and width
     seq_len: int = 25,  # frames
-    stride: int | None = None,  # frames between windows; None: the split scheme's own (official 5, benchmark 12)
-    split_scheme: str = "official",  # or benchmark
+    stride: int | None = None,  # frames between windows; None: what the source or the split scheme has
+    split_scheme: str = "official",  # or benchmark; of sevir and synthetic
     packed_path: str | Path | None = None,  # folder that holds packed caches; None: <data_path>/packed
-) -> EventWindows:
-    """Open one split as a map-style dataset of float32 `(seq_len, 1, img_size, img_size)` in [0, 1].
+    scale: float | None = None,  # physical value of the highest stored one, of shanghai and cikm; None: the official
+) -> Dataset:
+    """Open one split as a map-style dataset of float32 `(seq_len, 1, H, W)` in [0, 1].
 
-    A packed cache that fits (see `dataset.packed`) is used in place of the original files; the items are the
-    same. The result has `source` (units, thresholds, colours) and `sequence_id(index)`. Raises `InputError`
-    for an unknown name, a wrong option or unusable files.
+    Where radar data is missing, or a frame is padded, an item is the pair of such frames, 0 in the gaps, and a bool
+    mask of what is known. Packed caches that fit are used in place of the original files; the items are the same.
+    The result has `source` (units, thresholds, colours), `sequence_id(index)` and `event_ids`. Raises `InputError` for
+    an unknown name, an option that the data set does not have, or unusable files.
     """
     if name not in DATASETS:
         raise InputError(f"Unknown dataset '{name}'; choose one of {', '.join(DATASETS)}.")
-    return DATASETS[name](split, data_path, img_size, seq_len, stride, split_scheme, packed_path)
+    if scale is not None and name not in SCALED:
+        raise InputError(f"--scale belongs to {' and '.join(SCALED)}; leave it out with --dataset {name}.")
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if height != width and name not in OBLONG:
+        raise InputError(f"--img_size {height} {width}: --dataset {name} has square frames; give one number.")
+    img_size = (height, width) if name in OBLONG else height
+    options = {"scale": scale} if name in SCALED else {}
+    return DATASETS[name](split, data_path, img_size, seq_len, stride, split_scheme, packed_path, **options)
 
 
 # Imports inside the functions: `python -m dataset.packed` imports this package before it runs the module.
@@ -33,6 +44,7 @@ def build_dataset(
 
 def _sevir(split, data_path, img_size, seq_len, stride, split_scheme, packed_path, name="sevir"):
     from dataset.packed import open_packed
+    from dataset.sevir import Sevir
 
     options = img_size, seq_len, stride, split_scheme
     packed = open_packed(name, split, data_path, *options, packed_path)
@@ -46,4 +58,36 @@ def _synthetic(split, data_path, *options):
     return _sevir(split, data_path, *options, name="synthetic")
 
 
-DATASETS: dict[str, Callable[..., EventWindows]] = {"sevir": _sevir, "synthetic": _synthetic}
+def _sevir_lr(split, data_path, img_size, seq_len, stride, split_scheme, packed_path):
+    from dataset.sevir_lr import SevirLR
+
+    return SevirLR(data_path, split, img_size, seq_len, stride, split_scheme)
+
+
+def _radar_h5(name, split, data_path, img_size, seq_len, stride, split_scheme, packed_path, scale):
+    from dataset.radar_h5 import RadarH5
+
+    for option, value in {"--stride": stride, "--packed_path": packed_path}.items():
+        if value is not None:
+            raise InputError(f"{option} does not fit --dataset {name}, whose file holds its windows; leave it out.")
+    return RadarH5(name, data_path, split, img_size, seq_len, scale)
+
+
+def _frames(split, data_path, img_size, seq_len, stride, split_scheme, packed_path):
+    from dataset.frames import open_frames
+
+    return open_frames(split, data_path, img_size, seq_len, stride, packed_path)
+
+
+SCALED = ("shanghai", "cikm")
+OBLONG = ("shanghai", "meteo", "cikm", "frames")  # may be taken to frames that are not square
+PACKABLE = ("sevir", "synthetic")  # by `dataset.packed`
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "sevir": _sevir,
+    "sevir_lr": _sevir_lr,
+    "shanghai": partial(_radar_h5, "shanghai"),
+    "meteo": partial(_radar_h5, "meteo"),
+    "cikm": partial(_radar_h5, "cikm"),
+    "frames": _frames,
+    "synthetic": _synthetic,
+}

@@ -1,6 +1,6 @@
 """What the rest of the project needs to know about the values of a data source."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -21,24 +21,53 @@ class Source:
     extent: float  # width of a frame in km
 
 
+COLORS = (
+    "#f2f2f2",
+    "#b5bcc2",
+    "#9ad1a0",
+    "#4fae62",
+    "#1f8a44",
+    "#0b5d2e",
+    "#f4dc3a",
+    "#f39a1e",
+    "#dd3b22",
+    "#8e1f8f",
+)
+
 VIL = Source(
     name="VIL",
     scale=255.0,
     units="VIL byte",
     thresholds=(16, 74, 133, 160, 181, 219),
     bounds=(0, 16, 31, 59, 74, 100, 133, 160, 181, 219, 255),
-    colors=(
-        "#f2f2f2",
-        "#b5bcc2",
-        "#9ad1a0",
-        "#4fae62",
-        "#1f8a44",
-        "#0b5d2e",
-        "#f4dc3a",
-        "#f39a1e",
-        "#dd3b22",
-        "#8e1f8f",
-    ),
+    colors=COLORS,
     interval=5.0,
     extent=384.0,
 )
+
+VIL_10MIN = replace(VIL, interval=10.0)  # SEVIR-LR: every second frame of SEVIR
+
+# Scales and thresholds of the three below: the released code of DiffCast (Yu et al., CVPR 2024).
+SHANGHAI = Source(
+    name="Shanghai radar",
+    scale=90.0,
+    units="dBZ",
+    thresholds=(20, 30, 35, 40),
+    bounds=(0, 10, 15, 20, 25, 30, 35, 40, 50, 60, 90),
+    colors=COLORS,
+    interval=6.0,
+    extent=501.0,
+)
+
+METEONET = Source(
+    name="MeteoNet radar",
+    scale=90.0,
+    units="dBZ",
+    thresholds=(12, 18, 24, 32),
+    bounds=(0, 6, 12, 18, 24, 32, 40, 48, 56, 64, 90),
+    colors=COLORS,
+    interval=5.0,
+    extent=572.0,  # 7.84 degrees of longitude in the middle of the north-west; those of the south-east are 10 % longer
+)
+
+CIKM = replace(SHANGHAI, name="CIKM radar", extent=128.0)  # 101 km of radar and the padding around it

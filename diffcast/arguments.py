@@ -74,15 +74,30 @@ def _model_arguments(group) -> None:
 
 def _data_arguments(group) -> None:
     group.add_argument(
-        "--dataset", default="sevir", choices=list(DATASETS), help="synthetic storms are generated on first use"
+        "--dataset",
+        default="sevir",
+        choices=list(DATASETS),
+        help="frames: your own, see the README; synthetic storms are generated on first use",
     )
-    group.add_argument("--data_path", type=Path, help="folder of the data set; data/<dataset> if not given")
+    group.add_argument("--data_path", type=Path, help="folder or file of the data set; data/<dataset> if not given")
+    group.add_argument(
+        "--scale",
+        type=float,
+        help="dBZ of the highest stored value of shanghai and cikm; 90 as in the paper if not given",
+    )
     group.add_argument("--packed_path", type=Path, help="folder of the packed cache; <data_path>/packed if not given")
     group.add_argument(
         "--split", default="official", choices=["official", "benchmark"], help="dates and windows of the splits"
     )
     group.add_argument("--stride", type=int, help="frames between windows; as the split has it if not given")
-    group.add_argument("--img_size", type=int, default=128, help="pixels of a frame's side")
+    group.add_argument(
+        "--img_size",
+        type=int,
+        nargs="+",
+        default=[128],
+        metavar="PIXELS",
+        help="of a frame's side, or height and width; other frames are resized",
+    )
     group.add_argument("--img_channel", type=int, default=1, help="channels of a frame")
     group.add_argument("--seq_len", type=int, default=25, help="frames of a sequence")
     group.add_argument("--frames_in", type=int, default=5, help="of these, observed")
@@ -188,8 +203,10 @@ def check(args: argparse.Namespace) -> None:
             f"--frames_in {args.frames_in} + --frames_out {args.frames_out} is not --seq_len {args.seq_len}; "
             "make them add up."
         )
+    if len(args.img_size) > 2 or min(args.img_size) < 1:
+        raise InputError(f"--img_size takes one or two positive numbers, not {' '.join(map(str, args.img_size))}.")
     positive = (
-        "frames_in frames_out img_size img_channel batch_size grad_acc_step training_steps valid_every valid_sequences "
+        "frames_in frames_out img_channel batch_size grad_acc_step training_steps valid_every valid_sequences "
         "keep_checkpoints max_bad_steps members sampling_steps stride eval_sequences forecast_batch"
     )
     for name in positive.split():
@@ -235,7 +252,7 @@ def architecture_of(args: argparse.Namespace) -> Architecture:
     return Architecture(
         backbone=args.backbone,
         use_diff=args.use_diff,
-        frame_shape=(args.img_channel, args.img_size, args.img_size),
+        frame_shape=(args.img_channel, *args.img_size * (2 // len(args.img_size))),
         frames_in=args.frames_in,
         frames_out=args.frames_out,
         backbone_options=parse_options(args.backbone_options),

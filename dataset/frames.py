@@ -1,0 +1,208 @@
+"""Anybody's radar: a folder of PNG, NPY, NetCDF-4 or HDF5 frames with a time in each name.
+
+    data/my_radar/frames.yaml
+    data/my_radar/2023/05/01/radar_202305010000.png ...
+
+`frames.yaml` says how names, values and dates are to be read (`resources/frames_example.yaml`). All times are UTC.
+"""
+
+import logging
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dataset.catalog import SPLITS
+from dataset.frames_cache import Cache, open_cache
+from dataset.frames_config import FramesConfig, read_config
+from dataset.frames_encoding import Encoder, Grid
+from dataset.frames_names import moment, seconds
+from dataset.source import Source
+from utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class Runs(NamedTuple):
+    """Frames in a row: `order` lists them run after run, a run begins at each of `begins` and has `lengths` frames."""
+
+    order: np.ndarray
+    begins: np.ndarray
+    lengths: np.ndarray
+    gaps: int  # places where frames are missing
+    missing: int  # frames missing there
+
+    @classmethod
+    def of(cls, times: np.ndarray, interval: int) -> "Runs":
+        """The longest runs of frames exactly `interval` apart; `times` and `interval` in seconds.
+
+        Frames between, as in an archive of 5 minutes read every 10, make runs of their own.
+        """
+        order = np.lexsort((times, times % interval))
+        ordered = times[order]
+        step = np.diff(ordered)
+        begins = np.flatnonzero(np.concatenate([[True], step != interval]))[: len(times)]
+        lost = step[(step > interval) & (step % interval == 0)] // interval - 1
+        return cls(order, begins, np.diff(np.append(begins, len(times))), len(lost), int(lost.sum()))
+
+    def windows(self, length: int, stride: int) -> np.ndarray:
+        """Positions in `order` at which windows of `length` frames begin, `stride` frames apart within a run."""
+        place = np.arange(len(self.order)) - np.repeat(self.begins, self.lengths)
+        left = np.repeat(self.lengths, self.lengths) - place
+        return np.flatnonzero((place % stride == 0) & (left >= length))
+
+
+class Frames(Dataset):
+    """Sequences of frames without a gap from one split of a folder.
+
+    An item is a float32 tensor `(seq_len, 1, H, W)` in [0, 1]; if the folder has missing pixels or its frames need
+    padding, it is a tuple of that and `valid`, bool of the same shape, and frames are 0 where not valid. A sequence
+    lies within one split from its first to its last frame.
+
+    Attributes: `source` (units, thresholds, colours), `grid` (size and place of frames in the picture), `masked`
+    (whether items are tuples), `event_ids` (beginnings of the runs that give sequences). Made by `open_frames`; raises
+    `InputError` if the split has no sequence.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        config: FramesConfig,
+        split: str,  # train, valid or test
+        seq_len: int,  # frames
+        stride: int,  # frames
+    ):
+        self.cache, self.seq_len, self.stride = cache, seq_len, stride
+        self.grid, self.masked = cache.encoder.grid, cache.masked
+        self.source = _source(config, self.grid)
+        self.frames = np.flatnonzero(_in_split(cache.times, config, split))
+        self.runs = Runs.of(cache.times[self.frames], round(config.interval * 60))
+        self.windows = self.runs.windows(seq_len, stride)
+        if not len(self.windows):
+            raise InputError(
+                f"{config.folder} has no {seq_len} frames in a row, {config.interval:g} minutes apart, in the {split} "
+                f"split ({len(self.frames)} frames, at most {max(self.runs.lengths, default=0)} in a row); correct "
+                f"interval or split in {config.file}."
+            )
+        run_of_window = np.searchsorted(self.runs.begins, self.windows, "right") - 1
+        self.event_ids = [self._name(begin) for begin in self.runs.begins[np.unique(run_of_window)]]
+        logger.info("%s, %s: %s", config.folder, split, self.describe())
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
+        first = self._first(index)
+        frames, valid = self.cache.read(self.frames[self.runs.order[first : first + self.seq_len]])
+        return (frames, valid) if self.masked else frames
+
+    def sequence_id(self, index: int) -> str:
+        """Time of a sequence's first frame, as in 20230501T000000."""
+        return self._name(self._first(index))
+
+    def describe(self) -> str:
+        """Numbers of frames, runs, sequences, gaps and unusable files, in one line."""
+        return (
+            f"{len(self.frames)} frames in {len(self.runs.begins)} runs, {len(self)} sequences, {self.runs.gaps} gaps "
+            f"({self.runs.missing} frames missing), {self.cache.unusable} unusable files in all splits"
+        )
+
+    def _first(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        return self.windows[index]
+
+    def _name(self, position: int) -> str:
+        return f"{moment(self.cache.times[self.frames[self.runs.order[position]]]):%Y%m%dT%H%M%S}"
+
+
+def open_frames(
+    split: str,  # train, valid or test
+    data_path: str | Path,  # folder that holds frames.yaml, or such a file
+    img_size: int | tuple[int, int],  # pixels, or height and width
+    seq_len: int,  # frames
+    stride: int | None = None,  # frames between sequences; None: that of frames.yaml
+    packed_path: str | Path | None = None,  # folder for the cache; None: <folder>/packed
+) -> Frames:
+    """Open one split of a folder; frames that are not in its cache yet are decoded first.
+
+    Raises `InputError` for mistakes in `frames.yaml`, unusable frames, wrong options, or a split without sequences.
+    """
+    if split not in SPLITS:
+        raise InputError(f"Unknown split '{split}'; choose one of {', '.join(SPLITS)}.")
+    for name, value in (("seq_len", seq_len), ("stride", stride)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value} is not possible; use 1 frame or more.")
+    config = read_config(data_path)
+    if config.split is None:
+        raise InputError(f"{config.file} lacks the key split, which says {{valid_from: DATE, test_from: DATE}}.")
+    return Frames(open_cache(config, img_size, packed_path), config, split, seq_len, stride or config.stride)
+
+
+class Latest(NamedTuple):
+    """The newest frames of a folder, and where they lie in the picture."""
+
+    frames: Tensor  # float32 (T, 1, H, W) in [0, 1], 0 where not valid
+    valid: Tensor  # bool, of the same shape
+    times: tuple[datetime, ...]  # naive, UTC
+    grid: Grid  # `grid.crop` takes the padding from a forecast
+    source: Source
+
+
+def latest(
+    path: str | Path | FramesConfig,  # folder that holds frames.yaml, such a file, or what it says
+    frames_in: int,  # frames
+    img_size: int | tuple[int, int],  # pixels, or height and width
+    now: datetime | None = None,  # UTC if naive; None: the clock's
+    max_age: float = 3,  # intervals
+) -> Latest:
+    """Read the newest `frames_in` frames, equal to what training would see of them.
+
+    Frames dated more than one interval after `now` are ignored. Raises `InputError` if the newest frame is older than
+    `max_age` intervals, one of the others is missing, or one cannot be used.
+    """
+    config = path if isinstance(path, FramesConfig) else read_config(path)
+    now = now or datetime.now(timezone.utc)
+    now = now if now.tzinfo is None else now.astimezone(timezone.utc).replace(tzinfo=None)
+    times = _newest(config, frames_in, now, max_age)
+    encoder = Encoder.of(config, times[0], img_size)
+    encoded = [encoder.encode(time) for time in times]
+    frames, valid = encoder.decode(*(np.stack(part) for part in zip(*encoded, strict=True)))
+    return Latest(frames, valid, times, encoder.grid, _source(config, encoder.grid))
+
+
+def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float) -> tuple[datetime, ...]:
+    """Times of the newest frames in a row, the oldest first."""
+    interval = timedelta(minutes=config.interval)
+    try:
+        found = {time for time, _ in config.pattern.walk(config.folder) if time <= now + interval}
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename or config.folder}: {error.strerror}.") from None
+    newest = max(found, default=None)
+    if newest is None:
+        raise InputError(f"{config.folder} holds no frame like {config.pattern.text} until {now:%Y-%m-%d %H:%M} UTC.")
+    if now - newest > max_age * interval:
+        raise InputError(
+            f"the newest frame in {config.folder} is of {newest:%Y-%m-%d %H:%M} UTC, {(now - newest) / interval:.0f} "
+            f"intervals old; at most {max_age:g} are accepted."
+        )
+    times = tuple(newest - n * interval for n in reversed(range(frames_in)))
+    gap = next((time for time in times if time not in found), None)
+    if gap is not None:
+        raise InputError(
+            f"{config.folder / config.pattern.name_of(gap)} is missing: a forecast from {newest:%Y-%m-%d %H:%M} UTC "
+            f"needs the last {frames_in} frames without a gap."
+        )
+    return times
+
+
+def _source(config: FramesConfig, grid: Grid) -> Source:
+    return config.source(grid.size[1] / grid.fitted[1])
+
+
+def _in_split(times: np.ndarray, config: FramesConfig, split: str) -> np.ndarray:
+    begins = [seconds(begin) for begin in config.split]
+    return np.searchsorted(begins, times, "right") == SPLITS.index(split)

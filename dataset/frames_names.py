@@ -1,0 +1,123 @@
+"""Frames found by the time in their names."""
+
+import os
+import re
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import InputError
+
+DIGITS = {"Y": 4, "m": 2, "d": 2, "j": 3, "H": 2, "M": 2, "S": 2}
+EPOCH = datetime(1970, 1, 1)
+
+
+class NamePattern:
+    """A file name with its folders in which `%Y %m %d %j %H %M %S` stand for parts of a time, as in `strftime`.
+
+    A part may stand there more than once and must then say the same. Raises `InputError` for other directives, and for
+    names that could leave the folder.
+    """
+
+    def __init__(self, text: str):
+        self.text = text
+        self.suffix = Path(text).suffix.lower()
+        parts = text.split("/")
+        if "\\" in text or any(part in ("", ".", "..") for part in parts):
+            raise InputError(f"pattern must be a name below the folder, with / between its parts, not {text}.")
+        seen: set[str] = set()
+        levels = [_expression(text, part, seen) for part in parts]
+        # one for each depth, so that folders which cannot hold a frame are not entered
+        self._levels = [re.compile("/".join(levels[: depth + 1]), re.ASCII) for depth in range(len(levels))]
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NamePattern) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def name_of(self, time: datetime) -> str:
+        """Name of the frame at a time."""
+        return time.strftime(self.text)
+
+    def time_of(self, name: str) -> datetime | None:
+        """Time of the frame with a name; None if the name is another or its time does not exist."""
+        match = self._levels[-1].fullmatch(name)
+        if match is None:
+            return None
+        part = {key: int(digits) for key, digits in match.groupdict().items()}
+        try:
+            time = datetime(
+                part["Y"], part.get("m", 1), part.get("d", 1), part.get("H", 0), part.get("M", 0), part.get("S", 0)
+            )
+            time += timedelta(days=part["j"] - 1) if "j" in part else timedelta()
+        except (KeyError, ValueError, OverflowError):
+            return None
+        return time if self.name_of(time) == name else None
+
+    def tells_apart(self, interval: float) -> bool:
+        """Whether names say all of the times of frames `interval` minutes apart."""
+        probes = [datetime(2023, 12, 31, 10) + n * timedelta(minutes=interval) for n in (0, 1, 7, 1000)]
+        return all(self.time_of(self.name_of(time)) == time for time in probes)
+
+    def walk(self, folder: Path, above: str = "", depth: int = 0) -> Iterator[tuple[datetime, os.DirEntry]]:
+        """All frames below a folder, in no order."""
+        last = depth == len(self._levels) - 1
+        with os.scandir(folder / above) as entries:
+            for entry in entries:
+                name = above + entry.name
+                if last:
+                    time = self.time_of(name)
+                    if time is not None and entry.is_file():
+                        yield time, entry
+                elif self._levels[depth].fullmatch(name) and entry.is_dir():
+                    yield from self.walk(folder, f"{name}/", depth + 1)
+
+
+def find_frames(folder: Path, pattern: NamePattern) -> np.ndarray:
+    """Every frame's `time` (seconds since 1970, UTC), `size` (bytes) and `mtime` (ns), int64, in order of time.
+
+    Raises `InputError` if the folder cannot be read or holds no frame.
+    """
+    try:
+        found = [(seconds(time), entry.stat()) for time, entry in pattern.walk(folder)]
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename or folder}: {error.strerror}.") from None
+    if not found:
+        raise InputError(f"{folder} holds no frame with a name like {pattern.text}; correct pattern or folder.")
+    rows = sorted((time, stat.st_size, stat.st_mtime_ns) for time, stat in found)
+    return np.array(rows, [("time", "<i8"), ("size", "<i8"), ("mtime", "<i8")])
+
+
+def seconds(time: datetime) -> int:
+    """Seconds since 1970 of a naive UTC time."""
+    return (time - EPOCH) // timedelta(seconds=1)
+
+
+def moment(time: int) -> datetime:
+    """Naive UTC time of seconds since 1970."""
+    return EPOCH + timedelta(seconds=int(time))
+
+
+def _expression(text: str, part: str, seen: set[str]) -> str:
+    """Regular expression of one part of a pattern; `seen` are the directives that have come before."""
+    expression = ""
+    for piece in re.findall("%.?|[^%]+", part):
+        directive = piece[1:]
+        if piece[0] != "%":
+            expression += re.escape(piece)
+        elif directive == "%":
+            expression += "%"
+        elif directive not in DIGITS:
+            raise InputError(f"pattern {text} has {piece}; the directives are %{' %'.join(DIGITS)} and %%.")
+        elif directive in seen:
+            expression += f"(?P={directive})"
+        else:
+            expression += rf"(?P<{directive}>\d{{{DIGITS[directive]}}})"
+            seen.add(directive)
+    return expression

@@ -1,0 +1,252 @@
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+import pytest
+
+from dataset import download
+from dataset.download import RemoteFile, fetch, list_files, main
+from utils.errors import InputError
+
+H5 = "data/vil/2019/SEVIR_VIL_STORMEVENTS_2019_0101_0630.h5"
+OTHER_H5 = "data/vil/2019/SEVIR_VIL_STORMEVENTS_2019_0701_1231.h5"
+CONTENT = np.random.default_rng(0).bytes(50_000)
+
+
+class Bucket(BaseHTTPRequestHandler):
+    """A bucket with pages of two names, and faults to order; `requests` says what was asked for."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server, parts = self.server, urlsplit(self.path)
+        server.requests.append((unquote(parts.path), self.headers.get("Range")))
+        if server.failures:
+            self.send_error(server.failures.pop(0))
+        elif parts.path == "/":
+            self.answer(200, server.page(parse_qs(parts.query)))
+        elif unquote(parts.path[1:]) in server.files:
+            self.send_file(server.files[unquote(parts.path[1:])])
+        else:
+            self.send_error(404)
+
+    def send_file(self, content):
+        start, status = 0, 200
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        if wanted and self.server.ranges and self.headers.get("If-Range") == self.server.etag:
+            start, status = int(wanted[1]), 206
+        where = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if status == 206 else {}
+        cut = self.server.cuts.pop(0) if self.server.cuts else None
+        self.answer(status, content[start:], where, cut)
+
+    def answer(self, status, body, headers=None, cut=None):
+        self.send_response(status)
+        for name, value in {"Content-Length": len(body), **(headers or {})}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(body[:cut])
+
+
+class Server(ThreadingHTTPServer):
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Bucket)
+        self.files = {"CATALOG.csv": b"id,file_name\n", "data/vil/2019/": b"", H5: CONTENT, OTHER_H5: CONTENT[:99]}
+        self.files |= {"data/vil/2018/SEVIR_2018.h5": b"2018", "data/vis/2019/SEVIR_VIS.h5": b"vis"}
+        self.etag, self.ranges = '"abc-7"', True
+        self.failures, self.cuts, self.requests = [], [], []  # HTTP statuses; bytes after which a body ends
+        self.listing = "{}"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def page(self, query) -> bytes:
+        keys = sorted(key for key in self.files if key.startswith(query["prefix"][0]))
+        start = int(query.get("continuation-token", "0")[0])
+        entries = "".join(
+            f"<Contents><Key>{key}</Key><Size>{len(self.files[key])}</Size><ETag>{self.etag}</ETag></Contents>"
+            for key in keys[start : start + 2]
+        )
+        more = start + 2 < len(keys)
+        end = f"<NextContinuationToken>{start + 2}</NextContinuationToken>" if more else ""
+        body = f"<IsTruncated>{str(more).lower()}</IsTruncated>{end}{entries}"
+        xml = f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{body}</ListBucketResult>'
+        return ('<?xml version="1.0" encoding="UTF-8"?>' + self.listing.format(xml)).encode()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(download, "FIRST_PAUSE", 1e-4)
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def remote(server) -> RemoteFile:
+    return RemoteFile(H5, len(CONTENT), server.etag)
+
+
+def command(server, out, *more):
+    main(["sevir", "--years", "2019", "--out", str(out), "--url", server.url, *more])
+
+
+def below(folder) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
+
+
+def test_catalogue_and_files_of_the_year_arrive_and_a_second_run_asks_for_none(server, tmp_path):
+    command(server, tmp_path)
+    assert below(tmp_path) == {"CATALOG.csv", H5, OTHER_H5}
+    assert (tmp_path / H5).read_bytes() == CONTENT
+    asked = [path for path, _ in server.requests if path != "/"]
+    assert asked == ["/CATALOG.csv", f"/{H5}", f"/{OTHER_H5}"]
+    server.requests.clear()
+    command(server, tmp_path)
+    assert {path for path, _ in server.requests} == {"/"}
+
+
+def test_a_dry_run_lists_sizes_and_writes_nothing(server, tmp_path, caplog):
+    caplog.set_level("INFO")
+    command(server, tmp_path / "out", "--dry_run")
+    assert f"50 kB  {H5}" in caplog.text
+    assert "3 files, 50.1 kB" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_listing_of_several_pages_is_read_to_its_end(server):
+    names = [f"data/vil/2017/{n}.h5" for n in range(5)]
+    server.files |= dict.fromkeys(names, b"x")
+    assert [file.key for file in list_files(server.url, "data/vil/2017/")] == names
+
+
+def test_a_broken_connection_continues_with_the_missing_bytes(server, remote, tmp_path):
+    server.cuts = [10_000, 20_000]
+    told = []
+    assert fetch(server.url, remote, tmp_path, told.append).read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == [None, "bytes=10000-", "bytes=30000-"]
+    assert sum(told) == len(CONTENT)
+    assert below(tmp_path) == {H5}
+
+
+def test_a_later_run_continues_and_a_new_version_does_not(server, remote, tmp_path):
+    server.cuts, server.failures = [10_000], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download, "ATTEMPTS", 1)
+        with pytest.raises(InputError, match="ends after 10000 of 50000 bytes; the same command goes on"):
+            fetch(server.url, remote, tmp_path)
+    assert not (tmp_path / H5).exists()
+    server.etag, server.requests = '"def"', []
+    fetch(server.url, remote._replace(etag='"def"'), tmp_path / "new")
+    fetch(server.url, remote._replace(etag='"def"'), tmp_path)
+    assert [asked for _, asked in server.requests] == [None, None]
+    assert (tmp_path / H5).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("change", [{"ranges": False}, {"etag": '"changed"'}])
+def test_a_server_that_sends_the_whole_file_again_is_understood(server, remote, tmp_path, change):
+    server.cuts = [10_000]
+    vars(server).update(change)
+    told = []
+    assert fetch(server.url, remote, tmp_path, told.append).read_bytes() == CONTENT
+    assert sum(told) == len(CONTENT)
+
+
+def test_a_server_that_begins_again_and_again_is_given_up(server, remote, tmp_path):
+    server.ranges, server.cuts = False, [10_000, 20_000, 10_000] + 5 * [15_000, 10_000]
+    with pytest.raises(InputError, match="of 50000 bytes; the same command goes on"):
+        fetch(server.url, remote, tmp_path)
+    assert len(server.requests) == 1 + download.ATTEMPTS
+
+
+def test_passing_failures_are_outlasted_and_lasting_ones_told(server, remote, tmp_path):
+    server.failures = [500, 503, 429]
+    assert fetch(server.url, remote, tmp_path / "a").read_bytes() == CONTENT
+    server.failures = [500] * download.ATTEMPTS
+    with pytest.raises(InputError, match=r"answers 500 .*; the same command goes on from here"):
+        fetch(server.url, remote, tmp_path / "b")
+    with pytest.raises(InputError, match="answers 404"):
+        fetch(server.url, remote._replace(key="data/none.h5"), tmp_path)
+    assert server.requests[-1] == ("/data/none.h5", None)
+
+
+def test_a_file_larger_than_listed_is_refused(server, remote, tmp_path):
+    with pytest.raises(InputError, match="larger than the 40000 bytes"):
+        fetch(server.url, remote._replace(size=40_000), tmp_path)
+    assert not (tmp_path / H5).exists()
+
+
+def test_a_server_that_is_not_there_is_one_sentence(tmp_path, server):
+    server.server_close()
+    with pytest.raises(InputError, match="cannot be reached"):
+        command(server, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key", ["data/vil/../../../x", "data//x.h5", "data/./x.h5", "data/a\\b.h5", "data/a\tb.h5", "../x", "/etc/x"]
+)
+def test_a_name_that_leaves_the_folder_is_refused(server, key):
+    server.files = {key: b"evil"}
+    with pytest.raises(InputError, match="not safe to write"):
+        list_files(server.url, key[:2])
+
+
+def test_a_name_that_was_not_asked_for_is_refused(server, tmp_path):
+    server.listing = "<ListBucketResult><Contents><Key>data/x</Key><Size>1</Size></Contents></ListBucketResult>"
+    with pytest.raises(InputError, match="not safe to write"):
+        command(server, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("listing", "message"),
+    [
+        ('<!DOCTYPE a [<!ENTITY b "c">]>{}', "declares a document type"),
+        ("<Error><Code>AccessDenied</Code></Error>", "but with <Error>"),
+        ("no xml {}", "bucket's listing"),
+        (" " * 2000 + "{}", "more than 1 kB"),
+    ],
+)
+def test_an_answer_that_is_no_listing_is_refused(server, tmp_path, monkeypatch, listing, message):
+    server.listing = listing
+    monkeypatch.setattr(download, "MAX_PAGE", 1000)
+    with pytest.raises(InputError, match=message):
+        command(server, tmp_path)
+
+
+def test_a_listing_without_end_is_refused(server, monkeypatch):
+    monkeypatch.setattr(download, "MAX_PAGES", 3)
+    server.files |= {f"data/vil/2017/{n}.h5": b"x" for n in range(9)}
+    with pytest.raises(InputError, match="more than 3 pages"):
+        list_files(server.url, "data/vil/2017/")
+
+
+def test_a_disk_that_is_too_small_is_known_before_the_download(server, tmp_path, monkeypatch):
+    usage = download.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(InputError, match=r"has 1 kB free, 50\.1 kB are needed"):
+        command(server, tmp_path)
+    assert below(tmp_path) == set()
+
+
+def test_a_disk_that_fills_up_is_one_sentence(server, remote):
+    full = "/dev/full"
+    with (
+        pytest.raises(InputError, match="cannot write /dev/full"),
+        download._writing(full),
+        open(full, "ab", 0) as target,
+    ):
+        download._receive(server.url, remote, target, lambda _: None)
+
+
+def test_two_downloads_to_one_folder_do_not_mix(server, tmp_path):
+    with download.FileLock(tmp_path / ".download.lock"), pytest.raises(InputError, match="another download"):
+        command(server, tmp_path)
+
+
+def test_an_address_that_is_no_web_address_is_refused(tmp_path):
+    with pytest.raises(InputError, match="not an http or https"):
+        main(["sevir", "--out", str(tmp_path), "--url", "file:///etc"])
