@@ -7,9 +7,10 @@ import pytest
 
 import run
 import sample_batch
-from dataset import packed, synthetic
+from dataset import check, download, packed, prepare, synthetic
 from tests.tiny import ROOT, arguments
 from utils import official
+from utils.report import __main__ as report
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
@@ -45,7 +46,11 @@ PARSERS = {
     "sample_batch.py": sample_batch.build_parser,
     "dataset.packed": packed.build_parser,
     "dataset.synthetic": synthetic.build_parser,
+    "dataset.check": check.build_parser,
+    "dataset.download": download.build_parser,
+    "dataset.prepare": prepare.build_parser,
     "utils.official": official.build_parser,
+    "utils.report": report.build_parser,
 }
 OURS = [command for command in COMMANDS if command and command[0] in ("python", "accelerate")]
 

@@ -15,15 +15,20 @@ from utils.errors import InputError, exit_on_input_error
 from utils.report import write_comparison, write_report
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and write the page."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m utils.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", help="evaluation folders, or run folders that hold one evaluation")
     parser.add_argument("--out", type=Path, help="page to write (default: report.html, of one run in its folder)")
     parser.add_argument("--names", nargs="+", help="what the report calls the runs")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and write the page."""
+    options = build_parser().parse_args(arguments)
     with exit_on_input_error():
         sys.stdout.write(f"{write(options)}\n")
 
