@@ -1,26 +1,38 @@
 """Which SEVIR events exist, and to which split each belongs: reads CATALOG.csv.
 
+A catalogue is read in bounded time and memory: at most `MAX_BYTES` and `MAX_LINES`, and at most ten bytes of memory
+for each of its own.
+
 Catalogue and splits: Veillette et al., "SEVIR: a storm event imagery dataset", NeurIPS 2020.
 """
 
 import csv
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple, TextIO
 
+from dataset.exclusions import EXCLUSIONS, read_exclusions
 from utils.errors import InputError
 
 SPLITS = ("train", "valid", "test")
 COLUMNS = ("id", "file_name", "file_index", "img_type", "time_utc", "pct_missing")
+BOX = ("llcrnrlat", "llcrnrlon", "urcrnrlat", "urcrnrlon")  # degrees; read where given
+
+MAX_BYTES = 2**27  # three times SEVIR's own
+MAX_LINES = 10**6  # SEVIR has 76,005 rows
+MAX_LINE = 2**16  # characters
+EVENT_ID = re.compile(r"\w[\w.+-]{0,63}")  # what is safe in names of files and in lines of text
 
 INCOMPLETE = "pct_missing is not 0"
 REPEATED = "id occurs more than once"
 UNREADABLE = "unreadable catalogue row"
 OUTSIDE = "file lies outside the data folder"
+EXCLUDED = f"excluded by {EXCLUSIONS}"
 
 
 @dataclass(frozen=True)
@@ -58,14 +70,30 @@ class Event(NamedTuple):
 
 
 def catalog_path(data_path: str | Path) -> Path:
-    """Path of the catalogue in a data folder; `InputError` if the folder or the catalogue is missing."""
+    """Path of the catalogue in a data folder; `InputError` if either is missing, or the catalogue too large."""
     folder = Path(data_path)
     if not folder.is_dir():
         raise InputError(f"The data folder {folder} does not exist; pass the folder that holds CATALOG.csv.")
     path = folder / "CATALOG.csv"
     if not path.is_file():
         raise InputError(f"{folder} holds no CATALOG.csv; download SEVIR there or pass another data folder.")
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(f"{path} is no catalogue: it has more than {MAX_BYTES} bytes; download it again.")
     return path
+
+
+def files_root(data_path: str | Path) -> Path:
+    """Folder from which the catalogue's file names count."""
+    data = Path(data_path, "data")
+    return data if data.is_dir() else data.parent
+
+
+def file_size(path: Path) -> int | None:
+    """Size of a file in bytes, None if there is none."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:  # a name that no file can have
+        return None
 
 
 def fingerprint(data_path: str | Path) -> str:
@@ -80,9 +108,9 @@ def fingerprint(data_path: str | Path) -> str:
 def read_events(data_path: str | Path, split: str, split_scheme: str) -> tuple[list[Event], Counter[str]]:
     """Read the complete VIL events of one split, in the catalogue's order.
 
-    Left out are rows with missing pixels, all copies of an id that occurs more than once among the complete
-    rows, and rows that cannot be used safely. The second result counts the rows left out by reason; rows
-    whose time is unreadable count in every split.
+    Left out are rows with missing pixels, events that `exclusions.txt` names, all copies of an id that occurs
+    more than once among the complete rows, and rows that cannot be used safely. The second result counts the
+    rows left out by reason; rows whose time is unreadable count in every split.
 
     Raises `InputError` if the catalogue cannot be read or the split or scheme does not exist.
     """
@@ -91,11 +119,12 @@ def read_events(data_path: str | Path, split: str, split_scheme: str) -> tuple[l
     if split_scheme not in SCHEMES:
         raise InputError(f"Unknown split scheme '{split_scheme}'; choose one of {', '.join(SCHEMES)}.")
     scheme, skipped, events = SCHEMES[split_scheme], Counter(), []
-    for row in _vil_rows(catalog_path(data_path)):
+    excluded = read_exclusions(data_path)
+    for row in vil_rows(data_path):
         try:
-            event, missing = _parse(row)
-        except (TypeError, ValueError):
-            skipped[UNREADABLE] += 1
+            event, missing = parse(row)
+        except (OverflowError, ValueError):
+            skipped[EXCLUDED if row["id"] in excluded else UNREADABLE] += 1
             continue
         if missing == 0:
             events.append(event)
@@ -107,38 +136,61 @@ def read_events(data_path: str | Path, split: str, split_scheme: str) -> tuple[l
     for event in events:
         if scheme.split_of(event.time) != split:
             continue
-        if copies[event.id] > 1:
+        if event.id in excluded:
+            skipped[EXCLUDED] += 1
+        elif copies[event.id] > 1:
             skipped[REPEATED] += 1
-        elif not _is_inside(event.file):
+        elif not is_inside(event.file):
             skipped[OUTSIDE] += 1
         else:
             kept.append(event)
     return kept, skipped
 
 
-def _vil_rows(path: Path) -> Iterator[dict[str, str]]:
+def vil_rows(data_path: str | Path) -> Iterator[dict[str, str]]:
+    """COLUMNS, and BOX if there is one, of the catalogue's vil rows; where a row is too short, empty texts."""
+    path = catalog_path(data_path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            lacking = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-            if lacking:
+            rows = csv.reader(_lines(file, path))
+            header = next(rows, [])
+            if lacking := [column for column in COLUMNS if column not in header]:
                 raise InputError(f"{path} lacks the column(s) {', '.join(lacking)}; download the catalogue again.")
-            yield from (row for row in reader if row["img_type"] == "vil")
+            places = {column: header.index(column) for column in (*COLUMNS, *BOX) if column in header}
+            kind = places["img_type"]
+            for row in rows:
+                if len(row) > kind and row[kind] == "vil":
+                    yield {column: row[place] if place < len(row) else "" for column, place in places.items()}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(path, error) from error
 
 
-def _parse(row: dict[str, str]) -> tuple[Event, float]:
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    for _ in range(MAX_LINES):
+        line = file.readline(MAX_LINE)
+        if len(line) == MAX_LINE:
+            raise InputError(f"{path} is no catalogue: a line has {MAX_LINE} characters or more; download it again.")
+        if not line:
+            return
+        yield line
+    raise InputError(f"{path} is no catalogue: it has more than {MAX_LINES} lines; download it again.")
+
+
+def parse(row: dict[str, str]) -> tuple[Event, float]:
+    """The event that a row describes and its share of missing pixels; `ValueError` or `OverflowError` if it cannot."""
     time = datetime.fromisoformat(row["time_utc"])
     if time.tzinfo is not None:
         time = time.astimezone(timezone.utc).replace(tzinfo=None)
+    if not (EVENT_ID.fullmatch(row["id"]) and row["file_name"].isprintable()):
+        raise ValueError("an id or a file name that is no text")
     return Event(row["id"], row["file_name"], int(row["file_index"]), time), float(row["pct_missing"])
 
 
-def _is_inside(file_name: str) -> bool:
+def is_inside(file_name: str) -> bool:
+    """Whether a file name of the catalogue stays in the data folder, on any operating system."""
     # judged by its text alone: symbolic links inside the data folder are the user's own and welcome
-    path = Path(file_name)
-    return not path.is_absolute() and not path.drive and ".." not in path.parts
+    paths = PurePosixPath(file_name), PureWindowsPath(file_name)
+    return not any(path.root or path.drive or ".." in path.parts for path in paths)
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

@@ -23,16 +23,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset import DATASETS
-from dataset.catalog import SCHEMES, SPLITS, fingerprint
+from dataset import PACKABLE, exclusions
+from dataset.catalog import SCHEMES, SPLITS, file_size, files_root, fingerprint
 from dataset.sevir import (
     EVENT_FRAMES,
     EmptySplitError,
     EventWindows,
     Sevir,
     check_window,
-    file_size,
-    files_root,
 )
 from dataset.synthetic import ensure
 from utils.errors import InputError, exit_on_input_error
@@ -85,6 +83,7 @@ def cache_settings(dataset: str, data_path: str | Path, img_size: int, split_sch
         "split_scheme": split_scheme,
         "img_size": img_size,
         "catalog_sha256": fingerprint(data_path),
+        "exclusions_sha256": exclusions.fingerprint(data_path),
     }
 
 
@@ -290,7 +289,7 @@ def _write_json(path: Path, content: dict) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m dataset.packed", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", choices=tuple(DATASETS), default="sevir")
+    parser.add_argument("--dataset", choices=PACKABLE, default="sevir")
     parser.add_argument("--data_path", type=Path, required=True, help="folder that holds CATALOG.csv")
     parser.add_argument("--img_size", type=int, default=128, help="pixels (default: %(default)s)")
     parser.add_argument(

@@ -1,5 +1,10 @@
-"""Sequences as folders of grey PNG frames: `<sequence>/inputs/*.png` and, if known, `<sequence>/targets/*.png`."""
+"""Sequences as folders of grey PNG frames: `<sequence>/inputs/*.png` and, if known, `<sequence>/targets/*.png`.
 
+A frame is a regular file of at most MAX_BYTES in PNG format, MAX_SIDE pixels or less a side; reading one takes less
+than 100 MB, whatever the file declares.
+"""
+
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,8 +12,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from dataset.sevir import resize_bytes
+from dataset.hdf5 import patiently
+from dataset.sevir import MAX_SIDE, resize_bytes
 from utils.errors import InputError
+
+MAX_BYTES = 2**25  # twice an uncompressed RGBA frame of MAX_SIDE
+PNG_ERRORS = (OSError, Image.DecompressionBombError, SyntaxError, ValueError)
 
 
 class Sequence(NamedTuple):
@@ -32,8 +41,8 @@ def read_sequences(folder: str | Path, frames_in: int, frames_out: int, img_size
     return [
         Sequence(
             path.name,
-            _read(path / "inputs", frames_in, img_size)[-frames_in:],
-            _read(path / "targets", frames_out, img_size)[:frames_out] if (path / "targets").is_dir() else None,
+            _read(path / "inputs", frames_in, slice(-frames_in, None), img_size),
+            _read(path / "targets", frames_out, slice(frames_out), img_size) if (path / "targets").is_dir() else None,
         )
         for path in found
     ]
@@ -47,10 +56,11 @@ def write_sequence(folder: Path, inputs: np.ndarray, targets: np.ndarray) -> Non
             Image.fromarray(frame).save(folder / name / f"{number:02d}.png", optimize=True)
 
 
-def _read(folder: Path, at_least: int, img_size: int) -> Tensor:
+def _read(folder: Path, at_least: int, used: slice, img_size: int) -> Tensor:
     paths = sorted(folder.glob("*.png"))
     if len(paths) < at_least:
         raise InputError(f"{folder} holds {len(paths)} PNG frames; the model needs {at_least}.")
+    paths = paths[used]
     frames = [_read_frame(path) for path in paths]
     for path, frame in zip(paths, frames, strict=True):
         if frame.shape != frames[0].shape or frame.shape[0] != frame.shape[1]:
@@ -63,12 +73,26 @@ def _read(folder: Path, at_least: int, img_size: int) -> Tensor:
 
 def _read_frame(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P", "RGB", "RGBA"):
-                raise InputError(f"{path} is not an 8-bit picture (its mode is {image.mode}).")
-            bands = np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is no frame: it is no regular file, or has more than {MAX_BYTES} bytes.")
+        bands = patiently(lambda: _decode(path))
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"{path} cannot be read as a PNG picture: it is none, or its header is damaged.") from None
+    except PNG_ERRORS as error:
         raise InputError(f"{path} cannot be read as a PNG picture: {error}.") from None
     if (bands != bands[..., :1]).any():
         raise InputError(f"{path} is coloured; frames must be grey, their bytes the values of the radar product.")
     return bands[..., 0]
+
+
+def _decode(path: Path) -> np.ndarray:
+    """Pixels of a PNG file, uint8 `(H, W, 3)`."""
+    # from memory, because a file would be asked for as much as a chunk declares; other formats may run programs
+    with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
+        if image.mode not in ("L", "P", "RGB", "RGBA"):
+            raise InputError(f"{path} is not an 8-bit picture (its mode is {image.mode}).")
+        if max(image.size) > MAX_SIDE:
+            raise InputError(f"{path} is {image.size[0]} x {image.size[1]} pixels; use at most {MAX_SIDE} a side.")
+        return np.asarray(image.convert("RGB"))

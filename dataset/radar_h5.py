@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset.catalog import SPLITS
-from dataset.sevir import READ_ERRORS
+from dataset.hdf5 import READ_ERRORS, own_dataset, patiently, refuse_bombs
 from dataset.source import CIKM, METEONET, SHANGHAI, Source
 from utils.errors import InputError
 
@@ -153,7 +153,7 @@ class RadarH5(Dataset):
         """Height and width of a window's frames, checked before anything is read."""
         file = self._open()
         try:
-            window = file[name]
+            window = own_dataset(file, name)
             shape, dtype = window.shape, window.dtype
         except (AttributeError, *READ_ERRORS) as error:
             raise InputError(f"Cannot read window {name} of {self.path} ({error}); get the file again.") from error
@@ -170,11 +170,14 @@ class RadarH5(Dataset):
         """The first frames of a window, uint8 `(seq_len, H, W)`."""
         if self._shape(name) != self.frame_shape:
             raise InputError(f"Window {name} of {self.path} has changed since it was checked; start again.")
-        file = self._open()
         try:
-            return file[name][: self.seq_len]
+            return patiently(lambda: self._block(own_dataset(self._open(), name)))
         except READ_ERRORS as error:
             raise InputError(f"Cannot read window {name} of {self.path} ({error}); get the file again.") from error
+
+    def _block(self, window: h5py.Dataset) -> np.ndarray:
+        refuse_bombs(window, (0, 0, 0), (self.seq_len, *self.frame_shape))
+        return window[: self.seq_len]
 
     def _open(self) -> h5py.File:
         if self._file is None or self._pid != os.getpid():

@@ -4,6 +4,7 @@ Veillette et al., "SEVIR: a storm event imagery dataset for deep learning applic
 meteorology", NeurIPS 2020.
 """
 
+import contextlib
 import logging
 import os
 from collections import Counter
@@ -18,7 +19,18 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.catalog import INCOMPLETE, REPEATED, SCHEMES, Event, catalog_path, read_events
+from dataset.catalog import (
+    EXCLUDED,
+    INCOMPLETE,
+    REPEATED,
+    SCHEMES,
+    Event,
+    catalog_path,
+    file_size,
+    files_root,
+    read_events,
+)
+from dataset.hdf5 import READ_ERRORS, LayoutError, own_dataset, patiently, refuse_bombs
 from dataset.source import VIL
 from utils.errors import InputError
 
@@ -27,12 +39,13 @@ logger = logging.getLogger(__name__)
 EVENT_FRAMES = 49  # 4 hours, a frame every 5 minutes
 
 MISSING_FILE = "file is missing"
-WRONG_LAYOUT = f"file is not ids and square uint8 frames [N, H, W, {EVENT_FRAMES}]"
+WRONG_LAYOUT = "file is not ids and square uint8 frames [N, H, W, frames of an event]"
 OUT_OF_RANGE = "file_index is out of range"
 OTHER_ID = "id in the file differs from the catalogue's"
 
-# what h5py raises for files that are truncated, damaged or not what they were when checked
-READ_ERRORS = (OSError, KeyError, IndexError, RuntimeError, TypeError, ValueError)
+MAX_EVENTS = 2**16  # in a file; SEVIR's hold some thousand
+MAX_SIDE = 2048  # pixels; SEVIR's frames have 384
+MAX_ID = 64  # bytes
 
 
 class EmptySplitError(InputError):
@@ -40,7 +53,7 @@ class EmptySplitError(InputError):
 
 
 class EventWindows(Dataset):
-    """Windows of `seq_len` frames, one every `stride` frames, over events of `EVENT_FRAMES` frames.
+    """Windows of `seq_len` frames, one every `stride` frames, over events of `event_frames` frames.
 
     An item is a float32 tensor `(seq_len, 1, H, W)` in [0, 1], whole bytes / 255. A subclass says where
     frames come from by implementing `read`. Items count event by event.
@@ -50,6 +63,7 @@ class EventWindows(Dataset):
     """
 
     source = VIL
+    event_frames = EVENT_FRAMES
 
     def __init__(
         self,
@@ -62,7 +76,7 @@ class EventWindows(Dataset):
         self.skipped = dict(skipped)
         self.seq_len = seq_len
         self.stride = stride
-        self.windows_per_event = (EVENT_FRAMES - seq_len) // stride + 1
+        self.windows_per_event = (self.event_frames - seq_len) // stride + 1
 
     def read(self, event: int, first: int, stop: int) -> Tensor:
         """Frames `first` to `stop` (exclusive) of an event as uint8 `(stop - first, 1, H, W)`."""
@@ -103,20 +117,22 @@ class Sevir(EventWindows):
     usable events (`EmptySplitError`), and later if a file has changed since.
     """
 
+    default_stride: int | None = None  # frames; None: the split scheme's own
+
     def __init__(
         self,
         data_path: str | Path,
         split: str,  # train, valid or test
         img_size: int = 128,  # pixels; frames of another size are resized
         seq_len: int = 25,  # frames
-        stride: int | None = None,  # frames; None: the split scheme's own
+        stride: int | None = None,  # frames; None: `default_stride`
         split_scheme: str = "official",  # or benchmark
     ):
-        check_window(seq_len, stride, img_size)
+        check_window(seq_len, stride, img_size, self.event_frames)
         events, skipped = read_events(data_path, split, split_scheme)
         self.img_size = img_size
         self.root = files_root(data_path)
-        self.events, self.file_bytes, faults = _check_files(self.root, events)
+        self.events, self.file_bytes, faults = _check_files(self.root, events, self.event_frames)
         skipped.update(faults)
         if not self.events:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in skipped.items()) or "no rows"
@@ -125,32 +141,49 @@ class Sevir(EventWindows):
                 "download its files or choose another split."
             )
         ids = [event.id for event in self.events]
-        super().__init__(ids, skipped, seq_len, stride or SCHEMES[split_scheme].stride)
-        self._handles: dict[str, h5py.File] = {}
+        stride = stride or self.default_stride or SCHEMES[split_scheme].stride
+        super().__init__(ids, skipped, seq_len, stride)
+        self._handles: dict[str, h5py.Dataset] = {}
         self._pid = os.getpid()
-        faulty = set(self.skipped) - {INCOMPLETE, REPEATED}
-        logger.log(logging.WARNING if faulty else logging.INFO, "SEVIR %s: %s", split, self.describe())
+        faulty = set(self.skipped) - {INCOMPLETE, REPEATED, EXCLUDED}
+        logger.log(
+            logging.WARNING if faulty else logging.INFO, "%s %s: %s", type(self).__name__, split, self.describe()
+        )
 
     def read(self, event: int, first: int, stop: int) -> Tensor:
         """Frames `first` to `stop` of an event, resized to whole bytes, as uint8 `(T, 1, H, W)`."""
         event_id, file, index, _ = self.events[event]
         try:
-            frames = self._open(file)["vil"][index, :, :, first:stop]
+            frames = patiently(lambda: self._read(file, index, first, stop))
         except READ_ERRORS as error:
             raise InputError(
-                f"Cannot read event {event_id} from {self.root / file} ({error}); download the file again."
+                f"Cannot read event {event_id} from {self.root / file}, position {index}, frames {first} to {stop - 1} "
+                f"({error}); download the file again."
             ) from error
         return resize_bytes(frames, self.img_size)
 
-    def _open(self, file: str) -> h5py.File:
+    def _read(self, file: str, index: int, first: int, stop: int) -> np.ndarray:
+        try:
+            vil = self._open(file)
+            return read_frames(vil, index, first, stop)
+        except READ_ERRORS:
+            self._close(file)  # so that the next try opens it anew
+            raise
+
+    def _open(self, file: str) -> h5py.Dataset:
         if self._pid != os.getpid():
             # after a fork the parent's handles share its file positions: close our copies before opening anew
-            for handle in self._handles.values():
-                handle.close()
-            self._handles, self._pid = {}, os.getpid()
+            for inherited in list(self._handles):
+                self._close(inherited)
+            self._pid = os.getpid()
         if file not in self._handles:
-            self._handles[file] = h5py.File(self.root / file, "r")
+            self._handles[file] = open_frames(self.root / file, self.event_frames)
         return self._handles[file]
+
+    def _close(self, file: str) -> None:
+        if file in self._handles:
+            with contextlib.suppress(*READ_ERRORS):  # what cannot be read may not close either
+                self._handles.pop(file).file.close()
 
     def __getstate__(self):
         return {**self.__dict__, "_handles": {}}
@@ -168,27 +201,25 @@ def resize_bytes(frames: np.ndarray, size: int) -> Tensor:
     return (scaled * 255).round().to(torch.uint8)
 
 
-def check_window(seq_len: int, stride: int | None, img_size: int) -> None:
+def check_window(seq_len: int, stride: int | None, img_size: int, event_frames: int = EVENT_FRAMES) -> None:
     """Raise `InputError` unless the options describe windows that fit into an event."""
-    if not 1 <= seq_len <= EVENT_FRAMES:
-        raise InputError(f"seq_len {seq_len} does not fit: a SEVIR event has {EVENT_FRAMES} frames; use 1 to 49.")
+    if not 1 <= seq_len <= event_frames:
+        raise InputError(
+            f"seq_len {seq_len} does not fit: an event has {event_frames} frames; use 1 to {event_frames}."
+        )
     if stride is not None and stride < 1:
         raise InputError(f"stride {stride} is not possible; use 1 frame or more.")
     if img_size < 1:
         raise InputError(f"img_size {img_size} is not possible; use 1 pixel or more.")
 
 
-def files_root(data_path: str | Path) -> Path:
-    """Folder from which the catalogue's file names count."""
-    data = Path(data_path, "data")
-    return data if data.is_dir() else data.parent
-
-
-def _check_files(root: Path, events: Sequence[Event]) -> tuple[list[Event], dict[str, int | None], Counter[str]]:
+def _check_files(
+    root: Path, events: Sequence[Event], event_frames: int
+) -> tuple[list[Event], dict[str, int | None], Counter[str]]:
     """Usable events, the size of every file in bytes (None: missing), and the others counted by reason."""
     names = dict.fromkeys(event.file for event in events)
     sizes = {name: file_size(root / name) for name in names}
-    ids = {name: _stored_ids(root / name) for name in names if sizes[name] is not None}
+    ids = {name: _ids_or_none(root / name, event_frames) for name in names if sizes[name] is not None}
 
     def fault(event: Event) -> str | None:
         if event.file not in ids:
@@ -205,23 +236,50 @@ def _check_files(root: Path, events: Sequence[Event]) -> tuple[list[Event], dict
     return usable, sizes, Counter(reason for reason in faults if reason)
 
 
-def file_size(path: Path) -> int | None:
-    """Size of a file in bytes, None if there is none."""
-    return path.stat().st_size if path.is_file() else None
-
-
-def _stored_ids(path: Path) -> list[str] | None:
-    """Ids of the events in a file, or None if its arrays do not have SEVIR's layout."""
+def _ids_or_none(path: Path, event_frames: int) -> list[str] | None:
+    """Ids of the events in a file, None if its layout is wrong."""
     try:
-        with h5py.File(path, "r") as file:
-            ids, vil = file.get("id"), file.get("vil")
-            if not isinstance(ids, h5py.Dataset) or not isinstance(vil, h5py.Dataset):
-                return None
-            if h5py.check_string_dtype(ids.dtype) is None or vil.dtype != np.uint8 or vil.ndim != 4:
-                return None
-            events, height, width, frames = vil.shape
-            if ids.shape != (events,) or height != width or frames != EVENT_FRAMES:
-                return None
-            return ids.asstr(errors="replace")[:].tolist()
+        return stored_ids(path, event_frames)
+    except LayoutError:
+        return None
     except READ_ERRORS as error:
         raise InputError(f"Cannot read {path} ({error}); download the file again.") from error
+
+
+def open_frames(path: Path, event_frames: int) -> h5py.Dataset:
+    """The frames `vil` of a file, which stays open: uint8 `[N, H, H, event_frames]`, N <= MAX_EVENTS, H <= MAX_SIDE.
+
+    Raises `LayoutError` if they are not.
+    """
+    file = h5py.File(path, "r")
+    try:
+        vil = own_dataset(file, "vil")
+        shape = vil.shape if vil.ndim == 4 else (0, 0, 0, 0)
+        sound = shape[0] <= MAX_EVENTS and 0 < shape[1] == shape[2] <= MAX_SIDE and shape[3] == event_frames
+        if not sound or vil.dtype != np.uint8:
+            raise LayoutError(f"its frames are {vil.dtype} {list(vil.shape)}")
+    except READ_ERRORS:
+        file.close()
+        raise
+    return vil
+
+
+def read_frames(vil: h5py.Dataset, index: int, first: int, stop: int) -> np.ndarray:
+    """Frames `first` to `stop` of the event at a position, uint8 `(H, W, T)`."""
+    refuse_bombs(vil, (index, 0, 0, first), (index + 1, *vil.shape[1:3], stop))
+    return vil[index, :, :, first:stop]
+
+
+def stored_ids(path: Path, event_frames: int) -> list[str]:
+    """Ids of the events in a file; `LayoutError` if its arrays do not have SEVIR's layout (see `open_frames`)."""
+    vil = patiently(lambda: open_frames(path, event_frames))
+    with vil.file as file:
+        ids = own_dataset(file, "id")
+        text = h5py.check_string_dtype(ids.dtype)
+        if text is None or ids.shape != vil.shape[:1] or (text.length or 0) > MAX_ID:
+            raise LayoutError(f"its ids are {ids.dtype} {list(ids.shape)}")
+        refuse_bombs(ids, (0,), ids.shape)
+        # texts of any length one by one, because all of them may be the same huge one
+        if text.length is None and any(len(ids[i]) > MAX_ID for i in range(len(ids))):
+            raise LayoutError(f"it has an id of more than {MAX_ID} bytes")
+        return ids.asstr(errors="replace")[:].tolist()

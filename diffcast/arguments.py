@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,19 +23,42 @@ COURSE = (
 )
 
 
+MAX_ARGUMENTS = 2**16  # bytes of an argument file
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads arguments from `@file` too: a regular UTF-8 file of at most MAX_ARGUMENTS bytes that includes no other."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        arguments = []
+        for argument in sys.argv[1:] if args is None else args:
+            arguments += self._read_file(Path(argument[1:])) if argument.startswith("@") else [argument]
+        return super().parse_known_args(arguments, namespace)
+
+    def _read_file(self, path: Path) -> list[str]:
+        try:
+            if not path.is_file() or path.stat().st_size > MAX_ARGUMENTS:
+                self.error(f"@{path} is no argument file: it must be a text file of at most {MAX_ARGUMENTS} bytes")
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            self.error(f"@{path} cannot be read: {error}")
+        arguments = [argument for line in lines for argument in line.split("#")[0].split()]
+        if inner := [argument for argument in arguments if argument.startswith("@")]:
+            self.error(f"@{path} includes {inner[0]}: an argument file cannot include another")
+        return arguments
+
+
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Keeps the description's lines and shows defaults."""
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
     """The command line; names and defaults of the official tool, and more."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         formatter_class=HelpFormatter,
-        fromfile_prefix_chars="@",
         allow_abbrev=False,
     )
-    parser.convert_arg_line_to_args = lambda line: line.split("#")[0].split()
 
     for title, add_arguments in {
         "model": _model_arguments,

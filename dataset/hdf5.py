@@ -1,0 +1,92 @@
+"""Reading HDF5 files that may be damaged, hostile, or on a disk with moods."""
+
+import errno
+import itertools
+import logging
+import math
+import re
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import h5py
+
+logger = logging.getLogger(__name__)
+
+MAX_CHUNK, MAX_CHUNKS = 2**26, 2**12  # bytes of a chunk; chunks that one reading touches
+MAX_INFLATED = 2**28  # bytes that HDF5 may make of one chunk
+EXPANSION = {h5py.h5z.FILTER_DEFLATE: 1032, h5py.h5z.FILTER_LZF: 132}  # bytes that a stored one becomes, at most
+
+# what h5py raises for files that are truncated, damaged or not what they were when checked
+READ_ERRORS = (OSError, KeyError, IndexError, RuntimeError, TypeError, ValueError)
+TRANSIENT = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET}
+PAUSES = (0.1, 0.5, 2.0)  # seconds before another try
+
+T = TypeVar("T")
+
+
+class LayoutError(ValueError):
+    """An HDF5 file does not have the expected layout, or cannot be read safely."""
+
+
+def own_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset that lies in the file itself, compressed by gzip or LZF if at all; `LayoutError` for any other."""
+    steps = itertools.accumulate(name.split("/"), "{}/{}".format)
+    own = all(isinstance(file.get(step, getlink=True), h5py.HardLink) for step in steps)
+    if not own or not isinstance(file[name], h5py.Dataset):
+        raise LayoutError(f"it has no dataset {name} of its own")
+    filters = _filters(file[name])
+    harmless = {*EXPANSION, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+    if not harmless.issuperset(filters) or len(EXPANSION.keys() & filters) > 1 or len(set(filters)) < len(filters):
+        raise LayoutError(f"its {name} is compressed by more than gzip or LZF")
+    if file[name].is_virtual or file[name].external:
+        raise LayoutError(f"its {name} lies in other files")
+    return file[name]
+
+
+def refuse_bombs(data: h5py.Dataset, start: Sequence[int], stop: Sequence[int]) -> None:
+    """Raise `LayoutError` if reading a block would make HDF5 inflate a chunk to more than MAX_INFLATED bytes.
+
+    HDF5 inflates all that is stored, whatever size of a chunk is declared.
+    """
+    if data.chunks is None:
+        return
+    declared = math.prod(data.chunks) * data.dtype.itemsize
+    corners = [range(a - a % size, b, size) for a, b, size in zip(start, stop, data.chunks, strict=True)]
+    if declared > MAX_CHUNK or math.prod(map(len, corners)) > MAX_CHUNKS:
+        raise LayoutError(f"its chunks {data.chunks} are too large or too many")
+    expansion = max(EXPANSION.get(code, 1) for code in (0, *_filters(data)))
+    for corner in itertools.product(*corners):
+        stored = data.id.get_chunk_info_by_coord(corner).size
+        if stored > 2 * declared + 2**10:
+            raise LayoutError(f"a chunk of {declared} bytes takes {stored}")
+        if stored * expansion > MAX_INFLATED and not _inflates_to(data, corner, declared):
+            raise LayoutError(f"a chunk of {declared} bytes inflates to more")
+
+
+def _filters(data: h5py.Dataset) -> list[int]:
+    plan = data.id.get_create_plist()
+    return [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
+
+
+def _inflates_to(data: h5py.Dataset, corner: tuple[int, ...], size: int) -> bool:
+    """Whether a gzip chunk inflates to `size` bytes or little more; inflates no more than that."""
+    try:
+        return len(zlib.decompressobj().decompress(data.id.read_direct_chunk(corner)[1], size + 65)) <= size + 64
+    except zlib.error:
+        return False
+
+
+def patiently(read: Callable[[], T]) -> T:
+    """Call `read`, and after a transient I/O error call it again, as often as PAUSES has it."""
+    for pause in PAUSES:
+        try:
+            return read()
+        except (OSError, RuntimeError) as error:
+            told = re.search(r"\berrno = (\d+)", str(error))  # h5py has it in the message, and not always beside
+            if (getattr(error, "errno", None) or (told and int(told[1]))) not in TRANSIENT:
+                raise
+            logger.warning("%s; trying again in %g s", error, pause)
+            time.sleep(pause)
+    return read()
