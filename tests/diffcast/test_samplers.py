@@ -41,6 +41,26 @@ class TestSpacing:
         even = torch.linspace(levels[998], levels[0], steps, dtype=levels.dtype)
         assert (levels[times] - even).abs().max() < 0.18  # half of the widest gap between two of these times
 
+    @pytest.mark.parametrize(("timesteps", "end", "every"), [(2, 1, 1), (50, 7, 1), (1000, 40, 37), (1000, 600, 37)])
+    def test_log_snr_grid_ends_where_it_is_told_to(self, timesteps, end, every):
+        schedule = Schedule(timesteps)
+        for steps in range(2, timesteps - end + 1, every):
+            times = uniform_in_log_snr(schedule, steps, end)
+            assert len(times) == steps
+            assert times[-1] == end
+            assert times[0] == max(timesteps - 2, end + steps - 1)
+            assert all(now > then for now, then in itertools.pairwise(times))
+
+    def test_log_snr_is_even_down_to_the_end(self):
+        levels = Schedule().half_log_snr
+        steps = levels[uniform_in_log_snr(Schedule(), 10, end=40)].diff()
+        assert steps.tolist() == pytest.approx([((levels[40] - levels[998]) / 9).item()] * 9, abs=0.05)
+
+    @pytest.mark.parametrize("end", [-1, 41])
+    def test_an_end_that_leaves_too_few_times_is_refused(self, end):
+        with pytest.raises(ValueError, match=f"between 0 and 40, .* not {end}"):
+            uniform_in_log_snr(Schedule(50), 10, end)
+
     @pytest.mark.parametrize("spacing", [uniform_in_time, uniform_in_log_snr])
     @pytest.mark.parametrize("steps", [0, 51])
     def test_more_steps_than_the_schedule_has_are_refused(self, spacing, steps):

@@ -1,0 +1,152 @@
+"""Sequences per second from HDF5 files and from the packed cache made of them, on generated storms.
+
+    python -m benchmarks.data [--size 384] [--img_size 128] [--num_workers 0 2 4] [--seconds 4] [--rounds 3] \
+        [--json result.json]
+
+Both give the same items: 25 frames read, resized from --size to --img_size and scaled, in shuffled batches as a
+training asks for them. They are read in turn, each turn with new workers; what workers have read ahead before the clock
+starts is not counted.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dataset.packed import open_packed, pack
+from dataset.sevir import Sevir
+from dataset.synthetic import write_sevir
+from diffcast.loading import TrainingBatches, make_loader
+from utils.errors import InputError, exit_on_input_error
+from utils.files import replacing
+from utils.log import format_table
+from utils.provenance import provenance
+
+BAR = 20  # times faster that the cache should be
+SEQ_LEN = 25
+ENDLESS = 10**9  # batches
+CAVEAT = (
+    "The files were written a moment ago and are in memory: this is the cost of decoding, resizing and copying.\n"
+    "A cold disk comes on top, for the first epoch, or for all if the data do not fit into memory."
+)
+
+
+def rate(dataset: Dataset, batch_size: int, workers: int, seconds: float) -> float:
+    """Sequences per second over at least so many seconds."""
+    endless = TrainingBatches(len(dataset), batch_size, 0, 0, ENDLESS)
+    loader = make_loader(dataset, endless, workers, torch.device("cpu"))
+    batches, per_turn = iter(loader), max(1, workers)  # workers deliver in turn
+    drop(batches, per_turn * (loader.prefetch_factor or 1))
+    number, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds or number == 0:
+        drop(batches, per_turn)
+        number += per_turn
+    return number * batch_size / elapsed
+
+
+def drop(batches: Iterator[tuple[Tensor, Tensor]], number: int) -> None:
+    """Take so many batches and leave them."""
+    for _ in range(number):
+        next(batches)
+
+
+def measure(
+    folder: Path, img_size: int, batch_size: int, workers: list[int], seconds: float, rounds: int
+) -> list[dict]:
+    """The row of each number of workers."""
+    direct = Sevir(folder, "train", img_size, SEQ_LEN)
+    packed = open_packed("sevir", "train", folder, img_size, SEQ_LEN, None, "official")
+    if batch_size > len(direct):
+        raise InputError(f"--batch_size {batch_size} exceeds the {len(direct)} sequences; give more --events.")
+    rates = {(number, kind): [] for number in workers for kind in ("hdf5", "packed")}
+    for _ in range(rounds):
+        for (number, kind), so_far in rates.items():
+            so_far.append(rate(packed if kind == "packed" else direct, batch_size, number, seconds))
+    return [row(number, rates[number, "hdf5"], rates[number, "packed"]) for number in workers]
+
+
+def row(workers: int, hdf5: list[float], packed: list[float]) -> dict:
+    """Median and highest rate of both, in sequences per second."""
+    return {
+        "num_workers": workers,
+        **{
+            kind: {"median": statistics.median(rates), "best": max(rates)}
+            for kind, rates in {"hdf5": hdf5, "packed": packed}.items()
+        },
+        "speedup": statistics.median(packed) / statistics.median(hdf5),
+    }
+
+
+def print_rows(rows: list[dict]) -> None:
+    """The table."""
+    header = ["", "HDF5 seq/s", "best", "packed seq/s", "best", "times faster"]
+    cells = [
+        [
+            f"{r['num_workers']} workers" if r["num_workers"] else "in the process itself",
+            *(f"{r[kind][key]:,.1f}" for kind in ("hdf5", "packed") for key in ("median", "best")),
+            f"{r['speedup']:.1f}" + (f" (below {BAR})" if r["speedup"] < BAR else ""),
+        ]
+        for r in rows
+    ]
+    print(format_table(header, cells))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--events", type=int, default=12, help="events of 49 frames to generate")
+    parser.add_argument("--size", type=int, default=384, help="pixels of the stored frames")
+    parser.add_argument("--img_size", type=int, default=128, help="pixels of the frames that are read")
+    parser.add_argument("--batch_size", type=int, default=6, help="sequences per batch")
+    parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 2, 4], help="processes that load data")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of reading per turn")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Generate data, measure, print the table, write the numbers."""
+    for name in ("batch_size", "rounds"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} must be at least 1, not {getattr(args, name)}.")
+    if min(args.num_workers) < 0:
+        raise InputError(f"--num_workers must not be negative, as {min(args.num_workers)} is.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_sevir(folder, args.events, args.size, args.img_size)
+        pack("sevir", folder, args.img_size)
+        rows = measure(folder, args.img_size, args.batch_size, args.num_workers, args.seconds, args.rounds)
+    print(
+        f"{SEQ_LEN} frames, {args.size} x {args.size} in HDF5, {args.img_size} x {args.img_size} packed, batches of "
+        f"{args.batch_size}, {torch.get_num_threads()} thread(s) in the process itself"
+    )
+    print_rows(rows)
+    print(CAVEAT)
+    if args.json:
+        settings = {name: value for name, value in vars(args).items() if name != "json"}
+        with replacing(args.json) as temporary:
+            result = {"about": provenance(), "threads": torch.get_num_threads(), **settings, "rows": rows}
+            temporary.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print the table, write the numbers."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING)
+    with exit_on_input_error():
+        run(args)
+
+
+if __name__ == "__main__":
+    main()
