@@ -26,7 +26,7 @@ from diffcast.pictures import draw_case
 from diffcast.results import describe_source, score_table, without_nan, write_lead_times
 from models import build_backbone
 from models.backbone import without_gaps
-from utils.files import replacing
+from utils.files import Dispensable, replacing
 from utils.metrics import Scores
 from utils.report import write_report
 
@@ -98,7 +98,8 @@ def evaluate(
         with replacing(results) as temporary:
             temporary.write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n")
         LOG.info("%s", score_table(scores))
-        write_report(folder)
+        with Dispensable("the report"):
+            write_report(folder)
     accelerator.wait_for_everyone()
     return scores
 
@@ -123,6 +124,7 @@ class Evaluator:
         self.folder = folder
         self.name = name
         self.dressed = dressed
+        self.drawing = Dispensable("pictures of the cases")
         self.precision = forecast_precision(settings.precision, accelerator.device)
         self.chosen = spread(len(dataset), settings.sequences)
         self.parts = Parts(folder / "sequences")
@@ -219,7 +221,10 @@ class Evaluator:
         observed, future = frames.tensor_split([self.model.frames_in])
         forecasts = {name: drawn[0] for name, drawn in self._forecast([index], observed[None]).items()}
         name = f"case_{self.dataset.sequence_id(index)}"
-        return [path.name for path in draw_case(self.folder, name, observed, future, forecasts, self.dataset.source)]
+        files = []
+        with self.drawing:
+            files = draw_case(self.folder, name, observed, future, forecasts, self.dataset.source)
+        return [path.name for path in files]
 
     def _new_scores(self, name: str) -> Scores:
         source = self.dataset.source

@@ -10,9 +10,26 @@ def start_logging(file: Path | None = None, main: bool = True) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     handlers[0].setFormatter(logging.Formatter("%(message)s"))
     if file is not None and main:
-        handlers.append(logging.FileHandler(file))
+        handlers.append(PatientFileHandler(file, delay=True))
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
     logging.basicConfig(level=logging.INFO if main else logging.ERROR, handlers=handlers, force=True)
+
+
+class PatientFileHandler(logging.FileHandler):
+    """A log file that a run can do without: if it cannot be written, that is said once, and the run goes on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError as error:  # from opening the file
+            self._give_up(error)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        self._give_up(sys.exc_info()[1])
+
+    def _give_up(self, error: BaseException | None) -> None:
+        self.setLevel(logging.CRITICAL + 1)
+        logging.getLogger(__name__).warning("%s ends here; the run goes on: %s", self.baseFilename, error)
 
 
 def format_table(header: list[str], rows: list[list[str]]) -> str:
