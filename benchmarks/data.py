@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from dataset.packed import open_packed, pack
 from dataset.sevir import Sevir
 from dataset.synthetic import write_sevir
-from diffcast.loading import TrainingBatches, make_loader
+from diffcast.loading import TrainingBatches, load_batches
 from utils.errors import InputError, exit_on_input_error
 from utils.files import replacing
 from utils.log import format_table
@@ -33,6 +33,7 @@ from utils.provenance import provenance
 BAR = 20  # times faster that the cache should be
 SEQ_LEN = 25
 ENDLESS = 10**9  # batches
+PREFETCHED = 4  # batches that each worker of `load_batches` reads ahead
 CAVEAT = (
     "The files were written a moment ago and are in memory: this is the cost of decoding, resizing and copying.\n"
     "A cold disk comes on top, for the first epoch, or for all if the data do not fit into memory."
@@ -42,9 +43,9 @@ CAVEAT = (
 def rate(dataset: Dataset, batch_size: int, workers: int, seconds: float) -> float:
     """Sequences per second over at least so many seconds."""
     endless = TrainingBatches(len(dataset), batch_size, 0, 0, ENDLESS)
-    loader = make_loader(dataset, endless, workers, torch.device("cpu"))
-    batches, per_turn = iter(loader), max(1, workers)  # workers deliver in turn
-    drop(batches, per_turn * (loader.prefetch_factor or 1))
+    batches = load_batches(dataset, endless, workers, torch.device("cpu"))
+    per_turn = max(1, workers)  # workers deliver in turn
+    drop(batches, per_turn * (PREFETCHED if workers else 1))
     number, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds or number == 0:
         drop(batches, per_turn)

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from dataset import DATASETS, build_dataset
 from diffcast import DiffCast
 from diffcast.forecaster import load_forecaster, place
-from diffcast.loading import generators, make_loader, spread
+from diffcast.loading import generators, load_batches, spread
 from diffcast.results import without_nan
 from diffcast.samplers import SAMPLERS, uniform_in_log_snr
 from utils.checkpoint import find_weights
@@ -114,11 +114,11 @@ def measure(
     batches = [chosen[first : first + per_batch] for first in range(0, len(chosen), per_batch)]
     scores, terms, seconds = new_scores(dataset, model.frames_out, members), [], []
     with tqdm(total=len(chosen), desc=str(setting), unit="seq", disable=None) as bar:
-        for indices, frames in make_loader(dataset, batches, 0, device):
+        for indices, frames in load_batches(dataset, batches, 0, device):
             observed, future = frames.tensor_split([model.frames_in], dim=1)
             draws = generators(device, seed, 3, indices.tolist())  # 3: as the evaluation draws them
             started = time.perf_counter()
-            forecast = draw(model, observed.to(device), setting, members, draws, forecast_batch)
+            forecast = draw(model, observed, setting, members, draws, forecast_batch)
             seconds.append((time.perf_counter() - started) / (len(frames) * members))
             terms.append(scores.update(forecast, future))
             bar.update(len(frames))

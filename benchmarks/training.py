@@ -32,7 +32,7 @@ from dataset.packed import pack
 from dataset.synthetic import write_sevir
 from diffcast.arguments import parse_options
 from diffcast.forecaster import Architecture, place
-from diffcast.loading import TrainingBatches, generators, make_loader
+from diffcast.loading import TrainingBatches, generators, load_batches
 from diffcast.training import MAX_GRADIENT_NORM
 from utils.errors import InputError, exit_on_input_error
 from utils.files import replacing
@@ -72,7 +72,7 @@ class Training:
     def turn(self, dataset: Dataset, batch_size: int, workers: int, steps: int) -> list[Step]:
         """Time so many steps after a first one, with a loader of their own."""
         batches = TrainingBatches(len(dataset), batch_size, 0, 0, (1 + steps) * self.form.batches)
-        loader = iter(make_loader(dataset, batches, workers, self.device))
+        loader = load_batches(dataset, batches, workers, self.device)
         return [self.step(loader) for _ in range(1 + steps)][1:]
 
     def step(self, loader: Iterator[tuple[Tensor, Tensor]]) -> Step:
@@ -82,7 +82,7 @@ class Training:
             asked = time.perf_counter()
             indices, frames = next(loader)
             waited += time.perf_counter() - asked
-            self.accumulate(indices, frames.to(self.device, non_blocking=True))
+            self.accumulate(indices, frames)
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -86,8 +86,12 @@ class EventWindows(Dataset):
         return len(self.event_ids) * self.windows_per_event
 
     def __getitem__(self, index: int) -> Tensor:
+        return self.stored(index).float() / 255
+
+    def stored(self, index: int) -> Tensor:
+        """The bytes of an item, uint8 `(seq_len, 1, H, W)`."""
         event, first = self._window(index)
-        return self.read(event, first, first + self.seq_len).float() / 255
+        return self.read(event, first, first + self.seq_len)
 
     def sequence_id(self, index: int) -> str:
         """Name of a sequence, `<event id>+<first frame>`."""

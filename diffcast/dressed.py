@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from diffcast.forecaster import place
-from diffcast.loading import EvaluationBatches, derived_seed, make_loader
+from diffcast.loading import EvaluationBatches, derived_seed, load_batches
 from diffcast.model import DiffCast, Generators
 from models import Backbone
 from models.backbone import without_gaps
@@ -90,9 +90,9 @@ def dress(
     LOG.info("collecting the residuals of %d of %d training sequences", len(chosen), len(train_set))
     # Half precision is off by 1/16 of a byte at most, and halves the memory.
     residuals = torch.empty(len(chosen), backbone.frames_out, *backbone.frame_shape, dtype=torch.float16, device=device)
-    loader = make_loader(train_set, EvaluationBatches(chosen, batch_size), workers=0, device=device)
-    for number, (_, frames) in enumerate(loader):
-        observed, future = frames.to(device).tensor_split([backbone.frames_in], dim=1)
+    batches = load_batches(train_set, EvaluationBatches(chosen, batch_size), workers=0, device=device)
+    for number, (_, frames) in enumerate(batches):
+        observed, future = frames.tensor_split([backbone.frames_in], dim=1)
         residual = future - backbone.forecast(without_gaps(observed))[:, 0]
         first = number * batch_size
         residuals[first : first + batch_size] = residual.nan_to_num(0)  # unknown where radar data is missing

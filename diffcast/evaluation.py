@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from diffcast.dressed import Dressed
 from diffcast.forecaster import forecast_precision, place
-from diffcast.loading import Numbered, generators, make_loader, spread
+from diffcast.loading import generators, load_batches, spread
 from diffcast.model import DiffCast, Generators
 from diffcast.parts import Part, Parts, split_into_parts
 from diffcast.pictures import draw_case
@@ -153,7 +153,7 @@ class Evaluator:
         if len(todo) < len(share):
             LOG.info("%d of %d parts were scored before; going on", len(share) - len(todo), len(share))
         batches = [batch for number in todo for batch in self.work[number]]
-        loader = iter(make_loader(self.dataset, batches, self.settings.num_workers, self.accelerator.device))
+        loader = load_batches(self.dataset, batches, self.settings.num_workers, self.accelerator.device)
         main = self.accelerator.is_main_process
         with tqdm(total=sum(map(len, batches)), desc="evaluation", unit="seq", disable=not main) as bar:
             for number in todo:
@@ -165,7 +165,7 @@ class Evaluator:
         scores = {name: self._new_scores(name) for name in self.members}
         terms: dict[str, list[dict[str, Tensor]]] = {name: [] for name in scores}
         for indices, frames in batches:
-            observed, future = frames.to(self.accelerator.device).tensor_split([self.model.frames_in], dim=1)
+            observed, future = frames.tensor_split([self.model.frames_in], dim=1)
             part.index += indices.tolist()
             part.ids += [self.dataset.sequence_id(index) for index in indices.tolist()]
             for name, forecast in self._forecast(indices.tolist(), observed).items():
@@ -217,8 +217,8 @@ class Evaluator:
         return sorted(gather_object(mine), key=lambda case: case["rank"])
 
     def _draw(self, index: int) -> list[str]:
-        frames = Numbered(self.dataset)[index][1].to(self.accelerator.device)
-        observed, future = frames.tensor_split([self.model.frames_in])
+        _, frames = next(load_batches(self.dataset, [[index]], 0, self.accelerator.device))
+        observed, future = frames[0].tensor_split([self.model.frames_in])
         forecasts = {name: drawn[0] for name, drawn in self._forecast([index], observed[None]).items()}
         name = f"case_{self.dataset.sequence_id(index)}"
         files = []

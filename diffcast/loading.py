@@ -1,11 +1,13 @@
 """Which sequences a process sees when: functions of the seed alone, whatever the number of processes or workers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dataset.sevir import EventWindows
 
 
 def derived_seed(*keys: int) -> int:
@@ -76,8 +78,8 @@ class EvaluationBatches(Sampler[list[int]]):
 class Numbered(Dataset):
     """A data set that gives each sequence together with its index.
 
-    Sequences that come as frames and a mask of what is known become frames with NaN in the gaps, which is how
-    training and scores know missing data.
+    Sequences that are stored as bytes stay bytes, a quarter of what workers pass on. Those that come as frames and a
+    mask of what is known become frames with NaN in the gaps, which is how training and scores know missing data.
     """
 
     def __init__(self, dataset: Dataset):
@@ -87,6 +89,8 @@ class Numbered(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+        if isinstance(self.dataset, EventWindows):
+            return index, self.dataset.stored(index)
         item = self.dataset[index]
         if isinstance(item, tuple):
             frames, valid = item
@@ -94,15 +98,29 @@ class Numbered(Dataset):
         return index, item
 
 
-def make_loader(dataset: Dataset, batches: Sampler[list[int]], workers: int, device: torch.device) -> DataLoader:
-    """A loader of (indices, frames) that keeps an accelerator fed."""
-    return DataLoader(
+def load_batches(
+    dataset: Dataset,
+    batches: Sampler[list[int]] | list[list[int]],
+    workers: int,
+    device: torch.device,
+    worker_init: Callable[[int], None] | None = None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Indices `(B,)` and frames `(B, T, C, H, W)` of each batch; frames on the device, in [0, 1], NaN where missing."""
+    loader = DataLoader(
         Numbered(dataset),
         batch_sampler=batches,
         num_workers=min(workers, len(batches)),
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers and len(batches) else None,
+        worker_init_fn=worker_init,
     )
+    for indices, frames in loader:
+        yield indices, as_frames(frames.to(device, non_blocking=True))
+
+
+def as_frames(stored: torch.Tensor) -> torch.Tensor:
+    """Frames in [0, 1] from bytes; frames stay what they are."""
+    return stored.float() / 255 if stored.dtype == torch.uint8 else stored
 
 
 def spread(total: int, wanted: int | None) -> list[int]:

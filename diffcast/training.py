@@ -27,7 +27,7 @@ from diffcast.guard import (
     spoil_if_not_finite,
     write_diagnosis,
 )
-from diffcast.loading import TrainingBatches, generators, make_loader
+from diffcast.loading import TrainingBatches, generators, load_batches
 from diffcast.losses import LossFile, Reading
 from diffcast.schedule import EMA_COPY, EMA_INTERVAL, TrainingSettings, ema_decay, lr_factor, total_steps
 from diffcast.validation import agreed, validation_loss
@@ -117,13 +117,10 @@ class Trainer:
             return self._is_stale() or self._train()
 
     def _train(self) -> bool:
-        loader = make_loader(
-            self.train_set,
-            self._batches(self.step * self.settings.grad_acc_step, self.total * self.settings.grad_acc_step),
-            self.settings.num_workers,
-            self.accelerator.device,
+        batches = self._batches(self.step * self.settings.grad_acc_step, self.total * self.settings.grad_acc_step)
+        loaded = load_batches(
+            self.train_set, batches, self.settings.num_workers, self.accelerator.device, shield_worker
         )
-        loader.worker_init_fn = shield_worker
         bar = tqdm(
             total=self.total,
             initial=self.step,
@@ -135,8 +132,8 @@ class Trainer:
         reading = Reading(self.terms, self.settings.grad_acc_step)
         self.model.train()
         with bar:
-            for number, (_, frames) in enumerate(loader, start=loader.batch_sampler.start):
-                reading.add_batch(self._accumulate(number, frames.to(self.accelerator.device, non_blocking=True)))
+            for number, (_, frames) in enumerate(loaded, start=batches.start):
+                reading.add_batch(self._accumulate(number, frames))
                 if not self.accelerator.sync_gradients:
                     continue
                 rate = self._set_rate()

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
-from diffcast.loading import EvaluationBatches, generators, make_loader, spread, sum_over_processes
+from diffcast.loading import EvaluationBatches, generators, load_batches, spread, sum_over_processes
 from diffcast.schedule import TrainingSettings
 from utils.preemption import shield_worker
 
@@ -31,16 +31,15 @@ def validation_loss(
     """
     chosen = spread(len(valid_set), settings.valid_sequences)
     batches = EvaluationBatches(chosen, settings.batch_size, accelerator.process_index, accelerator.num_processes)
-    loader = make_loader(valid_set, batches, settings.num_workers, accelerator.device)
-    loader.worker_init_fn = shield_worker
+    loaded = load_batches(valid_set, batches, settings.num_workers, accelerator.device, shield_worker)
     sums = torch.zeros(len(model.loss_terms), dtype=torch.float64)
     model.eval()
     stopped = False
-    for indices, frames in loader:
+    for indices, frames in loaded:
         if stopped := stop():
             break
         draws = generators(accelerator.device, settings.seed, 2, indices)
-        observed, future = frames.to(accelerator.device).tensor_split([model.frames_in], dim=1)
+        observed, future = frames.tensor_split([model.frames_in], dim=1)
         with accelerator.autocast():
             terms = model(observed, future, draws)
         sums += torch.stack([terms[name] for name in model.loss_terms]).cpu().double() * len(frames)

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from diffcast.loading import EvaluationBatches, TrainingBatches, derived_seed, generators, make_loader, spread
+from dataset import build_dataset
+from diffcast.loading import EvaluationBatches, TrainingBatches, derived_seed, generators, load_batches, spread
 
 
 class TestTrainingBatches:
@@ -70,13 +71,13 @@ class TestSeeds:
 def test_a_loader_numbers_its_sequences(workers):
     frames = torch.arange(6.0)
     dataset = [frame.expand(2, 1, 4, 4) for frame in frames]
-    loader = make_loader(dataset, EvaluationBatches([5, 1, 3], 2), workers, torch.device("cpu"))
+    loader = load_batches(dataset, EvaluationBatches([5, 1, 3], 2), workers, torch.device("cpu"))
     loaded = [(indices.tolist(), batch[:, 0, 0, 0, 0].tolist(), batch.shape[1:]) for indices, batch in loader]
     assert loaded == [([5, 1], [5.0, 1.0], (2, 1, 4, 4)), ([3], [3.0], (2, 1, 4, 4))]
 
 
 def test_a_process_without_a_share_has_an_empty_loader():
-    assert list(make_loader([1.0], EvaluationBatches([0], 1, rank=1, processes=2), 4, torch.device("cpu"))) == []
+    assert list(load_batches([1.0], EvaluationBatches([0], 1, rank=1, processes=2), 4, torch.device("cpu"))) == []
 
 
 @pytest.mark.parametrize(
@@ -85,3 +86,10 @@ def test_a_process_without_a_share_has_an_empty_loader():
 )
 def test_indices_are_spread_evenly(total, wanted, indices):
     assert spread(total, wanted) == indices
+
+
+def test_bytes_become_the_frames_that_the_data_set_gives(storm_folder):
+    dataset = build_dataset("sevir", "train", storm_folder, 16)
+    assert dataset.stored(3).dtype == torch.uint8
+    ((indices, frames),) = load_batches(dataset, [[3, 7]], 0, torch.device("cpu"))
+    assert torch.equal(frames, torch.stack([dataset[index] for index in indices.tolist()]))
