@@ -193,7 +193,8 @@ def run_folder(args) -> Path:
 
 
 def make_accelerator(args, folder: Path) -> Accelerator:
-    """Accelerate's view of devices, processes, precision and trackers."""
+    """Accelerate's view of devices, processes, precision and trackers; GPUs may multiply float32 in TF32."""
+    torch.set_float32_matmul_precision("high")
     try:
         return Accelerator(
             mixed_precision=args.mixed_precision,

@@ -46,6 +46,7 @@ class EvaluationSettings:
     sampling_steps: int = 250  # network evaluations per segment
     forecast_batch: int = 12  # forecasts (sequences x members) at a time
     precision: str = "auto"  # of the diffusion networks: auto, float32 or bfloat16
+    compile: bool = False  # translate them by torch.compile
     sequences: int | None = None  # evenly spread over the split; None: all
     cases: int = 3  # sequences to draw: best, worst and evenly between them
     num_workers: int = 4
@@ -250,6 +251,7 @@ def forecast_all(
             settings.sampling_steps,
             forecast_batch=settings.forecast_batch,
             precision=forecast_precision(settings.precision, observed.device),
+            compiled=settings.compile,
         )
         trend = made.trend.float()
         forecasts = {name: made.forecast.float(), "trend": trend.clamp(0, 1)[:, None]}

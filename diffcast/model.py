@@ -146,6 +146,7 @@ class DiffCast(nn.Module):
         noise: Tensor | None = None,  # (B, M, S, L, C, H, W): replaces the drawn start noise
         forecast_batch: int | None = None,  # forecasts (sequences x members) at a time, bounds the memory; None: all
         precision: torch.dtype = torch.float32,  # that the diffusion networks compute in
+        compiled: bool = False,  # translate LocalResidual by torch.compile: minutes for the first forecast
     ) -> Generated:
         """Forecast with its parts. Backbone and GlobalMotion run once, whatever the members.
 
@@ -159,25 +160,26 @@ class DiffCast(nn.Module):
         with full_precision(frames_in):  # the backbone runs once; rounding would move pixels across thresholds
             mu = 2 * self.backbone.trend(frames_in).float() - 1
         sample = partial(SAMPLERS[sampler], schedule=self.schedule, steps=sampling_steps)
+        translate = torch.compile if compiled else lambda denoise: denoise
         drawn = mu.new_empty(b, noise.shape[1], *mu.shape[1:])
         with computing_in(precision, frames_in):
             contexts = self._context(2 * frames_in - 1, mu)
             for some, few in _chunks(*noise.shape[:2], forecast_batch):
                 local, last = ([x[some] for x in maps] for maps in contexts)
                 drawn[some, few] = self._sample_residual(
-                    noise[some, few], local, last, partial(sample, draw=_drawing(seeds[some, few]))
+                    noise[some, few], local, last, partial(sample, draw=_drawing(seeds[some, few])), translate
                 )
         forecast = ((mu[:, None] + drawn + 1) / 2).clamp(0, 1)
         return Generated(forecast, (mu + 1) / 2, drawn)
 
-    def _sample_residual(self, noise: Tensor, local: list[Tensor], last: list[Tensor], sample) -> Tensor:
+    def _sample_residual(self, noise: Tensor, local: list[Tensor], last: list[Tensor], sample, translate) -> Tensor:
         """Residuals `(B, M, T, C, H, W)` from start noise `(B, M, S, L, C, H, W)`, segment after segment."""
         b = len(noise)
         segments = []
         previous = torch.zeros_like(noise[:, :, 0]).flatten(0, 1)
         for s, start in enumerate(rearrange(noise, "b m s ... -> s (b m) ...")):
             index = torch.full((b,), s, device=start.device)
-            denoise = self.residual.conditioned(previous, last if s else local, index)
+            denoise = translate(self.residual.conditioned(previous, last if s else local, index))
             previous = sample(denoise, start)
             segments.append(previous)
         return rearrange(segments, "s (b m) l c h w -> b m (s l) c h w", b=b)[:, :, : self.frames_out]

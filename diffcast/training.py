@@ -29,6 +29,7 @@ from diffcast.guard import (
 )
 from diffcast.loading import TrainingBatches, generators, load_batches
 from diffcast.losses import LossFile, Reading
+from diffcast.model import DiffCast
 from diffcast.schedule import EMA_COPY, EMA_INTERVAL, TrainingSettings, ema_decay, lr_factor, total_steps
 from diffcast.validation import agreed, validation_loss
 from utils import checkpoint
@@ -103,6 +104,9 @@ class Trainer:
         )
         self.frames_in = model.frames_in
         self.terms = model.loss_terms
+        if settings.compile:  # after the averaged copy, which stays as it is
+            for part in (model.backbone, model.motion, model.residual) if isinstance(model, DiffCast) else (model,):
+                part.compile()
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.buffers = Buffers(model)
 

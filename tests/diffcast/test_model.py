@@ -1,7 +1,10 @@
 """DiffCast against its official form, and what training and ensembles rely on."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffcast import DiffCast, build_diffcast, process
@@ -199,6 +202,17 @@ class TestForecast:
                 model.forecast(torch.rand(1, 5, 1, 16, 16), sampling_steps=steps, precision=torch.bfloat16)
             counts.append(conversions.number)
         assert counts[0] == counts[1] > 0
+
+    def test_compiled_forecasts_are_the_same_and_compile_once(self, tiny, monkeypatch):
+        model, frames = tiny(), torch.rand(1, 5, 1, 16, 16)
+        noise = torch.randn(1, 2, 4, 5, 1, 16, 16)
+        backend = CompileCounter()
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+        plain, compiled = (
+            model.forecast(frames, noise=noise, sampling_steps=3, compiled=compiled) for compiled in (False, True)
+        )
+        assert torch.equal(plain, compiled)
+        assert 1 <= backend.frame_count <= 2  # for four segments
 
     def test_half_precision_is_close_and_leaves_the_trend_alone(self, tiny):
         model, frames = tiny(), torch.rand(2, 5, 1, 16, 16)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -77,6 +78,17 @@ def test_killed_training_resumes_to_the_bit(storm_folder, tmp_path):
         for run_folder in (tmp_path / "whole" / RUN, folder)
     ]
     assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
+
+
+def test_compiled_training_and_evaluation_give_the_same(storm_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    found = []
+    for name, words in {"plain": [], "compiled": ["--compile"]}.items():
+        run.main(arguments(storm_folder, tmp_path / name, "--use_diff", "--training_steps", "3", *words))
+        folder = tmp_path / name / RUN
+        scores = json.loads((folder / "evaluation_best/metrics.json").read_text())["scores"]
+        found.append([row["loss"] for row in read_losses(folder)] + [scores["diffcast_simvp"]["crps"]])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_interrupted_validation_is_made_up_for(storm_folder, tmp_path, monkeypatch):
