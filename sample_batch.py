@@ -3,26 +3,36 @@
     python sample_batch.py                                        the demo sequences, with the weights that ship
     python sample_batch.py --members 8 --sampling_steps 50
     python sample_batch.py --seqs my_frames --ckpt_milestone Exps/.../checkpoints/best.safetensors
+    python sample_batch.py --latest /radar --ckpt_milestone Exps/.../checkpoints/best.safetensors --members 20 --watch
 
 `--seqs` is a folder of sequences, each a folder with `inputs/` (at least as many frames as the model observes) and, if
 the future is known, `targets/`: square grey 8-bit PNG frames, in order of their names. They are resized to what the
 model was trained on. A strip (PNG) and an animation (GIF) of each sequence appear in `--out`, and with `--members`
 above 1 a second pair, `<sequence>_ensemble`: mean, spread, and the probabilities of VIL >= 74 and >= 133, which are
 shares of the members. Where targets are given, scores are printed.
+
+`--latest` is a folder of frames that their names date, with a `frames.yaml` (see `resources/frames_example.yaml`). The
+newest ones are forecast from: `forecast_<time of the newest>.nc` appears in `--out`, a NetCDF-4 file with the members,
+their mean and the probabilities of the thresholds, and pictures with the same name. What exists is never overwritten.
+With `--watch`, the same happens for every new frame until SIGTERM or Ctrl-C.
 """
 
 import argparse
 import logging
+from datetime import datetime
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
+from dataset.frames_config import read_config
 from dataset.png import Sequence, read_sequences
 from dataset.source import VIL
 from diffcast.evaluation import EvaluationSettings, forecast_all, score_table
 from diffcast.forecaster import load_forecaster, place
 from diffcast.loading import generators
+from diffcast.operational import Operation
 from diffcast.pictures import draw_case
 from diffcast.samplers import SAMPLERS
 from utils.checkpoint import find_weights
@@ -30,17 +40,19 @@ from utils.errors import InputError, exit_on_input_error
 from utils.files import writable_folder
 from utils.log import start_logging
 from utils.metrics import Scores
+from utils.provenance import sha256
 
 LOG = logging.getLogger("sample_batch")
 RESOURCES = Path(__file__).parent / "resources"
+DEMO = RESOURCES / "demo_sequences"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--seqs", type=Path, default=RESOURCES / "demo_sequences", help="folder of sequences (default: the demo's)"
-    )
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--seqs", type=Path, default=DEMO, help="folder of sequences (default: the demo's)")
+    data.add_argument("--latest", type=Path, help="folder of dated frames, to forecast from the newest")
     parser.add_argument(
         "--ckpt_milestone",
         type=Path,
@@ -48,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="weights (default: the demo's)",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("samples"), help="folder for the pictures (default: %(default)s)"
+        "--out", type=Path, default=Path("samples"), help="folder for the results (default: %(default)s)"
     )
     parser.add_argument("--members", type=int, default=1, help="ensemble members (default: %(default)s)")
     parser.add_argument(
@@ -58,6 +70,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--sampling_steps", type=int, default=250, help="network evaluations per segment (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    newest = parser.add_argument_group("with --latest")
+    newest.add_argument(
+        "--max_age", type=float, help=f"intervals that the newest frame may be old (default: {Operation.max_age})"
+    )
+    newest.add_argument("--now", help="time to take for the present, such as 2023-05-01T12:00, in UTC unless it says")
+    newest.add_argument(
+        "--watch", type=float, nargs="?", const=10.0, help="go on, and look for a new frame every WATCH seconds (10)"
+    )
     return parser
 
 
@@ -66,26 +86,79 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     start_logging()
     with exit_on_input_error():
-        if not 1 <= args.sampling_steps <= 1000:
-            raise InputError(f"--sampling_steps must lie between 1 and 1000, not {args.sampling_steps}.")
-        if args.members < 1:
-            raise InputError(f"--members must be at least 1, not {args.members}.")
-        if args.seed < 0:
-            raise InputError(f"--seed must not be negative, as {args.seed} is.")
-        sample(args)
+        check(args)
+        if args.latest is None:
+            sample(args)
+        else:
+            forecast_latest(args)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise `InputError` for values that are not possible, or not together."""
+    if not 1 <= args.sampling_steps <= 1000:
+        raise InputError(f"--sampling_steps must lie between 1 and 1000, not {args.sampling_steps}.")
+    if args.members < 1:
+        raise InputError(f"--members must be at least 1, not {args.members}.")
+    if args.seed < 0:
+        raise InputError(f"--seed must not be negative, as {args.seed} is.")
+    for option in ("max_age", "now", "watch"):
+        if getattr(args, option) is not None and args.latest is None:
+            raise InputError(f"--{option} belongs to --latest; add that, or leave --{option} out.")
+    for option in ("max_age", "watch"):
+        value = getattr(args, option)
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"--{option} must be above 0, not {value:g}.")
+    if args.now is not None and args.watch is not None:
+        raise InputError("--watch goes with the clock; leave out --now.")
+
+
+def load(args: argparse.Namespace) -> tuple[nn.Module, str, str]:
+    """The forecaster, ready to run, its name and the file of its weights with their hash."""
+    path = find_weights(str(args.ckpt_milestone), Path())
+    model, architecture = load_forecaster(path)
+    place(model, torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    height, width = architecture.frame_shape[1:]
+    LOG.info("%s: %s at %d x %d pixels", path, architecture.backbone, height, width)
+    name = f"diffcast_{architecture.backbone}" if architecture.use_diff else architecture.backbone
+    return model, name, f"{path.name} (SHA-256 {sha256(path)})"
+
+
+def sampling(args: argparse.Namespace) -> EvaluationSettings:
+    """How to forecast."""
+    return EvaluationSettings(args.seed, args.members, args.sampler, args.sampling_steps)
+
+
+def forecast_latest(args: argparse.Namespace) -> None:
+    """Forecast from the newest frames, once or until told to stop."""
+    now = None if args.now is None else parse_time(args.now)
+    config = read_config(args.latest)
+    model, name, weights = load(args)
+    folder = writable_folder(args.out, "the forecasts")
+    operation = Operation(model, name, config, sampling(args), folder, weights, args.max_age or Operation.max_age)
+    if args.watch is None:
+        operation.run(now)
+    else:
+        operation.watch(args.watch)
+
+
+def parse_time(text: str) -> datetime:
+    """The time that `--now` gives."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(f"--now must be a time such as 2023-05-01T12:00, not {text}.") from None
 
 
 def sample(args: argparse.Namespace) -> None:
     """Forecast, draw and score."""
-    path = find_weights(str(args.ckpt_milestone), Path())
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, architecture = load_forecaster(path)
-    place(model, device).eval()
-    sequences = read_sequences(args.seqs, model.frames_in, model.frames_out, architecture.frame_shape[1])
+    model, own, weights = load(args)
+    _, height, width = model.frame_shape
+    if height != width:
+        raise InputError(f"{weights} is for {height} x {width} pixels and --seqs has square frames; use --latest.")
+    device = next(model.parameters()).device
+    sequences = read_sequences(args.seqs, model.frames_in, model.frames_out, height)
     folder = writable_folder(args.out, "the pictures")
-    LOG.info("%s: %s at %d pixels", path, architecture.backbone, architecture.frame_shape[1])
-    settings = EvaluationSettings(members=args.members, sampler=args.sampler, sampling_steps=args.sampling_steps)
-    own = f"diffcast_{architecture.backbone}" if architecture.use_diff else architecture.backbone
+    settings = sampling(args)
     scores: dict[str, Scores] = {}
     for number, sequence in enumerate(tqdm(sequences, desc="forecasting", unit="seq")):
         draws = generators(device, args.seed, 3, [number])

@@ -64,7 +64,7 @@ def _sevir_lr(split, data_path, img_size, seq_len, stride, split_scheme, packed_
     return SevirLR(data_path, split, img_size, seq_len, stride, split_scheme)
 
 
-def _radar_h5(name, split, data_path, img_size, seq_len, stride, split_scheme, packed_path, scale):
+def _radar_h5(name, split, data_path, img_size, seq_len, stride, split_scheme, packed_path, scale=None):
     from dataset.radar_h5 import RadarH5
 
     for option, value in {"--stride": stride, "--packed_path": packed_path}.items():

@@ -1,0 +1,191 @@
+"""Every data set from its raw files to scores: prepare, train DiffCast a few steps, evaluate."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import run
+from dataset import build_dataset
+from dataset.catalog import SPLITS
+from dataset.prepare import prepare
+from tests.dataset.conftest import SevirFolder
+from tests.dataset.miniature import tenths, write_cikm, write_meteonet, write_shanghai
+from tests.tiny import arguments, read_losses
+
+START, STEP = datetime(2023, 5, 1), timedelta(minutes=5)
+MISSING = range(220, 256)  # bytes that mean no data in the folder of frames
+
+
+def rain(times, shape, peak: int) -> np.ndarray:
+    """Frames uint8 `(T, H, W)` of a cell that moves on; no two are the same: two pixels tell the time."""
+    times = np.asarray(times)[:, None, None]
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    distance = ((y - shape[0] / 2) / shape[0]) ** 2 + ((x - times * 0.3) % shape[1] / shape[1] - 0.5) ** 2
+    frames = (peak * np.exp(-12 * distance)).astype(np.uint8)
+    frames[:, :1, :1], frames[:, :1, 1:2] = times % 80, times // 80
+    return frames
+
+
+@dataclass(frozen=True)
+class Case:
+    """A data set's miniature, and how to run it."""
+
+    name: str
+    path: Path
+    size: tuple[int, int]  # of its frames
+    frames: int  # in a row, at most
+    masked: bool
+    words: tuple[str, ...] = ()
+    has_stride: bool = True
+
+
+def sevir(folder: Path) -> Case:
+    times = ("2018-03-01", "2018-07-01", "2018-12-31", "2019-01-01", "2019-09-30", "2019-10-02", "2019-12-01")
+    archive = SevirFolder(folder, {f"S{n}": f"{time} 12:00:00" for n, time in enumerate(times)})
+    return Case("sevir", archive.path, (16, 16), 49, masked=False)
+
+
+def sevir_lr(folder: Path) -> Case:
+    archive = SevirFolder(folder)
+    for year, events in (("2018", ["A", "B"]), ("2019", ["C", "D"])):
+        archive.write_file(f"vil/{year}/SEVIR_VIL_{year}.h5", events, shape=(16, 16, 25))
+    words = ("--seq_len", "13", "--frames_in", "7", "--frames_out", "6")
+    return Case("sevir_lr", folder, (16, 16), 25, masked=False, words=words)
+
+
+def shanghai(folder: Path) -> Case:
+    write_shanghai(folder / "raw", [rain(times, (12, 12), 254) for times in (range(610), range(700, 750))])
+    prepare("shanghai", folder / "raw", folder / "shanghai.h5")
+    return Case("shanghai", folder / "shanghai.h5", (12, 12), 25, masked=False, has_stride=False)
+
+
+def meteo(folder: Path) -> Case:
+    out_of_reach = np.zeros((12, 14), bool)
+    out_of_reach[8:, 5:] = True
+    for number, times in enumerate((range(610), range(700, 750))):
+        frames = tenths(rain(times, (12, 14), 60), out_of_reach)
+        write_meteonet(folder / "raw" / f"{number}.npz", times, frames)
+    prepare("meteonet", folder / "raw", folder / "meteo.h5")
+    return Case("meteo", folder / "meteo.h5", (12, 14), 25, masked=True, has_stride=False)
+
+
+def cikm(folder: Path) -> Case:
+    samples = [rain(range(20 * n, 20 * n + 15), (101, 101), 254)[:, None].repeat(4, axis=1) for n in range(7)]
+    write_cikm(folder / "raw", np.stack(samples[:5]), np.stack(samples[5:]))
+    prepare("cikm", folder / "raw", folder / "cikm.h5")
+    words = ("--seq_len", "15", "--frames_out", "10")
+    return Case("cikm", folder / "cikm.h5", (128, 128), 15, masked=True, words=words, has_stride=False)
+
+
+def frames(folder: Path, garbage: int = 0) -> Case:
+    """Frames that are not square, padded to 16 x 24, with a corner of missing pixels that holds `garbage`."""
+    random = np.random.default_rng(garbage)
+    for number, frame in enumerate(rain(range(150), (12, 20), 210)):
+        frame[8:, 12:] = random.choice(MISSING, (4, 8))
+        Image.fromarray(frame).save(folder / f"{START + number * STEP:%Y%m%d%H%M}.png")
+    described = {
+        **{"pattern": "%Y%m%d%H%M.png", "interval": 5, "extent_km": 100, "units": "dBZ", "stride": 3},
+        **{"scale": 70 / 255, "offset": -10, "range": [-10, 50], "thresholds": [10, 20, 30], "missing": [*MISSING]},
+        "split": {"valid_from": START + 70 * STEP, "test_from": START + 110 * STEP},
+    }
+    (folder / "frames.yaml").write_text(yaml.safe_dump(described))
+    return Case("frames", folder, (12, 20), 40, masked=True, words=("--img_size", "16", "24"))
+
+
+CASES = {build.__name__: build for build in (sevir, sevir_lr, shanghai, meteo, cikm, frames)}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory) -> Case:
+    """A data set, made from raw files once for all tests."""
+    return CASES[request.param](tmp_path_factory.mktemp(request.param))
+
+
+def run_case(case: Case, exp_dir: Path, *words: str) -> Path:
+    """Train DiffCast a few steps unless `words` say otherwise, and evaluate; returns the run's folder."""
+    run.main(arguments(case.path, exp_dir, "--dataset", case.name, "--use_diff", *case.words, *words))
+    return exp_dir / f"Diffsimvp_{case.name}"
+
+
+@pytest.fixture(scope="module")
+def finished(case, tmp_path_factory) -> Path:
+    """The folder of a run on a data set."""
+    return run_case(case, tmp_path_factory.mktemp("exps"))
+
+
+def scores_of(folder: Path) -> dict:
+    return json.loads((folder / "evaluation_best" / "metrics.json").read_text())["scores"]
+
+
+def test_raw_files_lead_to_scores(case, finished):
+    losses = read_losses(finished)
+    assert len(losses) == 6
+    assert all(np.isfinite(row["loss"]) for row in losses)
+    scores = scores_of(finished)
+    assert set(scores) == {"diffcast_simvp", "trend", "advection", "persistence"}
+    names = ["csi", "mse", "mae", "crps"] if case.masked else ["csi", "mse", "mae", "crps", "ssim"]
+    assert all(np.isfinite(of_one[name]) for of_one in scores.values() for name in names)
+    counts = scores["persistence"]["counts"]
+    sequences = json.loads((finished / "evaluation_best" / "metrics.json").read_text())["sequences"]
+    counted = sum(of_kind[0][0] for of_kind in counts.values())
+    assert 0 < counted < sequences * 16 * 24 if case.masked else counted == sequences * 16 * 16
+    assert len(list((finished / "evaluation_best").glob("case_*.gif"))) == 1
+
+
+class Garbled:
+    """A data set with noise where nothing is known."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, index):
+        frames, valid = self.dataset[index]
+        assert not valid.all()
+        return torch.where(valid, frames, torch.rand(frames.shape)), valid
+
+
+@pytest.mark.parametrize("case", ["meteo", "cikm", "frames"], indirect=True, scope="module")
+def test_what_stands_in_missing_pixels_changes_no_score(case, finished, tmp_path, monkeypatch):
+    open_split = run.open_split
+    monkeypatch.setattr(run, "open_split", lambda *words: Garbled(open_split(*words)))
+    weights = finished / "checkpoints" / "best.safetensors"
+    garbled = run_case(case, tmp_path, "--eval", "--ckpt_milestone", str(weights))
+    assert scores_of(garbled) == scores_of(finished)
+
+
+def test_what_stands_in_missing_pixels_of_files_changes_no_training(tmp_path):
+    outcomes = []
+    for garbage in (1, 2):
+        (tmp_path / str(garbage)).mkdir()
+        folder = run_case(frames(tmp_path / str(garbage), garbage), tmp_path / f"exps_{garbage}", "--cases", "0")
+        outcomes.append(([row["loss"] for row in read_losses(folder)], scores_of(folder)))
+    assert outcomes[0] == outcomes[1]
+
+
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_no_two_splits_share_a_frame(case, data):
+    seq_len = data.draw(st.integers(1, case.frames), "seq_len")
+    stride = data.draw(st.integers(1, 30), "stride") if case.has_stride else None
+    seen = []
+    for split in SPLITS:
+        dataset = build_dataset(case.name, split, case.path, case.size, seq_len, stride)
+        items = (item[0] if isinstance(item, tuple) else item for item in map(dataset.__getitem__, range(len(dataset))))
+        seen.append({frame.numpy().tobytes() for item in items for frame in item})
+    assert all(seen)
+    assert sum(map(len, seen)) == len(set.union(*seen))

@@ -1,0 +1,70 @@
+"""NetCDF-4 files, which are HDF5 files with dimension scales.
+
+https://docs.unidata.ucar.edu/nug/current/file_format_specifications.html, "The NetCDF-4 Format".
+"""
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from utils.files import replacing
+
+Attributes = Mapping[str, str | int | float | np.generic | np.ndarray]
+COMPRESSION = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
+
+
+class Variable(NamedTuple):
+    """A variable of a NetCDF file; one that has the name of its only dimension is that dimension's coordinate."""
+
+    dimensions: tuple[str, ...]
+    values: np.ndarray  # as stored: packed, with `_FillValue` in the gaps
+    attributes: Attributes
+
+
+def write_netcdf(path: str | os.PathLike, variables: Mapping[str, Variable], attributes: Attributes) -> None:
+    """Write a NetCDF-4 file, or none at all.
+
+    Every dimension needs its coordinate among the variables. The last two dimensions of larger variables are stored
+    in one compressed piece, so that a reader gets single pictures without the others. Raises `InputError` if the file
+    cannot be written.
+    """
+    content = io.BytesIO()  # HDF5 does not survive a full disk; and a file in memory needs no cleaning up
+    with h5py.File(content, "w", track_order=True) as file:
+        _describe(file, attributes)
+        coordinates = [name for name, variable in variables.items() if variable.dimensions == (name,)]
+        for number, name in enumerate(coordinates):
+            scale = _create(file, name, variables[name])
+            scale.make_scale(name)
+            scale.attrs["_Netcdf4Dimid"] = np.int32(number)
+        for name, variable in variables.items():
+            if name not in coordinates:
+                data = _create(file, name, variable)
+                for axis, dimension in enumerate(variable.dimensions):
+                    data.dims[axis].attach_scale(file[dimension])
+    with replacing(path) as temporary:
+        Path(temporary).write_bytes(content.getbuffer())
+
+
+def _create(file: h5py.File, name: str, variable: Variable) -> h5py.Dataset:
+    values = np.asarray(variable.values)
+    fill = variable.attributes.get("_FillValue")
+    options = {} if fill is None else {"fillvalue": fill}
+    if len(variable.dimensions) > 1:
+        options |= COMPRESSION | {"chunks": (*[1] * (values.ndim - 2), *values.shape[-2:])}
+    data = file.create_dataset(name, data=values, **options)
+    _describe(data, variable.attributes)
+    return data
+
+
+def _describe(target: h5py.File | h5py.Dataset, attributes: Attributes) -> None:
+    for name, value in attributes.items():
+        if isinstance(value, str):  # of fixed length: not every reader knows the other kind
+            encoded = value.encode()
+            value = np.array(encoded, h5py.string_dtype("utf-8", max(len(encoded), 1)))
+        # netCDF's attributes are lists of numbers
+        target.attrs.create(name, np.atleast_1d(value) if np.asarray(value).dtype.kind in "iuf" else value)
