@@ -1,9 +1,11 @@
-"""Time the scores against the usual way: NumPy and scikit-image, frame by frame and threshold by threshold.
+"""Time the scores against NumPy and scikit-image, frame by frame and threshold by threshold.
 
     OMP_NUM_THREADS=1 python -m benchmarks.scores [--sequences 4] [--turns 5] [--json result.json]
 
-Both get the same fields on one thread, are timed in turn (CPU time, as machines are shared), and must agree. The pooled
-counts are those of CSI-pool4 and CSI-pool16, for which the usual way takes scikit-image's block_reduce. Then the
+There are two references, both with scikit-image's SSIM and block_reduce. The lean loop does nothing twice. The usual
+script is written as scripts of the field are: for each frame and threshold it pools both frames (for CSI-pool4 and
+CSI-pool16) and calls a function that makes them binary and multiplies them; the errors come from scikit-image.
+All get the same fields on one thread, are timed in turn (CPU time, as machines are shared), and must agree. Then the
 time of all scores together, and the memory of evaluating few and many sequences.
 """
 
@@ -24,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from numpy.testing import assert_allclose, assert_array_equal
 from skimage.measure import block_reduce
-from skimage.metrics import structural_similarity
+from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from utils.metrics import CategoricalScores, FrameErrors, ScoreGroup, Scores, StructuralSimilarity
@@ -51,26 +53,31 @@ def rain(sequences: int, members: int, size: int = SIZE) -> tuple[Tensor, Tensor
     return (0.5 * forecast - 0.1).clamp(0, 1), (255 * (0.5 * target - 0.1).clamp(0, 1)).floor() / 255
 
 
-def direct(forecast: np.ndarray, target: np.ndarray, pools: tuple[int, ...], similarity: bool):
-    """Counts `(P, 4, K, T)` and mean errors `(5, T)` of fields `(N, T, H, W)`, as they are usually computed."""
+def frame_similarity(forecast: np.ndarray, target: np.ndarray) -> float:
+    """SSIM of one frame by scikit-image, with the settings of Wang et al. 2004."""
+    return structural_similarity(
+        target.astype(np.float64),
+        forecast.astype(np.float64),
+        data_range=255,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
+
+
+def lean_loop(forecast: np.ndarray, target: np.ndarray, pools: tuple[int, ...], similarity: bool):
+    """Counts `(P, 4, K, T)` and mean errors `(5, T)` of fields `(N, T, H, W)`, in a loop without waste."""
     counts = np.zeros((len(pools), 4, len(THRESHOLDS), LEADS), dtype=np.int64)
-    frame_errors = np.zeros((len(forecast), 5, LEADS))
+    errors = np.zeros((len(forecast), 5, LEADS))
     for n in range(len(forecast)):
         for t in range(LEADS):
             x = 255 * np.clip(forecast[n, t], 0, 1)
             y = 255 * np.clip(target[n, t], 0, 1)
             mse = np.mean((x - y) ** 2)
             rmse = np.sqrt(mse)
-            frame_errors[n, :4, t] = mse, np.mean(np.abs(x - y)), rmse, 20 * np.log10(255 / rmse)
+            errors[n, :4, t] = mse, np.mean(np.abs(x - y)), rmse, 20 * np.log10(255 / rmse)
             if similarity:
-                frame_errors[n, 4, t] = structural_similarity(
-                    y.astype(np.float64),
-                    x.astype(np.float64),
-                    data_range=255,
-                    gaussian_weights=True,
-                    sigma=1.5,
-                    use_sample_covariance=False,
-                )
+                errors[n, 4, t] = frame_similarity(x, y)
             for p, pool in enumerate(pools):
                 a, b = (x, y) if pool == 1 else (block_reduce(field, (pool, pool), np.max) for field in (x, y))
                 for k, threshold in enumerate(THRESHOLDS):
@@ -78,7 +85,46 @@ def direct(forecast: np.ndarray, target: np.ndarray, pools: tuple[int, ...], sim
                     counts[p, 1, k, t] += np.sum((a < threshold) & (b >= threshold))
                     counts[p, 2, k, t] += np.sum((a >= threshold) & (b < threshold))
                     counts[p, 3, k, t] += np.sum((a < threshold) & (b < threshold))
-    return counts, frame_errors.mean(axis=0)
+    return counts, errors.mean(axis=0)
+
+
+def binary_counts(forecast: np.ndarray, target: np.ndarray, threshold: float) -> tuple:
+    """Hits, misses, false alarms and correct negatives of one frame."""
+    forecast = np.where(forecast >= threshold, 1, 0)
+    target = np.where(target >= threshold, 1, 0)
+    return (
+        np.sum(forecast * target),
+        np.sum((1 - forecast) * target),
+        np.sum(forecast * (1 - target)),
+        np.sum((1 - forecast) * (1 - target)),
+    )
+
+
+def frame_errors(forecast: np.ndarray, target: np.ndarray, similarity: bool) -> tuple:
+    """MSE, MAE, RMSE, PSNR and SSIM of one frame."""
+    mse = mean_squared_error(target, forecast)
+    psnr = peak_signal_noise_ratio(target, forecast, data_range=255)
+    ssim = frame_similarity(forecast, target) if similarity else 0
+    return mse, np.mean(np.abs(target - forecast)), np.sqrt(mse), psnr, ssim
+
+
+def usual_script(forecast: np.ndarray, target: np.ndarray, pools: tuple[int, ...], similarity: bool):
+    """The same as `lean_loop`, as scripts of the field usually do it: a function call per frame and threshold."""
+    counts = np.zeros((len(pools), 4, len(THRESHOLDS), LEADS), dtype=np.int64)
+    errors = np.zeros((len(forecast), 5, LEADS))
+    for n in range(len(forecast)):
+        for t in range(LEADS):
+            x = 255 * np.clip(forecast[n, t], 0, 1)
+            y = 255 * np.clip(target[n, t], 0, 1)
+            errors[n, :, t] = frame_errors(x, y, similarity)
+            for p, pool in enumerate(pools):
+                for k, threshold in enumerate(THRESHOLDS):
+                    a, b = (x, y) if pool == 1 else (block_reduce(field, (pool, pool), np.max) for field in (x, y))
+                    counts[p, :, k, t] += binary_counts(a, b, threshold)
+    return counts, errors.mean(axis=0)
+
+
+REFERENCES = {"lean_loop": lean_loop, "usual_script": usual_script}
 
 
 def ours(forecast: Tensor, target: Tensor, pools: tuple[int, ...], similarity: bool):
@@ -96,20 +142,29 @@ def ours(forecast: Tensor, target: Tensor, pools: tuple[int, ...], similarity: b
 
 
 def compare(sequences: int, turns: int) -> list[dict]:
-    """Time both ways on every case, after checking that they agree."""
+    """Time all ways on every case, after checking that they agree."""
     forecast, target = rain(sequences, members=1)
     fields = forecast[:, 0, :, 0].numpy(), target[:, :, 0].numpy()
     rows = []
     for name, case in CASES.items():
-        expected, found = direct(*fields, *case), ours(forecast, target, *case)
-        assert_array_equal(found[0], expected[0])
-        assert_allclose(found[1], expected[1], rtol=2e-6)
-        seconds = timed(turns, usual=partial(direct, *fields, *case), ours=partial(ours, forecast, target, *case))
-        rows.append({"what": name, **milliseconds(seconds, sequences)})
-        usual, own = seconds["usual"], seconds["ours"]
-        rows[-1]["times_faster"] = statistics.median(usual) / statistics.median(own)
-        rows[-1]["times_faster_shortest"] = min(usual) / min(own)
+        ways = {way: partial(reference, *fields, *case) for way, reference in REFERENCES.items()}
+        found = ours(forecast, target, *case)
+        for reference in ways.values():
+            expected = reference()
+            assert_array_equal(found[0], expected[0])
+            assert_allclose(found[1], expected[1], rtol=2e-6)
+        seconds = timed(turns, **ways, ours=partial(ours, forecast, target, *case))
+        rows.append({"what": name, **milliseconds(seconds, sequences), **speedups(seconds)})
     return rows
+
+
+def speedups(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """How many times faster ours is than each reference: by the medians, and by the shortest runs."""
+    return {
+        f"times_faster_than_{way}_{key}": reduce(seconds[way]) / reduce(seconds["ours"])
+        for way in REFERENCES
+        for key, reduce in (("median", statistics.median), ("shortest", min))
+    }
 
 
 def timed(turns: int, **functions: Callable[[], object]) -> dict[str, list[float]]:
@@ -177,9 +232,12 @@ def main() -> None:
     memory = {f"peak_mb_{sequences}_sequences": peak_memory(sequences) for sequences in (10, 1000)}
     print(f"ms per sequence of {LEADS} x {SIZE} x {SIZE}, {len(THRESHOLDS)} thresholds, one thread: median (shortest)")
     for row in compared:
-        usual, own = (f"{row[f'{way}_median_ms']:6.2f} ({row[f'{way}_shortest_ms']:6.2f})" for way in ("usual", "ours"))
-        faster = f"{row['times_faster']:5.1f} ({row['times_faster_shortest']:5.1f})"
-        print(f"{row['what']:40s} usual {usual}   ours {own}   {faster} times faster")
+        print(row["what"])
+        print(f"    {'ours':12s} {row['ours_median_ms']:6.2f} ({row['ours_shortest_ms']:6.2f})")
+        for way in REFERENCES:
+            taken = f"{row[f'{way}_median_ms']:6.2f} ({row[f'{way}_shortest_ms']:6.2f})"
+            faster, shortest = (row[f"times_faster_than_{way}_{key}"] for key in ("median", "shortest"))
+            print(f"    {way.replace('_', ' '):12s} {taken}   ours is {faster:.1f} ({shortest:.1f}) times faster")
     for row in together:
         print(f"{row['what']:40s} ours {row['ours_median_ms']:6.2f} ({row['ours_shortest_ms']:6.2f})")
     print("   ".join(f"{name} {value:.0f}" for name, value in memory.items()))

@@ -52,11 +52,11 @@ def case(request):
 
 def test_crps(case):
     scores, members, observed = case
-    assert_allclose(scores["crps"], properscoring.crps_ensemble(observed, members.T).mean(), rtol=1e-9)
-    assert_allclose(scores["crps"], scoringrules.crps_ensemble(observed, members.T, estimator="nrg").mean(), rtol=1e-9)
+    assert_allclose(scores["crps"], properscoring.crps_ensemble(observed, members.T).mean(), rtol=1e-6)
+    assert_allclose(scores["crps"], scoringrules.crps_ensemble(observed, members.T, estimator="nrg").mean(), rtol=1e-6)
     if len(members) > 1:
         fair = scoringrules.crps_ensemble(observed, members.T, estimator="fair").mean()
-        assert_allclose(scores["crps_fair"], fair, rtol=1e-9, atol=1e-15)
+        assert_allclose(scores["crps_fair"], fair, rtol=1e-6)
 
 
 def test_brier_score(case):

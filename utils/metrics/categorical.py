@@ -1,11 +1,12 @@
 """Categorical scores of threshold exceedance: CSI, POD, FAR, HSS, ETS, frequency bias, pooled CSI."""
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor
 
 from utils.metrics.events import Events, count_pixels
@@ -95,25 +96,29 @@ class CategoricalScores(Score):
         target, missing = split_missing(target)
         levels = torch.cat([self.events.levels(forecast), self.events.levels(target)[:, None]], dim=1)
         missing = None if missing is None else missing.to(torch.uint8)
-        return {name: self._count(levels, missing, block) for name, block in self.blocks.items()}
+        pooled, terms = {1: (levels, missing)}, {}
+        for name, block in self.blocks.items():
+            source = max(size for size in pooled if block % size == 0)  # a maximum of maxima is the same and faster
+            pooled[block] = tuple(_max_pool(fields, block // source) for fields in pooled[source])
+            terms[name] = self._count(*pooled[block])
+        return terms
 
-    def _count(self, levels: Tensor, missing: Tensor | None, block: int) -> Tensor:
-        """Contingency counts `(B, 4, K, T)` of blocks, in the order of `Contingency`.
+    def _count(self, levels: Tensor, missing: Tensor | None) -> Tensor:
+        """Contingency counts `(B, 4, K, T)`, in the order of `Contingency`.
 
         `levels` `(B, M + 1, T, C, H, W)` are those of the members and, last, of the target.
         """
-        levels = _max_pool(levels, block)
         batch, members, leads = levels.shape[0], levels.shape[1] - 1, levels.shape[2]
         pixels = torch.full((batch, leads), levels[0, 0, 0].numel(), device=levels.device)
         if missing is not None:
-            missing = _max_pool(missing, block)
             pixels = pixels - count_pixels(missing)
             levels = levels.masked_fill(missing[:, None].bool(), 0)
         both = torch.minimum(levels[:, :members], levels[:, members:])  # reaches what forecast and target reach
         reached = self.events.count(torch.cat([both, levels], dim=1))  # K, B, M + M + 1, T
-        hits, forecast = (reached[:, :, part].sum(dim=2) for part in (slice(members), slice(members, -1)))
-        observed, pixels = members * reached[:, :, -1], members * pixels
-        counts = Contingency(hits, observed - hits, forecast - hits, pixels - observed - forecast + hits)
+        hits, forecast, observed = reached.split((members, members, 1), dim=2)
+        hits, forecast, observed = hits.sum(dim=2), forecast.sum(dim=2), members * observed[:, :, 0]
+        negatives = members * pixels - observed - forecast + hits
+        counts = Contingency(hits, observed - hits, forecast - hits, negatives)
         return rearrange(list(counts), "count k b t -> b count k t")
 
     def compute(self) -> dict:
@@ -129,15 +134,16 @@ class CategoricalScores(Score):
         return scores | {"counts": {name: count.tolist() for name, count in table._asdict().items()}}
 
 
-def _max_pool(fields: Tensor, block: int) -> Tensor:
+def _max_pool(fields: Tensor | None, block: int) -> Tensor | None:
     """Maximum over blocks of `block` x `block` pixels, partial ones at the right and bottom border included."""
-    if block == 1:
+    if block == 1 or fields is None:
         return fields
     height, width = fields.shape[-2:]
     if height % block or width % block:
         fields = F.pad(fields, (0, -width % block, 0, -height % block))
-    rows = reduce(fields, "... (h block) w -> ... h w", "max", block=block)
-    return reduce(rows, "... h (w block) -> ... h w", "max", block=block)
+    for dim in (-2, -1):
+        fields = reduce(torch.maximum, fields.unflatten(dim, (-1, block)).unbind(dim))  # faster than `amax`
+    return fields
 
 
 def _reductions(name: str, table: Contingency, undefined: float) -> dict:

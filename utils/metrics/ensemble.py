@@ -1,9 +1,11 @@
 """Scores of the ensemble as a distribution: CRPS, spread and skill."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
-from utils.metrics.score import Score, split_missing
+from utils.metrics.score import Score, check_members, pixel_sum, pixel_sum_of_squares, split_missing
 
 PIXEL_SUMS = ("crps", "crps_fair", "variance", "squared_error")
 
@@ -35,25 +37,22 @@ class EnsembleScores(Score):
 
     def terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Sum over pixels. Raises `ValueError` if the number of members is not the one expected."""
-        if forecast.shape[1] != self.members:
-            raise ValueError(f"the score was built for {self.members} members, but got {forecast.shape[1]}.")
-        target, missing = split_missing(target)
-        members = forecast.double()
-        mean = members.mean(dim=1)
-        error = (members - target[:, None]).abs().mean(dim=1)
-        dispersion = _half_difference_sum(forecast)
+        check_members(forecast, self.members)
+        target, missing = split_missing(target)  # with members of 0 there, missing pixels add nothing below
+        mean = forecast.mean(dim=1)
+        error = pixel_sum((forecast - target[:, None]).abs_()).mean(dim=1)
+        dispersion = torch.zeros_like(error)
+        for pair in itertools.combinations(forecast.unbind(1), 2):  # faster than to sort, up to 100 members
+            dispersion += pixel_sum(torch.sub(*pair).abs_())
         pairs = self.members * (self.members - 1)  # 0 for one member, and 0 / 0 is NaN as it should be
-        maps = {
+        pixels = torch.full(target.shape[:2], target[0, 0].numel(), device=target.device)
+        return {
             "crps": error - dispersion / self.members**2,
             "crps_fair": error - dispersion / pairs,
-            "variance": (members - mean[:, None]).square().sum(dim=1) / (self.members - 1),
-            "squared_error": (mean - target).square(),
+            "variance": pixel_sum_of_squares(forecast - mean[:, None]).sum(dim=1) / (self.members - 1),
+            "squared_error": pixel_sum_of_squares(mean - target),
+            "pixels": pixels if missing is None else pixels - missing.sum(dim=(2, 3, 4)),
         }
-        pixels = torch.full(target.shape[:2], target[0, 0].numel(), device=target.device)
-        if missing is not None:
-            maps = {name: values.masked_fill(missing, 0) for name, values in maps.items()}
-            pixels = pixels - missing.sum(dim=(2, 3, 4))
-        return {name: values.sum(dim=(2, 3, 4)) for name, values in maps.items()} | {"pixels": pixels}
 
     def compute(self) -> dict:
         """Return each score over everything and, as `_per_lead`, its curve over lead times."""
@@ -71,14 +70,3 @@ class EnsembleScores(Score):
             "skill": skill,
             "spread_skill_ratio": ((self.members + 1) / self.members) ** 0.5 * spread / skill,
         }
-
-
-def _half_difference_sum(forecast: Tensor) -> Tensor:
-    """Half of sum_ij |x_i - x_j| over the members `(B, M, ...)`, in O(M log M).
-
-    With the members sorted it is linear, sum_i (2i - M - 1) x_(i) (Zamo and Naveau 2018).
-    """
-    members = forecast.shape[1]
-    ordered = forecast.sort(dim=1).values.double()
-    weight = torch.arange(1 - members, members, 2, dtype=torch.float64, device=forecast.device)
-    return torch.einsum("m,bm...->b...", weight, ordered)

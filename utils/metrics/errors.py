@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from utils.metrics.score import Score, split_missing
+from utils.metrics.score import Score, pixel_sum, pixel_sum_of_squares, split_missing
 
 FRAME_SCORES = ("mse", "mae", "rmse", "psnr")
 
@@ -34,15 +34,12 @@ class FrameErrors(Score):
         target, missing = split_missing(target)
         difference = forecast - target[:, None]  # 0 - 0 where missing
         pixels = target[0, 0].numel() if missing is None else (~missing).sum(dim=(-3, -2, -1))[:, None]
-        # float32 is exact enough along a row, not over a frame
-        squares = torch.linalg.vector_norm(difference, dim=-1).double().square().sum(dim=(-2, -1))
-        absolute = difference.abs_().sum(dim=-1).double().sum(dim=(-2, -1))
-        mse = self.scale**2 * squares / pixels
+        mse = self.scale**2 * pixel_sum_of_squares(difference) / pixels
         rmse = mse.sqrt()
         perfect = mse == 0
         frames = {
             "mse": mse,
-            "mae": self.scale * absolute / pixels,
+            "mae": self.scale * pixel_sum(difference.abs_()) / pixels,
             "rmse": rmse,
             "psnr": (20 * torch.log10(self.scale / rmse)).masked_fill(perfect, 0),
         }  # (B, M, T) each, NaN for a frame that cannot be scored

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor
 
 from utils.metrics.events import Events
-from utils.metrics.score import Score, frame_histograms, split_missing
+from utils.metrics.score import Score, check_members, frame_histograms, split_missing
 
 
 class ExceedanceScores(Score):
@@ -38,7 +38,8 @@ class ExceedanceScores(Score):
         super().__init__(leads, {"table": torch.zeros(shape, dtype=torch.int64)})
 
     def terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Count pixels."""
+        """Count pixels. Raises `ValueError` if the number of members is not the one expected."""
+        check_members(forecast, self.members)
         target, missing = split_missing(target)
         masks = zip(
             self.events.masks(self.events.levels(forecast)),

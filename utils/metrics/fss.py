@@ -1,6 +1,6 @@
 """Fractions skill score: how far forecast and observed events agree within neighbourhoods of growing size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,9 @@ from einops import rearrange
 from torch import Tensor
 
 from utils.metrics.events import Events
-from utils.metrics.score import Score, split_missing
+from utils.metrics.score import Score, check_members, split_missing
+
+BLOCK_VALUES = 2**18  # levels processed at once, to stay in the cache
 
 
 class FractionsSkill(Score):
@@ -23,8 +25,7 @@ class FractionsSkill(Score):
     for M > 1, has the exceedance probability in place of the forecast's events (Schwartz et al. 2010).
 
     State, float64: sums over pixels of squared numbers of events in the window, `target` `(K, S, T)`; `forecast` and
-    its `product` with the target, `(K, S, T, M)`; for M > 1 the same of the sum of the members,
-    `probability` and `probability_product`, `(K, S, T)`.
+    its `product` with the target, `(K, S, T, M)`; for M > 1 also of the sum of the members, `probability` `(K, S, T)`.
     """
 
     def __init__(
@@ -41,39 +42,32 @@ class FractionsSkill(Score):
         shape = (len(self.events.thresholds), len(self.windows), leads)
         shapes = {"target": shape, "forecast": (*shape, members), "product": (*shape, members)}
         if members > 1:
-            shapes |= {"probability": shape, "probability_product": shape}
+            shapes["probability"] = shape
         super().__init__(leads, {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()})
 
     def terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Sum squares and products of the numbers of events in windows."""
+        """Sum squares and products of numbers of events. Raises `ValueError` if `members` is not the forecast's."""
+        check_members(forecast, self.members)
         target, _ = split_missing(target)
-        masks = zip(
-            self.events.masks(self.events.levels(forecast)),
-            self.events.masks(self.events.levels(target)[:, None]),
-            strict=True,
-        )
-        terms = [
-            self._sums_of_squares(window, *tables)
-            for tables in (tuple(_summed_area(mask, max(self.windows)) for mask in pair) for pair in masks)
-            for window in self.windows
+        fields = torch.cat([self.events.levels(forecast), self.events.levels(target)[:, None]], dim=1)
+        frames = rearrange(fields, "b f t c h w -> (b t) f c h w")
+        blocks = [self._block_terms(block) for block in frames.split(max(1, BLOCK_VALUES // frames[0].numel()))]
+        sums = {name: torch.cat([block[name] for block in blocks]) for name in self._sums}
+        return {name: rearrange(term, "(b t) k s ... -> b k s t ...", b=len(target)) for name, term in sums.items()}
+
+    def _block_terms(self, fields: Tensor) -> dict[str, Tensor]:
+        """Terms `(N, K, S, ...)` of levels `(N, M + 1, C, H, W)`, the last of which are the target's."""
+        rows = [
+            _row_sums(numbers)
+            for events in self.events.masks(_surround(fields, max(self.windows)))
+            for numbers in _numbers_of_events(events, fields.shape, self.windows)
         ]  # of all thresholds and windows, in this order
+        terms = {name: torch.stack([row[name] for row in rows]) for name in self._sums}
         axes = {"k": len(self.events.thresholds), "s": len(self.windows)}
         return {
-            name: rearrange([term[name] for term in terms], "(k s) b ... -> b k s ...", **axes) for name in self._sums
+            name: rearrange(term.double().sum(dim=(-2, -1)), "(k s) n ... -> n k s ...", **axes)
+            for name, term in terms.items()
         }
-
-    def _sums_of_squares(self, window: int, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Sums over pixels of one threshold and window, from padded summed-area tables `(B, M, T, C, H, W)`."""
-        x, y = (_window_sums(table, window, max(self.windows)) for table in (forecast, target))
-        sums = {
-            "target": _pixel_sum(y * y)[:, 0],
-            "forecast": rearrange(_pixel_sum(x * x), "b m t -> b t m"),
-            "product": rearrange(_pixel_sum(x * y), "b m t -> b t m"),
-        }
-        if self.members > 1:
-            total = x.sum(dim=1, keepdim=True, dtype=torch.float64)
-            sums |= {"probability": _pixel_sum(total * total)[:, 0], "probability_product": _pixel_sum(total * y)[:, 0]}
-        return sums
 
     def compute(self) -> dict:
         """Return the scores by threshold and window, and the windows as `fss_scales` in pixels."""
@@ -84,7 +78,7 @@ class FractionsSkill(Score):
         scores |= {f"fss_per_threshold_scale{name}": value.mean(dim=-1).tolist() for name, value in members.items()}
         if self.members > 1:
             forecast = self._sums["probability"].sum(2) / self.members**2
-            product = self._sums["probability_product"].sum(2) / self.members
+            product = product.sum(dim=(2, 3)) / self.members
             scores["fss_probability_per_threshold_scale"] = _skill(forecast, target.sum(2), product).tolist()
         return scores
 
@@ -93,26 +87,58 @@ def _skill(forecast: Tensor, target: Tensor, product: Tensor) -> Tensor:
     return 2 * product / (forecast + target)  # 1 - sum (x - y)^2 / sum (x^2 + y^2), multiplied out
 
 
-def _summed_area(mask: Tensor, largest: int) -> Tensor:
-    """Summed-area table of `(..., H, W)`, extended on all sides so that the largest window never leaves it.
+def _surround(fields: Tensor, window: int) -> Tensor:
+    """Surround fields `(..., H, W)` with zeros, which are no events, as far as the window reaches; contiguous."""
+    return F.pad(fields, (window // 2, (window - 1) // 2) * 2).contiguous()
 
-    float32 holds whole numbers to 2^24, more than a frame has pixels.
+
+def _numbers_of_events(events: Tensor, shape: torch.Size, windows: Sequence[int]) -> Iterator[Tensor]:
+    """Yield the number of events `shape` in the window around each pixel, for windows of each size.
+
+    `events`, surrounded by zeros and contiguous, are taken as one long row, in which the pixel below is `W'` further.
+    Windows across the end of a row are meaningless, but none belongs to a pixel of the frame.
+    A window that is a multiple of the one before is put together from its numbers, any other from pixels.
     """
-    table = mask.cumsum(-1, dtype=torch.float32).cumsum(-2)
-    before, after = largest // 2, (largest - 1) // 2
-    table = F.pad(table.flatten(0, 2), (before + 1, 0, before + 1, 0))
-    return F.pad(table, (0, after, 0, after), mode="replicate").unflatten(0, mask.shape[:3])
+    strides, margin, below = events.stride(), max(windows) // 2, events.shape[-1]
+    numbers = pixels = events.flatten()
+    side = 1
+    for window in windows:
+        if window % side:
+            numbers, side = pixels, 1
+        numbers = numbers.to(_count_type(window))
+        for step in (side, side * below):
+            numbers = _add_shifted(numbers, window // side, step)
+        side = window
+        yield numbers.float().as_strided(shape, strides, (margin - window // 2) * (below + 1))
 
 
-def _window_sums(table: Tensor, window: int, largest: int) -> Tensor:
-    """Number of events in the window around each pixel."""
-    first = largest // 2 - window // 2
-    for dim in (-2, -1):
-        size = table.shape[dim] - largest
-        table = table.narrow(dim, first + window, size) - table.narrow(dim, first, size)
-    return table
+def _count_type(window: int) -> torch.dtype:
+    """Smallest type that counts the pixels of a square window."""
+    return torch.uint8 if window < 16 else torch.int16 if window < 182 else torch.int32
 
 
-def _pixel_sum(values: Tensor) -> Tensor:
-    """Sum `(B, M, T, C, H, W)` to `(B, M, T)`; float32 is exact enough along a row, not over a frame."""
-    return values.sum(dim=-1).double().sum(dim=(-2, -1))
+def _add_shifted(numbers: Tensor, count: int, step: int) -> Tensor:
+    """Add each number and the `count - 1` that follow at distances of `step`."""
+    if count == 1:
+        return numbers
+    half = _add_shifted(numbers, count // 2, step)
+    total = _sum_of_two(half, half, count // 2 * step)
+    return _sum_of_two(total, numbers, (count - 1) * step) if count % 2 else total
+
+
+def _sum_of_two(first: Tensor, second: Tensor, shift: int) -> Tensor:
+    size = len(second) - shift
+    return first[:size] + second[shift:]
+
+
+def _row_sums(numbers: Tensor) -> dict[str, Tensor]:
+    """Sums `(N, ..., C, H)` over the rows of the numbers `(N, M + 1, C, H, W)` of the members and, last, the target.
+
+    float32 is exact enough along a row, not over a frame.
+    """
+    members, target = numbers[:, :-1], numbers[:, -1:]
+    squares = torch.linalg.vector_norm(numbers, dim=-1).square()
+    sums = {"forecast": squares[:, :-1], "target": squares[:, -1], "product": (members * target).sum(dim=-1)}
+    if members.shape[1] > 1:
+        sums["probability"] = torch.linalg.vector_norm(members.sum(dim=1), dim=-1).square()
+    return sums

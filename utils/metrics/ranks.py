@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from utils.metrics.score import Score, frame_histograms
+from utils.metrics.score import Score, check_members, frame_histograms
 
 
 class RankHistogram(Score):
@@ -31,7 +31,8 @@ class RankHistogram(Score):
         self.members = members
 
     def terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Count pixels."""
+        """Count pixels. Raises `ValueError` if the number of members is not the one expected."""
+        check_members(forecast, self.members)
         below = torch.zeros_like(target, dtype=torch.int32)
         equal = torch.zeros_like(below)
         largest = target

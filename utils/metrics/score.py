@@ -98,12 +98,28 @@ class Score(ABC):
             raise ValueError(f"the score was built for {self.leads} lead times, but got {target.shape[1]}.")
 
 
+def check_members(forecast: Tensor, members: int) -> None:
+    """Raise `ValueError` if the forecast `(B, M, ...)` has another number of members."""
+    if forecast.shape[1] != members:
+        raise ValueError(f"the score was built for {members} members, but got {forecast.shape[1]}.")
+
+
 def split_missing(target: Tensor) -> tuple[Tensor, Tensor | None]:
     """Separate a target from its missing pixels: 0 in place of NaN, and their mask, None if there are none."""
     if not torch.isnan(target.sum()):  # several times faster than looking at every pixel
         return target, None
     missing = torch.isnan(target)
     return target.masked_fill(missing, 0), missing
+
+
+def pixel_sum(values: Tensor) -> Tensor:
+    """Sum fields `(..., C, H, W)` in float64; float32 is exact enough along a row, not over a frame."""
+    return values.sum(dim=-1).double().sum(dim=(-2, -1))
+
+
+def pixel_sum_of_squares(values: Tensor) -> Tensor:
+    """Sum the squares of fields `(..., C, H, W)`, as `pixel_sum` does."""
+    return torch.linalg.vector_norm(values, dim=-1).double().square().sum(dim=(-2, -1))
 
 
 def frame_histograms(bins: Tensor, number: int, missing: Tensor | None) -> Tensor:

@@ -61,7 +61,8 @@ class PowerSpectrum(Score):
 def radial_spectrum(frames: Tensor) -> Tensor:
     """Spectrum `(..., R)` of frames `(..., H, W)`, float64, in bins `0 .. R - 1` of wavenumbers."""
     height, width = frames.shape[-2:]
-    power = torch.view_as_real(torch.fft.rfft2(frames.double())).square().sum(dim=-1) / (height * width)
+    coefficients = torch.fft.rfft2(frames.double())
+    power = coefficients.real.square().addcmul_(coefficients.imag, coefficients.imag).div_(height * width)
     rows = torch.fft.fftfreq(height, 1 / height, device=frames.device)[:, None]
     columns = torch.fft.rfftfreq(width, 1 / width, device=frames.device)
     bins, group = _bins(max(height, width))

@@ -1,6 +1,7 @@
 """Structural similarity of frames."""
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -8,8 +9,7 @@ from utils.metrics.score import Score
 
 WINDOW = 11  # pixels
 SIGMA = 1.5  # pixels
-STRIP = 24  # pixels filtered by one matrix product: more multiply zeros, fewer take more calls
-BLOCK_VALUES = 2**18  # values of the fields filtered at once, to stay in the cache
+BLOCK_VALUES = 2**19  # values of the fields filtered at once, to stay in the cache
 
 
 class StructuralSimilarity(Score):
@@ -55,54 +55,42 @@ def ssim(forecast: Tensor, target: Tensor) -> Tensor:
 
 
 def _ssim(forecast: Tensor, target: Tensor) -> Tensor:
-    forecast, target = rearrange(forecast, "n m h w -> h m n w"), rearrange(target, "n h w -> h 1 n w")
-    members = forecast.shape[1]
+    forecast, target = rearrange(forecast, "n m h w -> h w m n"), rearrange(target, "n h w -> h w 1 n")
+    members = forecast.shape[2]
     sizes = (members, members, members, 1)
-    # in float32, rounding would make the variances depend on how the frames are batched
-    fields = forecast.new_empty(len(forecast), sum(sizes), *forecast.shape[2:], dtype=torch.float64)
-    x, product, squares, y = fields.split(sizes, dim=1)
-    x.copy_(forecast)
-    y.copy_(target)
+    # convolutions of float32 may be rounded to TF32 on a GPU
+    dtype = torch.float32 if forecast.device.type == "cpu" else torch.float64
+    fields = forecast.new_empty(*forecast.shape[:2], sum(sizes), forecast.shape[3], dtype=dtype)
+    x, product, squares, y = fields.split(sizes, dim=2)
+    # variances are differences of squares, which float32 holds best if these are small; one shift for both fields, as
+    # then equal pixels keep equal errors, which cancel
+    shift = target.mean(dim=(0, 1))
+    torch.sub(forecast, shift, out=x)
+    torch.sub(target, shift, out=y)
     torch.mul(x, y, out=product)
     torch.mul(x, x, out=squares).addcmul_(y, y)
 
-    mean_x, product, squares, mean_y = _smooth(fields).split(sizes, dim=1)
-    product_of_means = mean_x * mean_y
-    squares_of_means = mean_x.square_().addcmul_(mean_y, mean_y)
-    covariance = product.sub_(product_of_means)
-    variances = squares.sub_(squares_of_means)  # only their sum is needed
+    mean_x, product, squares, mean_y = _smooth(fields.flatten(2)).unflatten(2, fields.shape[2:]).split(sizes, dim=2)
+    covariance = product.addcmul_(mean_x, mean_y, value=-1)
+    variances = squares.addcmul_(mean_x, mean_x, value=-1).addcmul_(mean_y, mean_y, value=-1)  # only their sum counts
+    mean_x += shift
+    mean_y += shift
     c1, c2 = 0.01**2, 0.03**2
-    similarity = product_of_means.mul_(2).add_(c1).mul_(covariance.mul_(2).add_(c2))
-    similarity /= squares_of_means.add_(c1).mul_(variances.add_(c2))
-    return rearrange(similarity.mean(dim=(0, 3)), "m n -> n m")
+    similarity = (mean_x * mean_y).mul_(2).add_(c1).mul_(covariance.mul_(2).add_(c2))
+    similarity /= mean_x.square_().addcmul_(mean_y, mean_y).add_(c1).mul_(variances.add_(c2))
+    return rearrange(similarity.mean(dim=(0, 1)), "m n -> n m").double()
 
 
 def _smooth(fields: Tensor) -> Tensor:
-    """Filter the first and the last axis of `(H, ..., W)`, without padding.
-
-    The filter is a band matrix; strip by strip, little is multiplied by its zeros.
-    """
-    weights = _gaussian(fields)
-    height, width = len(fields) - WINDOW + 1, fields.shape[-1] - WINDOW + 1
-    rows = fields.new_empty(height, *fields.shape[1:])
-    both = fields.new_empty(*rows.shape[:-1], width)
-    source, filtered = fields.flatten(1), rows.flatten(1)
-    for start in range(0, height, STRIP):
-        size = min(STRIP, height - start)
-        weight = weights[:size, : size + WINDOW - 1]
-        torch.mm(weight, source[start : start + size + WINDOW - 1], out=filtered[start : start + size])
-    source, filtered = rows.flatten(0, -2), both.flatten(0, -2)
-    for start in range(0, width, STRIP):
-        size = min(STRIP, width - start)
-        weight = weights[:size, : size + WINDOW - 1]
-        torch.mm(source[:, start : start + size + WINDOW - 1], weight.T, out=filtered[:, start : start + size])
-    return both
+    """Filter fields `(H, W, F)` with the window along both axes, without padding."""
+    channels = fields[None].movedim(-1, 1)  # einops would lose the strides by which PyTorch knows channels-last memory
+    weight = _gaussian(fields).expand(channels.shape[1], 1, 1, WINDOW)
+    for kernel in (weight, weight.mT):
+        channels = F.conv2d(channels, kernel, groups=len(weight))
+    return rearrange(channels, "1 f h w -> h w f")
 
 
 def _gaussian(like: Tensor) -> Tensor:
-    """Matrix `(STRIP, STRIP + 10)` whose rows hold the window, shifted by one pixel from row to row."""
-    start = torch.arange(STRIP, dtype=torch.float64, device=like.device)[:, None]
-    offset = torch.arange(STRIP + WINDOW - 1, dtype=torch.float64, device=like.device) - start
-    weight = torch.exp(-(((offset - WINDOW // 2) / SIGMA) ** 2) / 2)
-    band = torch.where((offset >= 0) & (offset < WINDOW), weight, 0)
-    return (band / band.sum(dim=1, keepdim=True)).to(like)
+    offset = torch.arange(WINDOW, dtype=torch.float64, device=like.device) - WINDOW // 2
+    weight = torch.exp(-((offset / SIGMA) ** 2) / 2)
+    return (weight / weight.sum()).to(like)
