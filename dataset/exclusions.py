@@ -1,7 +1,8 @@
-"""Events that the loaders leave out because their data are bad: `exclusions.txt` beside the catalogue.
+"""What the loaders leave out because its data are bad: `exclusions.txt` in the data folder.
 
-A line holds an event's id, then a tab and why it is there; lines that begin with `#` are remarks.
-`python -m dataset.check --fix` writes the file; it may also be written by hand.
+Of a data set that is one file, `NAME.exclusions.txt` stands beside it. A line holds the id of an event, a window or a
+frame, then a tab and why it is there; lines that begin with `#` are remarks. `python -m dataset.check --fix` writes
+the file; it may also be written by hand.
 """
 
 import hashlib
@@ -15,12 +16,18 @@ EXCLUSIONS = "exclusions.txt"
 MAX_BYTES = 2**24  # two hundred thousand ids with their reasons; SEVIR has twenty thousand
 
 
+def exclusions_path(data_path: str | Path) -> Path:
+    """Where the exclusions of a data folder, or of a data set in one file, are."""
+    path = Path(data_path)
+    return path.with_name(f"{path.stem}.{EXCLUSIONS}") if path.is_file() else path / EXCLUSIONS
+
+
 def read_exclusions(data_path: str | Path) -> dict[str, str]:
     """Ids and reasons (empty if none is given); nothing if there is no file.
 
     Raises `InputError` if the file cannot be read as UTF-8 or is larger than `MAX_BYTES`.
     """
-    path = Path(data_path, EXCLUSIONS)
+    path = exclusions_path(data_path)
     if not path.is_file():
         return {}
     try:
@@ -28,19 +35,26 @@ def read_exclusions(data_path: str | Path) -> dict[str, str]:
             content = file.read(MAX_BYTES + 1)
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read {path} ({error}); it should hold event ids, one a line.") from None
+        raise InputError(f"Cannot read {path} ({error}); it should hold ids, one a line.") from None
     if len(content) > MAX_BYTES:
-        raise InputError(f"{path} is larger than {MAX_BYTES} bytes; it should hold event ids, one a line.")
+        raise InputError(f"{path} is larger than {MAX_BYTES} bytes; it should hold ids, one a line.")
     lines = (line.partition("\t") for line in text.splitlines() if not line.startswith("#"))
-    return {event_id.strip(): reason.strip() for event_id, _, reason in lines if event_id.strip()}
+    return {excluded.strip(): reason.strip() for excluded, _, reason in lines if excluded.strip()}
 
 
 def write_exclusions(data_path: str | Path, exclusions: Mapping[str, str]) -> Path:
-    """Replace the file by these ids and reasons, whole or not at all; returns its path."""
-    path = Path(data_path, EXCLUSIONS)
+    """Replace the file by these ids and reasons, whole or not at all; returns its path.
+
+    Reasons are left out if the file would be too large with them; `InputError` if it still is.
+    """
+    path = exclusions_path(data_path)
+    content = "".join(f"{excluded}\t{exclusions[excluded]}\n" for excluded in sorted(exclusions)).encode()
+    if len(content) > MAX_BYTES:
+        content = "".join(f"{excluded}\n" for excluded in sorted(exclusions)).encode()
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path} would name {len(exclusions)} items, too many; get the data again, or another part.")
     with replacing(path) as temporary:
-        lines = (f"{event_id}\t{exclusions[event_id]}\n" for event_id in sorted(exclusions))
-        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.write_bytes(content)
     return path
 
 

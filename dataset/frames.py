@@ -19,7 +19,7 @@ from dataset.catalog import SPLITS
 from dataset.frames_cache import Cache, open_cache
 from dataset.frames_config import FramesConfig, read_config
 from dataset.frames_encoding import Encoder, Grid
-from dataset.frames_names import moment, seconds
+from dataset.frames_names import frame_id, seconds
 from dataset.source import Source
 from utils.errors import InputError
 
@@ -78,7 +78,7 @@ class Frames(Dataset):
         self.cache, self.seq_len, self.stride = cache, seq_len, stride
         self.grid, self.masked = cache.encoder.grid, cache.masked
         self.source = _source(config, self.grid)
-        self.frames = np.flatnonzero(_in_split(cache.times, config, split))
+        self.frames = np.flatnonzero(split_numbers(cache.times, config) == SPLITS.index(split))
         self.runs = Runs.of(cache.times[self.frames], round(config.interval * 60))
         self.windows = self.runs.windows(seq_len, stride)
         if not len(self.windows):
@@ -107,7 +107,8 @@ class Frames(Dataset):
         """Numbers of frames, runs, sequences, gaps and unusable files, in one line."""
         return (
             f"{len(self.frames)} frames in {len(self.runs.begins)} runs, {len(self)} sequences, {self.runs.gaps} gaps "
-            f"({self.runs.missing} frames missing), {self.cache.unusable} unusable files in all splits"
+            f"({self.runs.missing} frames missing), {self.cache.unusable} unusable files and {self.cache.excluded} "
+            "excluded ones in all splits"
         )
 
     def _first(self, index: int) -> int:
@@ -116,7 +117,7 @@ class Frames(Dataset):
         return self.windows[index]
 
     def _name(self, position: int) -> str:
-        return f"{moment(self.cache.times[self.frames[self.runs.order[position]]]):%Y%m%dT%H%M%S}"
+        return frame_id(self.cache.times[self.frames[self.runs.order[position]]])
 
 
 def open_frames(
@@ -203,6 +204,6 @@ def _source(config: FramesConfig, grid: Grid) -> Source:
     return config.source(grid.size[1] / grid.fitted[1])
 
 
-def _in_split(times: np.ndarray, config: FramesConfig, split: str) -> np.ndarray:
-    begins = [seconds(begin) for begin in config.split]
-    return np.searchsorted(begins, times, "right") == SPLITS.index(split)
+def split_numbers(times: np.ndarray, config: FramesConfig) -> np.ndarray:
+    """Place in SPLITS of the split that each frame belongs to; `times` in seconds since 1970."""
+    return np.searchsorted([seconds(begin) for begin in config.split], times, "right")

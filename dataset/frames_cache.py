@@ -21,9 +21,10 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
+from dataset.exclusions import exclusions_path, read_exclusions
 from dataset.frames_config import FramesConfig
 from dataset.frames_encoding import Encoder, Grid
-from dataset.frames_names import find_frames, moment
+from dataset.frames_names import find_frames, moment, times_of
 from utils.errors import InputError
 from utils.files import replacing
 
@@ -39,14 +40,14 @@ class Cache:
     """The frames of a folder, in order of time, made by `open_cache`.
 
     Attributes: `times` (int64 seconds since 1970, UTC) of the usable frames, `masked` (whether any pixel of any frame
-    is not valid), `unusable` (number of files left out) and `encoder`.
+    is not valid), `unusable` and `excluded` (numbers of files left out) and `encoder`.
     """
 
     def __init__(self, folder: Path, encoder: Encoder, found: np.ndarray, records: np.ndarray, rows: np.ndarray):
         usable = records["state"][rows] != UNUSABLE
         self.folder, self.encoder = folder, encoder
         self.times = found["time"][usable]
-        self.unusable = int(np.count_nonzero(~usable))
+        self.unusable, self.excluded = int(np.count_nonzero(~usable)), 0
         self.masked = encoder.grid.padded or bool((records["state"][rows[usable]] == PARTIAL).any())
         self._rows = rows[usable]
         self._maps: tuple[np.memmap, np.memmap] | None = None
@@ -83,7 +84,7 @@ def open_cache(config: FramesConfig, img_size: int | tuple[int, int], packed_pat
     processes may call this at once: one decodes, the others wait. Raises `InputError` if there is no frame, the first
     frame cannot be used, or the cache cannot be written.
     """
-    found = find_frames(config.folder, config.pattern)
+    found, excluded = listed_frames(config)
     place = Path(packed_path) if packed_path else config.folder / "packed"
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     folder = place / f"frames_{config.folder.resolve().name}_{height}x{width}"
@@ -99,28 +100,51 @@ def open_cache(config: FramesConfig, img_size: int | tuple[int, int], packed_pat
             ) from None
     if not len(cache.times):
         raise InputError(f"None of the {len(found)} frames in {config.folder} can be used.")
+    cache.excluded = len(excluded)
     return cache
 
 
+def listed_frames(config: FramesConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The frames of a folder (see `find_frames`) without those that are excluded, and these.
+
+    Exclusions stand beside the YAML file, as in `frames.exclusions.txt`. Raises `InputError` if nothing is left.
+    """
+    found = find_frames(config.folder, config.pattern)
+    excluded = np.isin(found["time"], times_of(read_exclusions(config.file)))
+    if excluded.all():
+        raise InputError(f"{exclusions_path(config.file)} excludes all {len(found)} frames in {config.folder}.")
+    return found[~excluded], found[excluded]
+
+
 def _current(folder: Path, config: FramesConfig, img_size, found: np.ndarray) -> Cache | None:
-    """The cache if it holds all the frames found."""
+    """The cache if it holds all the frames found, and one of them can be used."""
     encoder = _stored_encoder(folder, config, img_size)
     if encoder is None:
         return None
     records = _records(folder, encoder)
     rows = _rows_of(found, records)
-    return None if (rows < 0).any() else Cache(folder, encoder, found, records, rows)
+    cache = None if (rows < 0).any() else Cache(folder, encoder, found, records, rows)
+    return cache if cache and len(cache.times) else None
 
 
 def _pack(folder: Path, config: FramesConfig, img_size, found: np.ndarray) -> Cache:
-    """Add the frames that the cache lacks."""
+    """Add the frames that the cache lacks.
+
+    If none is like the frame that the cache began with, which may be gone or excluded by now, it is made anew.
+    """
     encoder = _stored_encoder(folder, config, img_size)
-    if encoder is None:
+    cache = _completed(folder, encoder, found) if encoder else None
+    if cache is None or not len(cache.times):
         encoder = Encoder.of(config, moment(found["time"][0]), img_size)
         shutil.rmtree(folder)
         folder.mkdir()
         with replacing(folder / "index.json") as temporary:
             temporary.write_text(json.dumps(_index(config, encoder)), encoding="utf-8")
+        cache = _completed(folder, encoder, found)
+    return cache
+
+
+def _completed(folder: Path, encoder: Encoder, found: np.ndarray) -> Cache:
     _append(folder, encoder, found[_rows_of(found, _records(folder, encoder)) < 0])
     records = _records(folder, encoder)
     return Cache(folder, encoder, found, records, _rows_of(found, records))

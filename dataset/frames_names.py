@@ -1,8 +1,9 @@
 """Frames found by the time in their names."""
 
+import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from utils.errors import InputError
 
 DIGITS = {"Y": 4, "m": 2, "d": 2, "j": 3, "H": 2, "M": 2, "S": 2}
 EPOCH = datetime(1970, 1, 1)
+FRAME_ID = "%Y%m%dT%H%M%S"
 
 
 class NamePattern:
@@ -102,6 +104,20 @@ def seconds(time: datetime) -> int:
 def moment(time: int) -> datetime:
     """Naive UTC time of seconds since 1970."""
     return EPOCH + timedelta(seconds=int(time))
+
+
+def frame_id(time: int) -> str:
+    """Time of a frame, as in 20230501T000000."""
+    return f"{moment(time):{FRAME_ID}}"
+
+
+def times_of(ids: Iterable[str]) -> list[int]:
+    """Seconds since 1970 of frames by their ids; what is no id is passed over."""
+    times = []
+    for one in ids:
+        with contextlib.suppress(ValueError):
+            times.append(seconds(datetime.strptime(one, FRAME_ID)))
+    return times
 
 
 def _expression(text: str, part: str, seen: set[str]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset.catalog import SPLITS
+from dataset.exclusions import exclusions_path, read_exclusions
 from dataset.hdf5 import READ_ERRORS, own_dataset, patiently, refuse_bombs
 from dataset.source import CIKM, METEONET, SHANGHAI, Source
 from utils.errors import InputError
@@ -46,6 +47,18 @@ class Layout:
         """Whether items carry a mask."""
         return self.missing is not None or self.padded is not None
 
+    def name_of(self, split: str, number: int) -> str:
+        """Name of a stored split's window, the first being number 0."""
+        return self.window.format(split=split, number=self.first + number)
+
+    def misfit(self, window: h5py.Dataset) -> str:
+        """How a window's type or shape differs from what it should be; empty if it does not."""
+        limit, (shape, dtype) = self.padded or MAX_SIDE, (window.shape, window.dtype)
+        fits = len(shape) == 3 and shape[0] == self.frames and all(0 < side <= limit for side in shape[1:])
+        if fits and dtype == np.uint8:
+            return ""
+        return f"{dtype} {list(shape)}; expected uint8 [{self.frames}, H, W] of at most {limit} pixels a side"
+
 
 LAYOUTS = {
     "shanghai": Layout(SHANGHAI, 25, "{split}/all_len", "{split}/{number}", 0, full=255),
@@ -65,6 +78,8 @@ class RadarH5(Dataset):
     the validation split. Windows overlap; those between the two splits that could share a frame with both are left
     out. The test split is nobody's validation split.
 
+    Windows that `<name>.exclusions.txt` beside the file names are left out; `excluded` is their number.
+
     Every window's shape is checked here. Raises `InputError` for a file of another layout, a wrong option, or a split
     without windows, and later for a window that cannot be read.
     """
@@ -83,12 +98,11 @@ class RadarH5(Dataset):
         self.seq_len = seq_len
         _check_options(name, self.layout, split, self.size, seq_len, scale)
         self.source = replace(self.layout.source, scale=float(scale or self.layout.source.scale))
-        path = Path(data_path)
-        self.path = path / f"{name}.h5" if path.is_dir() else path
+        self.path = file_of(name, data_path)
         self._file: h5py.File | None = None
         self._pid = os.getpid()
-        self._names, self.frame_shape = self._windows(split)
-        self.event_ids = [name.replace("/", "_") for name in self._names]  # fit for file names
+        self._names, self.frame_shape, self.excluded = self._windows(split)
+        self.event_ids = [window_id(name) for name in self._names]
         self._close()
         logger.info("%s %s: %s", self.source.name, split, self.describe())
 
@@ -114,57 +128,54 @@ class RadarH5(Dataset):
     def describe(self) -> str:
         """Number and size of the sequences and what their values mean, in one line."""
         height, width = self.frame_shape
-        return f"{len(self)} sequences of {height} x {width} pixels, 1.0 is {self.source.scale:g} {self.source.units}"
+        left_out = f", {self.excluded} excluded by {exclusions_path(self.path).name}" if self.excluded else ""
+        scale = f"1.0 is {self.source.scale:g} {self.source.units}"
+        return f"{len(self)} sequences of {height} x {width} pixels{left_out}, {scale}"
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
         return index
 
-    def _windows(self, split: str) -> tuple[list[str], tuple[int, int]]:
-        """Names of a split's windows and the shape of their frames."""
+    def _windows(self, split: str) -> tuple[list[str], tuple[int, int], int]:
+        """Names of a split's windows, the shape of their frames, and how many are excluded."""
         derived = split != "test" and not self.layout.has_valid
         stored = "train" if derived else split
-        file = self._open()
+        file, excluded = self._open(), read_exclusions(self.path)
         try:
-            length = file[self.layout.length.format(split=stored)]
-            count = int(length[()]) if length.shape == () else 0
-            present = len(file[stored])
+            count, present = announced(file, self.layout, stored), len(file[stored])
         except (AttributeError, *READ_ERRORS) as error:
             raise InputError(f"{self.path} is no {self.source.name} file with a {stored} split ({error}).") from error
-        if count > present:
+        if count > present + len(excluded):
             raise InputError(f"{self.path} announces {count} windows in {stored} and holds {present}; get it again.")
         numbers = range(count)
         if derived:
             numbers = dict(zip(("train", "valid"), divide(count, self.layout.frames), strict=True))[split]
-        if not numbers:
+        names = [self.layout.name_of(stored, number) for number in numbers]
+        kept = [name for name in names if window_id(name) not in excluded]
+        if not kept:
             raise InputError(
-                f"{self.path} has no window for the {split} split ({count} in {stored}); use a larger file."
+                f"{self.path} has no window for the {split} split ({count} in {stored}, {len(names)} of this split "
+                "excluded); use a larger file."
             )
-        names = [self.layout.window.format(split=stored, number=self.layout.first + number) for number in numbers]
-        shapes = {self._shape(name) for name in names}
+        shapes = {self._shape(name) for name in kept}
         if len(shapes) > 1:
             raise InputError(
                 f"{self.path} mixes frames of {len(shapes)} sizes in {stored}; prepare it from one region."
             )
-        return names, shapes.pop()
+        return kept, shapes.pop(), len(names) - len(kept)
 
     def _shape(self, name: str) -> tuple[int, int]:
         """Height and width of a window's frames, checked before anything is read."""
         file = self._open()
         try:
             window = own_dataset(file, name)
-            shape, dtype = window.shape, window.dtype
+            misfit = self.layout.misfit(window)
         except (AttributeError, *READ_ERRORS) as error:
             raise InputError(f"Cannot read window {name} of {self.path} ({error}); get the file again.") from error
-        limit = self.layout.padded or MAX_SIDE
-        fits = len(shape) == 3 and shape[0] == self.layout.frames and all(0 < side <= limit for side in shape[1:])
-        if not fits or dtype != np.uint8:
-            raise InputError(
-                f"Window {name} of {self.path} is {dtype} {list(shape)}; expected uint8 [{self.layout.frames}, H, W] "
-                f"of at most {limit} pixels a side."
-            )
-        return shape[1:]
+        if misfit:
+            raise InputError(f"Window {name} of {self.path} is {misfit}.")
+        return window.shape[1:]
 
     def _read(self, name: str) -> np.ndarray:
         """The first frames of a window, uint8 `(seq_len, H, W)`."""
@@ -197,6 +208,23 @@ class RadarH5(Dataset):
 
     def __getstate__(self):
         return {**self.__dict__, "_file": None}
+
+
+def file_of(name: str, data_path: str | Path) -> Path:
+    """The file of a source: itself, or `<name>.h5` in a folder."""
+    path = Path(data_path)
+    return path / f"{name}.h5" if path.is_dir() else path
+
+
+def window_id(name: str) -> str:
+    """A window's name as one that is fit for files."""
+    return name.replace("/", "_")
+
+
+def announced(file: h5py.File, layout: Layout, stored: str) -> int:
+    """Number of windows that a file says it has in one of its splits; one of READ_ERRORS if it does not say."""
+    length = file[layout.length.format(split=stored)]
+    return int(length[()]) if length.shape == () else 0
 
 
 def divide(count: int, frames: int) -> tuple[range, range]:

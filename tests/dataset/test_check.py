@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import DATASETS, build_dataset, hdf5
+from dataset import DATASETS, build_dataset, exclusions, hdf5
 from dataset import sevir as sevir_module
-from dataset.check import READERS, check, main
-from dataset.exclusions import EXCLUSIONS, read_exclusions
+from dataset.check import CHECKS, check, main
+from dataset.exclusions import EXCLUSIONS, read_exclusions, write_exclusions
 from dataset.packed import Packed, pack
 from dataset.sevir import Sevir
 from utils.errors import InputError
@@ -57,9 +57,14 @@ def test_reading_processes_find_the_same(sevir):
     assert faults(sevir, workers=2) == faults(sevir) == [("A", "train", "constant frame")]
 
 
-@pytest.mark.parametrize("name", ["sevir", "synthetic"])
-def test_every_data_set_of_this_layout_can_be_checked(name):
-    assert name in READERS.keys() & DATASETS.keys()
+def test_every_data_set_can_be_checked():
+    assert CHECKS.keys() == DATASETS.keys()
+
+
+def test_dates_of_splits_are_for_this_layout_alone(sevir):
+    assert check("sevir", sevir.path, "benchmark").faults == []
+    with pytest.raises(InputError, match="--split benchmark is for sevir"):
+        check("cikm", sevir.path, "benchmark")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +156,7 @@ def test_quiet_frames_are_weather(sevir):
 def test_an_event_under_two_ids_keeps_its_place_in_the_later_split(sevir):
     change_frames(sevir, "D", lambda frames: np.copyto(frames, sevir.vil["A"]))
     (fault,) = check("sevir", sevir.path).faults
-    assert fault == ("A", "train", "same frames as another event", "D (test)")
+    assert fault == ("A", "train", "same frames as another", "D (test)")
 
 
 @pytest.mark.parametrize(
@@ -207,6 +212,15 @@ def test_fix_lets_the_loaders_live_with_a_truncated_file(sevir):
 def test_fix_says_when_a_row_has_no_id_to_exclude(sevir):
     change_row(sevir, "B", id="no id")
     assert command(sevir, "--fix") == 1
+
+
+def test_exclusions_that_could_not_be_read_again_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(exclusions, "MAX_BYTES", 20)
+    write_exclusions(tmp_path, {"A": "bad", "B": "a reason that is too long"})
+    assert read_exclusions(tmp_path) == {"A": "", "B": ""}
+    with pytest.raises(InputError, match=r"exclusions\.txt would name 11 items, too many"):
+        write_exclusions(tmp_path, dict.fromkeys("ABCDEFGHIJK", ""))
+    assert len(read_exclusions(tmp_path)) == 2
 
 
 def failing(monkeypatch, times, number=errno.EIO):
