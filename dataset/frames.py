@@ -103,6 +103,10 @@ class Frames(Dataset):
         """Time of a sequence's first frame, as in 20230501T000000."""
         return self._name(self._first(index))
 
+    def event_of(self, index: int) -> str:
+        """Day of a sequence's first frame: sequences of a day overlap, or see the same weather."""
+        return self.sequence_id(index)[:8]
+
     def describe(self) -> str:
         """Numbers of frames, runs, sequences, gaps and unusable files, in one line."""
         return (

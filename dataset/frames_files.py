@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.frames_config import FramesConfig
+from dataset.hdf5 import patiently
 from utils.errors import InputError
 
 MAX_PIXELS = 2**26  # of a frame: 8192 x 8192
@@ -41,7 +42,7 @@ def read_frame(path: Path, config: FramesConfig) -> StoredFrame:
     """Read one frame; raises `InputError` that names the file if it is damaged, too large or not a single frame."""
     read = {".png": _read_png, ".npy": _read_npy}.get(config.pattern.suffix, _read_hdf5)
     try:
-        values, attributes = read(path, config.variable)
+        values, attributes = patiently(lambda: read(path, config.variable))
     except Image.DecompressionBombError:
         raise InputError(f"{path} cannot be used: it declares far more than {MAX_PIXELS} pixels.") from None
     except FAULTS as error:

@@ -125,6 +125,10 @@ class RadarH5(Dataset):
         """Name of a sequence: split and name of its window in the file."""
         return self.event_ids[self._checked(index)]
 
+    def event_of(self, index: int) -> str:
+        """Name of a block of as many windows as a window has frames: neighbours may overlap, distant ones do not."""
+        return f"block {self._checked(index) // self.layout.frames}"
+
     def describe(self) -> str:
         """Number and size of the sequences and what their values mean, in one line."""
         height, width = self.frame_shape

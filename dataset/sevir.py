@@ -98,6 +98,10 @@ class EventWindows(Dataset):
         event, first = self._window(index)
         return f"{self.event_ids[event]}+{first}"
 
+    def event_of(self, index: int) -> str:
+        """Id of the event that a sequence is a window of."""
+        return self.event_ids[self._window(index)[0]]
+
     def describe(self) -> str:
         """Numbers of events, sequences and skipped rows, in one line."""
         skipped = "; ".join(f"{count} x {reason}" for reason, count in self.skipped.items())

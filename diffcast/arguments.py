@@ -200,6 +200,9 @@ def _evaluation_arguments(group) -> None:
         "--cases", type=int, default=3, help="sequences to draw: those with the best and the worst CRPS, and between"
     )
     group.add_argument(
+        "--lpips", action="store_true", help="also the learned perceptual distance; needs the package lpips"
+    )
+    group.add_argument(
         "--forecast_precision",
         default="auto",
         choices=["auto", "float32", "bfloat16"],
@@ -256,6 +259,10 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"--{option} must be a number of at least 0, not {value}.")
     if args.seed >= 2**63:
         raise InputError(f"--seed {args.seed} is too large: it must be below 2**63.")
+    if args.members > 1 and not (args.use_diff or args.dress):
+        raise InputError(f"--members {args.members}: a backbone has one forecast; add --use_diff or --dress.")
+    if args.exp_note and Path(args.exp_note).name != args.exp_note:
+        raise InputError(f"--exp_note {args.exp_note} becomes part of a folder's name; leave out the slashes.")
     for name in ("backbone_ckpt", "freeze_backbone"):
         if getattr(args, name) and not args.use_diff:
             raise InputError(f"--{name} belongs to --use_diff: give both or neither.")
@@ -323,6 +330,7 @@ def evaluation_settings(args: argparse.Namespace) -> EvaluationSettings:
         forecast_batch=args.forecast_batch,
         precision=args.forecast_precision,
         compile=args.compile,
+        lpips=args.lpips,
         sequences=args.eval_sequences,
         cases=args.cases,
         num_workers=args.num_workers,

@@ -1,6 +1,6 @@
 """The evaluation loop, for any forecaster: scores, curves over lead times, a report."""
 
-import json
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable
@@ -23,15 +23,24 @@ from diffcast.loading import generators, load_batches, spread
 from diffcast.model import DiffCast, Generators
 from diffcast.parts import Part, Parts, split_into_parts
 from diffcast.pictures import draw_case
-from diffcast.results import describe_source, score_table, without_nan, write_lead_times
+from diffcast.results import describe_source, score_table, warn_of_gaps, write_lead_times, write_metrics
+from diffcast.validation import agreed
 from models import build_backbone
 from models.backbone import without_gaps
-from utils.files import Dispensable, replacing
-from utils.metrics import Scores
+from utils.errors import InputError
+from utils.files import Dispensable
+from utils.metrics import PerceptualDistance, ScoreGroup, Scores, load_lpips
 from utils.report import write_report
 
 LOG = logging.getLogger(__name__)
 BASELINES = ("advection", "persistence")
+OF_DIFFUSION = ("sampler", "sampling_steps", "precision", "compile")
+MACHINE = ("num_workers", "device", "processes")  # what does the work, and changes nothing
+# Arguments that an evaluation of the same scores may differ in.
+HARMLESS = (
+    *("eval", "resume", "ckpt_milestone", "exp_dir", "exp_note", "log_with", "wandb_state", "num_workers", "cases"),
+    *("dry_run", "keep_checkpoints", "max_bad_steps"),
+)
 # Terms of each sequence that are kept, so that the difference of two runs gets an interval.
 COMPARED = re.compile(r"((ensemble_mean|pm_mean)/)?(categorical|errors|similarity)/|ensemble/")
 
@@ -49,6 +58,7 @@ class EvaluationSettings:
     compile: bool = False  # translate them by torch.compile
     sequences: int | None = None  # evenly spread over the split; None: all
     cases: int = 3  # sequences to draw: best, worst and evenly between them
+    lpips: bool = False  # also the learned perceptual distance, which needs a package of its own
     num_workers: int = 4
 
 
@@ -69,13 +79,8 @@ def evaluate(
     `lead_time.csv`, `report.html` and pictures of some cases. Returns the scores by forecast.
     """
     evaluator = Evaluator(accelerator, model, dataset, settings, folder, name, dressed)
-    results = folder / "metrics.json"
-    if accelerator.is_main_process:
-        evaluator.parts.prepare(evaluator.identity(about), finished=results.is_file())
-        results.unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
-    chosen, precision = len(evaluator.chosen), str(evaluator.precision).removeprefix("torch.")
-    LOG.info("forecasting %d of %d sequences with %s, diffusion in %s", chosen, len(dataset), name, precision)
+    evaluator.prepare(about)
+    LOG.info("forecasting %d of %d sequences with %s", len(evaluator.chosen), len(dataset), name)
     evaluator.run()
     accelerator.wait_for_everyone()
     scores = evaluator.scores()
@@ -83,22 +88,21 @@ def evaluate(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         source = describe_source(dataset, model)
-        how = asdict(settings)
-        if not isinstance(evaluator.model, DiffCast):
-            del how["sampler"], how["sampling_steps"]
-        report = {
-            "name": name,
-            **about,
-            "evaluation": how,
-            "sequences": len(evaluator.chosen),
-            "source": source,
-            "scores": scores,
-            "cases": cases,
-        }
         write_lead_times(folder / "lead_time.csv", scores, source)
-        with replacing(results) as temporary:
-            temporary.write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n")
+        write_metrics(
+            folder / "metrics.json",
+            {
+                "name": name,
+                **about,
+                "evaluation": evaluator.how(),
+                "sequences": len(evaluator.chosen),
+                "source": source,
+                "scores": scores,
+                "cases": cases,
+            },
+        )
         LOG.info("%s", score_table(scores))
+        warn_of_gaps(scores)
         with Dispensable("the report"):
             write_report(folder)
     accelerator.wait_for_everyone()
@@ -126,6 +130,7 @@ class Evaluator:
         self.name = name
         self.dressed = dressed
         self.drawing = Dispensable("pictures of the cases")
+        self.perception = load_lpips().to(accelerator.device) if settings.lpips else None
         self.precision = forecast_precision(settings.precision, accelerator.device)
         self.chosen = spread(len(dataset), settings.sequences)
         self.parts = Parts(folder / "sequences")
@@ -135,17 +140,39 @@ class Evaluator:
         per_batch = max(1, settings.forecast_batch // settings.members)
         self.work = split_into_parts([self.chosen[i : i + per_batch] for i in range(0, len(self.chosen), per_batch)])
 
+    def prepare(self, about: dict) -> None:
+        """Keep what an interrupted evaluation, the same as this one, has left in the folder; delete other results."""
+        error = None
+        if self.accelerator.is_main_process:
+            try:
+                self.parts.prepare(self.identity(about))
+            except InputError as caught:
+                error = caught
+        if agreed(self.accelerator, error is not None):
+            raise error or InputError("the main process cannot write its results; see its message.")
+
     def identity(self, about: dict) -> dict:
-        """What must not change while an evaluation is interrupted."""
-        settings = {key: value for key, value in asdict(self.settings).items() if key not in ("cases", "num_workers")}
+        """What two evaluations must have in common for one to go on where the other was."""
+        settings = {key: value for key, value in about.get("settings", {}).items() if key not in HARMLESS}
+        ids = "\n".join(self.dataset.sequence_id(index) for index in self.chosen)
         return {
             "forecaster": self.name,
             "checkpoint": about.get("checkpoint"),
+            "commit": about.get("about", {}).get("commit"),
             "settings": settings,
-            "precision": str(self.precision),
+            "evaluation": {key: value for key, value in self.how().items() if key not in ("cases", *MACHINE)},
             "dressed": self.dressed is not None,
-            "sequences": [len(self.dataset), *(self.dataset.sequence_id(i) for i in (0, len(self.dataset) - 1))],
+            "source": describe_source(self.dataset, self.model),
+            "sequences": hashlib.sha256(ids.encode()).hexdigest(),
         }
+
+    def how(self) -> dict:
+        """How it forecasts and scores, JSON-ready."""
+        machine = {"device": self.accelerator.device.type, "processes": self.accelerator.num_processes}
+        how = asdict(self.settings) | machine
+        if isinstance(self.model, DiffCast):
+            return how | {"precision": str(self.precision).removeprefix("torch.")}
+        return {key: value for key, value in how.items() if key not in OF_DIFFUSION}
 
     def run(self) -> None:
         """Forecast and score this process's share of the parts that are not done yet."""
@@ -162,13 +189,14 @@ class Evaluator:
 
     def _score(self, batches: Iterable[tuple[Tensor, Tensor]], bar: tqdm) -> Part:
         """Forecast and score the batches of one part."""
-        part = Part([], [], {}, {})
+        part = Part([], [], [], {}, {})
         scores = {name: self._new_scores(name) for name in self.members}
         terms: dict[str, list[dict[str, Tensor]]] = {name: [] for name in scores}
         for indices, frames in batches:
             observed, future = frames.tensor_split([self.model.frames_in], dim=1)
             part.index += indices.tolist()
             part.ids += [self.dataset.sequence_id(index) for index in indices.tolist()]
+            part.events += [event_of(self.dataset, index) for index in indices.tolist()]
             for name, forecast in self._forecast(indices.tolist(), observed).items():
                 added = scores[name].update(forecast, future)
                 terms[name].append({key: values for key, values in added.items() if COMPARED.match(key)})
@@ -199,20 +227,19 @@ class Evaluator:
     def draw_cases(self) -> list[dict]:
         """Draw the sequences with the best and the worst CRPS and some evenly between; tell which they are."""
         index, crps = self.parts.crps(len(self.work), self.name)
-        order = np.argsort(crps, kind="stable")
+        order = np.argsort(crps, kind="stable")[: np.isfinite(crps).sum()]  # the last have no valid pixel
+        names = {1: ["median"], 2: ["best", "worst"], 3: ["best", "median", "worst"]}
         number = min(self.settings.cases, len(order))
         mine = []
         for case in range(self.accelerator.process_index, number, self.accelerator.num_processes):
-            rank = round(case * (len(order) - 1) / max(number - 1, 1))
-            sequence = index[order[rank]]
-            named = {0: "best", number - 1: "worst", (number - 1) / 2: "median"}
+            rank = (len(order) - 1) // 2 if number == 1 else round(case * (len(order) - 1) / (number - 1))
             mine.append(
                 {
                     "rank": rank + 1,
-                    "id": self.dataset.sequence_id(sequence),
-                    "why": named.get(case, "between"),
+                    "id": self.dataset.sequence_id(index[order[rank]]),
+                    "why": names[number][case] if number in names else f"rank {rank + 1} of {len(order)}",
                     "crps": float(crps[order[rank]]),
-                    "pictures": self._draw(sequence),
+                    "pictures": self._draw(index[order[rank]]),
                 }
             )
         return sorted(gather_object(mine), key=lambda case: case["rank"])
@@ -227,9 +254,12 @@ class Evaluator:
             files = draw_case(self.folder, name, observed, future, forecasts, self.dataset.source)
         return [path.name for path in files]
 
-    def _new_scores(self, name: str) -> Scores:
-        source = self.dataset.source
-        return Scores(source.scale, source.thresholds, self.model.frames_out, self.members[name])
+    def _new_scores(self, name: str) -> ScoreGroup:
+        source, leads = self.dataset.source, self.model.frames_out
+        scores = Scores(source.scale, source.thresholds, leads, self.members[name])
+        if self.perception is not None:
+            scores.parts["perception"] = PerceptualDistance(leads, self.perception)
+        return scores
 
 
 def forecast_all(
@@ -261,7 +291,12 @@ def forecast_all(
         forecasts = {name: trend.clamp(0, 1)[:, None]}
     if dress is not None:
         forecasts["dressed"] = dress(trend)
-    for baseline in BASELINES:
+    for baseline in (name for name in BASELINES if name not in forecasts):
         simple = build_backbone(baseline, model.frame_shape, model.frames_in, model.frames_out)
         forecasts[baseline] = simple.forecast(observed.float())
     return forecasts
+
+
+def event_of(dataset: Dataset, index: int) -> str:
+    """The event that a sequence belongs to, whose sequences resemble each other; its own name if there is none."""
+    return dataset.event_of(index) if hasattr(dataset, "event_of") else dataset.sequence_id(index)

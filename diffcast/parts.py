@@ -5,6 +5,7 @@ import logging
 import math
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from utils.files import replacing, writable_folder
 
 LOG = logging.getLogger(__name__)
 IDENTITY = "evaluation.json"
+RESULTS = ("metrics.json", "lead_time.csv", "report.html")  # beside the parts
+DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 MOST_PARTS = 64  # where the work allows it, so that several processes share it evenly,
 MOST_BATCHES = 16  # and the batches of one part at most, so that little is lost
 
@@ -34,6 +37,7 @@ class Part:
 
     index: list[int]  # of the n sequences in the data set
     ids: list[str]
+    events: list[str]  # that they belong to
     states: dict[str, dict[str, Tensor]]  # forecast -> sums by name, as `Score.state`
     terms: dict[str, dict[str, Tensor]]  # forecast -> terms (n, ...) by name, as `Score.update` returns them
 
@@ -41,31 +45,52 @@ class Part:
 class Parts:
     """The parts of one evaluation, as `part-<number>.npz` in a folder of their own.
 
-    A file holds `index` (n,), `id` (n,), `<forecast>:<name>` (n, ...), terms of each sequence in single precision, and
-    `sum:<forecast>:<name>`, the exact sums of the part.
+    A file holds `index`, `id` and `event` (n,), `<forecast>:<name>` (n, ...), terms of each sequence in single
+    precision, and `sum:<forecast>:<name>`, the exact sums of the part.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def prepare(self, identity: dict, finished: bool) -> None:
-        """Keep the parts of an interrupted evaluation of the same identity (JSON-ready); otherwise start anew."""
+    def prepare(self, identity: dict) -> None:
+        """Keep the parts of an evaluation of the same identity (JSON-ready); otherwise delete it with its results.
+
+        Raises `InputError` if the folder cannot be written.
+        """
         path = self.folder / IDENTITY
         text = json.dumps(identity, indent=1, sort_keys=True)
-        if finished or not path.is_file() or path.read_text(errors="replace") != text:
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
-            writable_folder(self.folder, "the scores of the sequences")
-            with replacing(path) as temporary:
-                temporary.write_text(text)
+        try:
+            if not path.is_file() or path.read_text(errors="replace") != text:
+                if self.folder.exists():
+                    shutil.rmtree(self.folder)
+                for old in [*self.folder.parent.glob("case_*"), *(self.folder.parent / name for name in RESULTS)]:
+                    old.unlink(missing_ok=True)
+                writable_folder(self.folder, "the scores of the sequences")
+                with replacing(path) as temporary:
+                    temporary.write_text(text)
+            for leftover in self.folder.glob(".part-*"):
+                leftover.unlink()
+        except OSError as error:
+            raise InputError(f"cannot prepare {self.folder}: {error.strerror or error}.") from None
 
     def done(self, number: int) -> bool:
-        """Whether a part is on disk."""
-        return self._path(number).is_file()
+        """Whether a part is on disk, and whole."""
+        path = self._path(number)
+        if not path.is_file():
+            return False
+        try:
+            with zipfile.ZipFile(path) as file:
+                whole = file.testzip() is None
+        except DAMAGED:
+            whole = False
+        if not whole:
+            LOG.warning("%s is damaged; its sequences are scored again", path)
+        return whole
 
     def save(self, number: int, part: Part) -> None:
         """Write a part, whole or not at all."""
         arrays = {"index": np.asarray(part.index, dtype=np.int64), "id": np.asarray(part.ids, dtype=np.str_)}
+        arrays["event"] = np.asarray(part.events, dtype=np.str_)
         for forecast, terms in part.terms.items():
             arrays |= {f"{forecast}:{name}": _compact(values) for name, values in terms.items()}
         for forecast, state in part.states.items():
@@ -83,7 +108,7 @@ class Parts:
             raise InputError(
                 f"{path} is missing: all processes of an evaluation must see the same {self.folder}."
             ) from None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise InputError(f"{path} is damaged ({error}); delete it and evaluate again.") from None
 
     def total(self, number: int, forecast: str) -> dict[str, Tensor]:
@@ -97,12 +122,13 @@ class Parts:
         return total
 
     def crps(self, number: int, forecast: str) -> tuple[list[int], np.ndarray]:
-        """Index and CRPS of every sequence of the first `number` parts."""
+        """Index and CRPS of every sequence of the first `number` parts; NaN for one without a valid pixel."""
         crps, pixels = f"{forecast}:ensemble/crps", f"{forecast}:ensemble/pixels"
         index, values = [], []
         for arrays in self._each(number, "index", crps, pixels):
             index += arrays["index"].tolist()
-            values.append(arrays[crps].sum(axis=1) / np.maximum(arrays[pixels].sum(axis=1), 1))
+            with np.errstate(invalid="ignore"):
+                values.append(arrays[crps].sum(axis=1) / arrays[pixels].sum(axis=1))
         return index, np.concatenate(values)
 
     def _each(self, number: int, *wanted: str) -> Iterator[dict[str, np.ndarray]]:

@@ -1,6 +1,8 @@
 """What an evaluation leaves behind besides pictures: a table, curves over lead times, JSON."""
 
 import csv
+import json
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,8 @@ from torch.utils.data import Dataset
 from utils.files import replacing
 from utils.log import format_table
 
-TABLE = ["csi", "csi_pool4", "csi_pool16", "pod", "far", "hss", "mse", "mae", "ssim", "crps"]
+LOG = logging.getLogger(__name__)
+TABLE = ["csi", "csi_pool4", "csi_pool16", "pod", "far", "hss", "mse", "mae", "ssim", "lpips", "crps"]
 
 
 def describe_source(dataset: Dataset, model: nn.Module) -> dict:
@@ -32,8 +35,10 @@ def describe_source(dataset: Dataset, model: nn.Module) -> dict:
 
 def score_table(scores: dict[str, dict]) -> str:
     """The most asked-for scores, a row per forecast."""
-    rows = [[label, *(_number(values.get(score)) for score in TABLE)] for label, values in _fields(scores)]
-    return format_table(["", *TABLE], rows)
+    fields = list(_fields(scores))
+    columns = [score for score in TABLE if any(score in values for _, values in fields)]
+    rows = [[label, *(_number(values.get(score)) for score in columns)] for label, values in fields]
+    return format_table(["", *columns], rows)
 
 
 def _number(value: float | None) -> str:
@@ -73,6 +78,19 @@ def _curves(values: dict, thresholds: list[float]) -> dict[str, list[float]]:
             name = key.removesuffix("_per_threshold_lead")
             curves |= {f"{name}_{k:g}": of_one for k, of_one in zip(thresholds, value, strict=True)}
     return curves
+
+
+def write_metrics(path: Path, report: dict) -> None:
+    """Write the report of an evaluation as JSON."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n")
+
+
+def warn_of_gaps(scores: dict[str, dict]) -> None:
+    """Tell of forecasts that are not a number where the target is known: such pixels are scored in no forecast."""
+    for name, values in scores.items():
+        if missing := values.get("missing_forecast_pixels", 0):
+            LOG.warning("%s is NaN in %d pixels where the target is known; its scores leave them out", name, missing)
 
 
 def without_nan(value):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def provenance() -> dict[str, str | None]:
-    """Command, commit of this project (None outside a checkout; `+` marks uncommitted changes), date and versions."""
+    """Command, commit of this project (None outside a checkout), date and versions."""
     return {
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit(),
@@ -25,14 +25,20 @@ def provenance() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """Hash of the checked-out commit of this project."""
-    checkout = [f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}"]
-    describe = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
-    try:
-        found = subprocess.run(["git", *checkout, *describe], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+    """Hash of the checked-out commit of this project; `+` and a hash of the changes since, if there are any."""
+    head, changes = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
+    if not head:
         return None
-    return found.stdout.strip() or None
+    return head.strip() + (f"+{hashlib.sha256(changes.encode()).hexdigest()[:8]}" if changes else "")
+
+
+def _git(*command: str) -> str | None:
+    checkout = [f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}"]
+    try:
+        found = subprocess.run(["git", *checkout, *command], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return None
+    return found.stdout if found.returncode == 0 else None
 
 
 def sha256(path: Path) -> str:

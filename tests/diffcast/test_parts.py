@@ -14,13 +14,19 @@ def part(number):
     pixels = torch.full((2, 2), 2)
     terms = {"ensemble/crps": crps, "ensemble/pixels": pixels}
     state = {name: values.sum(dim=0) for name, values in terms.items()}
-    return Part([number, number + 10], [f"a{number}", f"b{number}"], {"model": state}, {"model": terms})
+    return Part(
+        [number, number + 10],
+        [f"a{number}+0", f"b{number}+5"],
+        [f"a{number}", f"b{number}"],
+        {"model": state},
+        {"model": terms},
+    )
 
 
 @pytest.fixture
 def parts(tmp_path):
     parts = Parts(tmp_path / "sequences")
-    parts.prepare({"seed": 0}, finished=False)
+    parts.prepare({"seed": 0})
     for number in (0, 1, 2):
         parts.save(number, part(number))
     return parts
@@ -43,19 +49,40 @@ def test_states_add_up_and_sequences_keep_their_terms(parts):
     np.testing.assert_allclose(crps, np.array([0, 1, 1, 2, 2, 3]) / 4)
 
 
-@pytest.mark.parametrize(
-    ("identity", "finished", "kept"),
-    [({"seed": 0}, False, True), ({"seed": 1}, False, False), ({"seed": 0}, True, False)],
-    ids=["interrupted", "of another evaluation", "finished"],
-)
-def test_only_an_interrupted_evaluation_goes_on(parts, identity, finished, kept):
-    parts.prepare(identity, finished)
+@pytest.mark.parametrize(("seed", "kept"), [(0, True), (1, False)], ids=["the same", "another"])
+def test_only_the_same_evaluation_goes_on(parts, seed, kept):
+    results = [parts.folder.parent / name for name in ("metrics.json", "report.html", "case_a.gif")]
+    for path in (*results, parts.folder / ".part-00007.123.npz"):
+        path.touch()
+    parts.prepare({"seed": seed})
     assert [parts.done(number) for number in range(4)] == [kept] * 3 + [False]
+    assert [path.exists() for path in results] == [kept] * 3
+    assert not list(parts.folder.glob(".part-*"))
 
 
-def test_a_damaged_part_is_named(parts):
+def test_a_folder_that_cannot_be_prepared_is_named(tmp_path):
+    (tmp_path / "sequences").touch()
+    with pytest.raises(InputError, match=r"cannot prepare .*sequences: "):
+        Parts(tmp_path / "sequences").prepare({})
+
+
+def test_a_sequence_without_a_valid_pixel_has_no_crps(parts):
+    dry = part(3)
+    dry.terms["model"]["ensemble/pixels"][1] = 0
+    dry.terms["model"]["ensemble/crps"][1] = 0
+    parts.save(3, dry)
+    assert np.isnan(parts.crps(4, "model")[1]).tolist() == [False] * 7 + [True]
+
+
+def test_a_damaged_part_is_done_again_or_named(parts, caplog):
     path = parts.folder / "part-00001.npz"
-    path.write_bytes(path.read_bytes()[:-30])
+    content = bytearray(path.read_bytes())
+    for position in range(len(content) // 3, len(content) // 3 + 40):
+        content[position] ^= 255
+    path.write_bytes(content)
+    assert not parts.done(1)
+    assert "part-00001.npz is damaged" in caplog.text
+    path.write_bytes(content[:-30])
     with pytest.raises(InputError, match=r"part-00001.npz is damaged .*; delete it"):
         parts.total(3, "model")
     path.unlink()
