@@ -28,7 +28,7 @@ class WinogradConv:
         self.bias = conv.bias
         outputs, kernel, patch = (matrix.to(conv.weight) for matrix in toom_cook())
         self.rows, self.columns = patches(patch, height), patches(patch, width)
-        self.outputs = torch.kron(outputs, outputs)
+        self.outputs = outputs
         weight = torch.kron(kernel, kernel) @ rearrange(conv.weight, "o i a b -> (a b) (i o)")
         self.kernel = weight.unflatten(1, (conv.in_channels, -1))  # (36, C_in, C_out)
 
@@ -41,10 +41,11 @@ class WinogradConv:
     def __call__(self, *operands: Tensor) -> Tensor:
         """Maps `(B, C_out, H, W)` from operands that stand for the concatenation of their maps' channels."""
         products, self.kernel = Product.apply(torch.cat(operands, dim=-1), self.kernel)
-        tiles = self.outputs @ products.flatten(1)
+        tall = self.outputs @ products.view(PATCH, -1)
+        tiles = self.outputs @ tall.view(TILE, PATCH, -1)
         height, width = self.size
         y, x = len(self.rows) // PATCH, len(self.columns) // PATCH
-        maps = rearrange(tiles, "(i j) (b y x c) -> b (y i) (x j) c", i=TILE, y=y, x=x, c=len(self.bias))
+        maps = rearrange(tiles, "i j (b y x c) -> b (y i) (x j) c", y=y, x=x, c=len(self.bias))
         return rearrange(maps[:, :height, :width] + self.bias, "b h w c -> b c h w")
 
 
