@@ -33,6 +33,7 @@ from utils.metrics import PerceptualDistance, ScoreGroup, Scores, load_lpips
 from utils.report import write_report
 
 LOG = logging.getLogger(__name__)
+FORMAT = 1  # of the parts
 BASELINES = ("advection", "persistence")
 OF_DIFFUSION = ("sampler", "sampling_steps", "precision", "compile")
 MACHINE = ("num_workers", "device", "processes")  # what does the work, and changes nothing
@@ -156,6 +157,7 @@ class Evaluator:
         settings = {key: value for key, value in about.get("settings", {}).items() if key not in HARMLESS}
         ids = "\n".join(self.dataset.sequence_id(index) for index in self.chosen)
         return {
+            "format": FORMAT,
             "forecaster": self.name,
             "checkpoint": about.get("checkpoint"),
             "commit": about.get("about", {}).get("commit"),

@@ -5,7 +5,6 @@ import logging
 import math
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.files import replacing, writable_folder
+from utils.report.evaluation import DAMAGE
 
 LOG = logging.getLogger(__name__)
 IDENTITY = "evaluation.json"
 RESULTS = ("metrics.json", "lead_time.csv", "report.html")  # beside the parts
-DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 MOST_PARTS = 64  # where the work allows it, so that several processes share it evenly,
 MOST_BATCHES = 16  # and the batches of one part at most, so that little is lost
 
@@ -81,7 +80,7 @@ class Parts:
         try:
             with zipfile.ZipFile(path) as file:
                 whole = file.testzip() is None
-        except DAMAGED:
+        except DAMAGE:
             whole = False
         if not whole:
             LOG.warning("%s is damaged; its sequences are scored again", path)
@@ -108,7 +107,7 @@ class Parts:
             raise InputError(
                 f"{path} is missing: all processes of an evaluation must see the same {self.folder}."
             ) from None
-        except DAMAGED as error:
+        except DAMAGE as error:
             raise InputError(f"{path} is damaged ({error}); delete it and evaluate again.") from None
 
     def total(self, number: int, forecast: str) -> dict[str, Tensor]:

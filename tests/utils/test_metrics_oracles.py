@@ -119,7 +119,11 @@ def test_fractions_are_uniform_filters(window):
         assert_allclose(skill.compute()["fss_per_threshold_scale"][k], [expected], atol=1e-9)
 
 
-@pytest.mark.skipif("DIFFCAST_SEVIR_DEMOS" not in os.environ, reason="DIFFCAST_SEVIR_DEMOS names no folder")
+@pytest.mark.skipif(
+    "DIFFCAST_SEVIR_DEMOS" not in os.environ,
+    reason="set DIFFCAST_SEVIR_DEMOS to a folder with demo_0 and demo_1 (inputs/*.png, targets/*.png: grey, a byte per "
+    "pixel), official_forecasts.npz and reference_scores.npz of DiffCast's own evaluation",
+)
 @pytest.mark.parametrize("name", ["persistence", "phydnet", "diffcast"])
 def test_official_forecasts_of_real_sequences(name):
     folder = Path(os.environ["DIFFCAST_SEVIR_DEMOS"])

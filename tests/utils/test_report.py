@@ -1,3 +1,5 @@
+"""The page about one evaluation."""
+
 import json
 import re
 import shutil
@@ -6,14 +8,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from utils.errors import InputError
-from utils.metrics import Scores
-from utils.report import bootstrap, write_comparison, write_report
+from utils.report import write_report
 from utils.report.__main__ import main
-from utils.report.bootstrap import common_ids, differences, event_of, replicated_scores, resampling_weights
+from utils.report.charts import ensemble_curves, lead_curves
 from utils.report.evaluation import Entry, load_evaluation
 
 THRESHOLDS, LEADS, MEMBERS, SCALES, BINS = (16, 74), 4, 3, 3, 8
@@ -196,176 +196,126 @@ def test_best_score_of_a_column_is_marked(tmp_path):
     assert re.findall(r'<strong title="best">([^<]*)', text) == ["0.3100", "0.2000", "0.900"]
 
 
-@pytest.mark.parametrize(
-    ("dataset", "frames_out", "shown"), [("sevir", 20, True), ("sevir", 12, False), ("cikm", 20, False)]
-)
-def test_published_scores_stand_beside_ours_in_their_setting_only(tmp_path, dataset, frames_out, shown):
-    source = SOURCE | {"frames_out": frames_out}
-    folder = write_metrics(tmp_path, {"a": {"csi": 0.3}}, source=source, settings={"dataset": dataset})
-    page = page_of(folder)
-    assert ("0.3077" in page.text) == ("CVPR 2024" in page.text) == ("not as a ranking" in page.text) == shown
+def test_equal_scores_have_no_best(tmp_path):
+    scores = {"a": {"csi": 0.31, "far": 0.40004}, "b": {"csi": 0.3, "far": 0.4}}
+    text = write_report(write_metrics(tmp_path, scores)).read_text()
+    assert re.findall(r'<strong title="best">([^<]*)', text) == ["0.3100"]
 
 
-# Comparison: runs whose terms come from real scores
+def test_a_threshold_that_nothing_reaches_has_no_csi(tmp_path):
+    table = {
+        "hits": [[5] * LEADS, [0] * LEADS],
+        "misses": [[1] * LEADS, [0] * LEADS],
+        "false_alarms": [[0] * LEADS] * 2,
+    }
+    scores = {"csi": 0.4, "csi_per_threshold": [5 / 6, 0.0], "csi_empty_cells": LEADS, "counts": table}
+    text = write_report(write_metrics(tmp_path, {"a": scores})).read_text()
+    assert "<td>0.8333</td><td>\N{EN DASH}</td>" in text
+    assert f"Of {2 * LEADS} cells" in text
+    assert f"count as CSI 0: a {LEADS}." in text
 
 
-def ensemble(seed, noise, sequences=200, members=MEMBERS, size=6):
-    """Forecasts (B, M, T, C, H, W) of targets that depend on the number of sequences alone, and these targets."""
-    target = torch.rand(sequences, LEADS, 1, size, size, generator=torch.Generator().manual_seed(1)) ** 2
-    error = torch.randn(sequences, members, *target.shape[1:], generator=torch.Generator().manual_seed(seed))
-    return (target[:, None] + noise * error).clamp(0, 1), target
+def test_perfect_frames_make_psnr_infinite(tmp_path):
+    scores = {"a": {"psnr": None, "perfect_frames": 3}, "b": {"psnr": 31.5, "perfect_frames": 0}}
+    text = write_report(write_metrics(tmp_path, scores)).read_text()
+    assert "<td>∞ (3 perfect frames)</td>" in text
+    assert "<td>31.50</td>" in text
 
 
-def write_run(folder, forecast, target, parts=2, seed=0):
-    """An evaluation folder with its sequences scattered over parts."""
-    (folder / "sequences").mkdir(parents=True)
-    scores = Scores(255.0, THRESHOLDS, LEADS, forecast.shape[1])
-    terms = scores.update(forecast, target)
-    order = np.random.default_rng(seed).permutation(len(target))
-    for number, chosen in enumerate(np.array_split(order, parts)):
-        arrays = {f"diffcast:{name}": values[chosen].numpy() for name, values in terms.items()}
-        names = np.array([f"S{i:04d}" for i in chosen])
-        np.savez(folder / f"sequences/part-{number:05d}.npz", id=names, index=chosen, **arrays)
-    values = json.loads(json.dumps(scores.compute()).replace("NaN", "null").replace("Infinity", "null"))
-    return write_metrics(folder, {"diffcast": values}, sequences=len(target), evaluation={"members": forecast.shape[1]})
+def test_undefined_baselines_are_counted_beside_the_best(tmp_path):
+    values = {"ours": 0.3, "trend": None, "advection": 0.2, "persistence": None}
+    page = page_of(write_metrics(tmp_path, {name: {"csi_pool16": value} for name, value in values.items()}))
+    assert "best baseline 0.2000 (advection), undefined for 2 of 3 baselines" in page.text
 
 
-@pytest.fixture
-def runs(tmp_path):
-    """Two runs, the second one noisier."""
-    return [write_run(tmp_path / name, *ensemble(i, 0.1 + 0.01 * i), seed=i) for i, name in enumerate("ab")]
+def test_forecasts_with_gaps_are_warned_of(evaluation):
+    assert "warning" not in write_report(evaluation).read_text().split("</style>")[1]
+    rewrite(evaluation, lambda metrics: metrics["scores"]["persistence"].update(missing_forecast_pixels=1234))
+    assert "persistence is NaN at 1,234 observed pixels" in page_of(evaluation).text
 
 
-def entries_of(folders):
-    return [Entry(folder.name, load_evaluation(folder), "diffcast") for folder in folders]
+def test_negative_skill_stays_in_the_chart(evaluation):
+    rewrite(
+        evaluation, lambda metrics: metrics["scores"]["persistence"]["hss_per_threshold_lead"][1].__setitem__(0, -0.4)
+    )
+    loaded = load_evaluation(evaluation)
+    panels = lead_curves([Entry(name, loaded, name) for name in loaded.scores], "hss", "HSS")
+    assert all(panel.y_range[0] < -0.4 for panel in panels)
 
 
-def test_a_replicate_scores_the_sequences_it_drew(runs):
-    entry = entries_of(runs)[0]
-    ids = common_ids([entry.evaluation])
-    weights = resampling_weights(ids, 3, seed=4)
-    found = replicated_scores(entry, ids, weights)
-    forecast, target = ensemble(0, 0.1)
-    for row, weight in enumerate(weights):
-        drawn = np.repeat(np.arange(len(ids)), weight)
-        scores = Scores(255.0, THRESHOLDS, LEADS, MEMBERS)
-        scores.update(forecast[drawn], target[drawn])
-        expected = scores.compute()
-        expected |= {f"csi_{k}": expected["csi_per_threshold"][i] for i, k in enumerate(THRESHOLDS)}
-        assert {key: values[row] for key, values in found.items()} == pytest.approx(
-            {key: expected[key] for key in found}, rel=1e-9, nan_ok=True
-        )
-
-
-def test_interval_of_a_mean_agrees_with_the_normal_approximation(runs):
-    (found,), _ = differences(entries_of(runs), replicates=1000)
-    crps = []
-    for i in range(2):
-        forecast, target = ensemble(i, 0.1 + 0.01 * i)
-        forecast, target = forecast.double().numpy(), target.double().numpy()
-        error = np.abs(forecast - target[:, None]).mean((1, 2, 3, 4, 5))
-        gaps = np.abs(forecast[:, :, None] - forecast[:, None]).mean((1, 2, 3, 4, 5, 6))
-        crps.append(error - gaps / 2)
-    gap = crps[1] - crps[0]
-    half = 1.96 * gap.std() / np.sqrt(len(gap))
-    assert found["crps"].value == pytest.approx(gap.mean(), rel=1e-6)
-    assert found["crps"].low == pytest.approx(gap.mean() - half, abs=0.1 * half)
-    assert found["crps"].high == pytest.approx(gap.mean() + half, abs=0.1 * half)
-
-
-def test_sequences_of_an_event_are_drawn_together():
-    events = [event_of(name) for name in ("S1+0", "S2+0", "S1+12", "alone", "S2+5")]
-    weights = resampling_weights(events, 50, seed=0)
-    assert (weights[0] == 1).all()
-    assert (weights[:, 0] == weights[:, 2]).all()
-    assert (weights[:, 1] == weights[:, 4]).all()
-    assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()
-    assert weights[:, [0, 1, 3]].std(axis=0).min() > 0
-
-
-def test_pairing_narrows_the_interval_of_similar_runs(tmp_path):
-    forecast, target = ensemble(0, 0.1)
-    twins = [
-        write_run(tmp_path / "a", forecast, target),
-        write_run(tmp_path / "b", forecast * 0.999, target, 3, seed=1),
-    ]
-    entries = entries_of(twins)
-    (found,), _ = differences(entries, replicates=200)
-    ids = common_ids([entries[0].evaluation])
-    alone = replicated_scores(entries[0], ids, resampling_weights(ids, 200, 0))["csi"]
-    assert found["csi"].high - found["csi"].low < 0.5 * np.ptp(np.quantile(alone[1:], [0.025, 0.975]))
-
-
-def test_comparison_has_a_verdict_per_score(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(bootstrap, "REPLICATES", 100)
-    out = write_comparison([*map(str, runs), f"{runs[0]}:diffcast"], tmp_path / "x.html", ["first", "noisy", "same"])
-    page = Page(out.read_text())
-    assert page.ids.count("differences") == 1
-    assert len(page.ids) == len(set(page.ids))
-    row = re.search(r'<th scope="row">CRPS ↓</th>(.*?)</tr>', out.read_text())[1]
-    noisy, same = re.findall(r'verdict (\w+)"', row)
-    assert (noisy, same) == ("worse", "unclear")
-    assert "SSIM ↑" not in re.search(r'<section id="differences">.*?</section>', out.read_text(), re.DOTALL)[0]
-
-
-def test_different_sequences_are_refused(tmp_path):
-    for name, count in {"a": 30, "b": 20}.items():
-        write_run(tmp_path / name, *ensemble(0, 0.1, sequences=count))
-    with pytest.raises(InputError, match=r"a scores 30 sequences and .*b 20, of which 20 are common"):
-        write_comparison([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "x.html")
-
-
-def test_different_sources_are_refused(runs, tmp_path):
-    rewrite(runs[1], lambda metrics: metrics["source"].update(interval=10.0))
-    with pytest.raises(InputError, match=r"interval is 5\.0 in the one and 10\.0 in the other"):
-        write_comparison([*map(str, runs)], tmp_path / "x.html")
-
-
-def damage(folder, what):
-    part = folder / "sequences/part-00000.npz"
-    if what == "no folder":
-        shutil.rmtree(folder)
-    elif what == "no metrics":
-        (folder / "metrics.json").unlink()
-    elif what == "broken JSON":
-        (folder / "metrics.json").write_text('{"scores": ')
-    elif what == "no source":
-        rewrite(folder, lambda metrics: metrics.pop("source"))
-    elif what == "no parts":
-        shutil.rmtree(folder / "sequences")
-    elif what == "missing part":
-        part.unlink()
-    elif what == "broken part":
-        part.write_bytes(part.read_bytes()[:100])
-    elif what == "pickled part":
-        np.savez(part, id=np.array([{}], dtype=object))
-    elif what == "no terms":
-        np.savez(part, id=np.load(part)["id"])
+def test_the_drawn_spread_is_that_which_equals_skill_if_reliable(evaluation):
+    entry = Entry("ours", load_evaluation(evaluation), "diffcast")
+    _, spread, _ = ensemble_curves([entry])
+    corrected = np.sqrt((MEMBERS + 1) / MEMBERS) * entry.array("spread_per_lead")
+    assert np.allclose(spread.curves[-1].y, corrected)
+    assert "corrected" in spread.title
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("change", "shown"),
     [
-        ("no folder", "is not a folder"),
-        ("no metrics", "has no metrics.json; evaluate"),
-        ("broken JSON", "is not valid JSON"),
-        ("no source", 'lacks "scores" or "source"'),
-        ("no parts", "has no sequences/part-"),
-        ("missing part", "hold 100 sequences, but metrics.json was computed from 200"),
-        ("broken part", "cannot be read"),
-        ("pickled part", "cannot be read"),
-        ("no terms", "does not hold diffcast:categorical/"),
+        ({}, True),
+        ({"frames_out": 12}, False),
+        ({"dataset": "cikm"}, False),
+        ({"split": "benchmark"}, False),
+        ({"stride": 10}, False),
+        ({"eval_sequences": 100}, False),
     ],
 )
-def test_bad_input_is_one_sentence_and_status_2(runs, tmp_path, capsys, what, message):
-    damage(runs[1], what)
-    with pytest.raises(SystemExit) as stopped:
-        main([*map(str, runs), "--out", str(tmp_path / "x.html")])
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert message in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "x.html").exists()
+def test_published_scores_stand_beside_ours_in_their_setting_only(tmp_path, change, shown):
+    source = SOURCE | {"frames_out": change.get("frames_out", 20)}
+    settings = {"dataset": "sevir", "split": "official", "stride": None, "eval_sequences": None} | change
+    page = page_of(write_metrics(tmp_path, {"a": {"csi": 0.3}}, source=source, settings=settings))
+    assert ("0.3077" in page.text) == ("CVPR 2024" in page.text) == ("not as a ranking" in page.text) == shown
+    assert ("reduced test set" in page.text) == shown
+
+
+def test_an_animation_makes_its_still_superfluous(evaluation):
+    for name in ("case.png", "only.png", "case_ensemble.png"):
+        Image.new("L", (8, 8)).save(evaluation / name)
+    shutil.copy(evaluation / "case.gif", evaluation / "case_ensemble.gif")
+    pictures = ["case.png", "case.gif", "only.png", "case_ensemble.png", "case_ensemble.gif"]
+    rewrite(evaluation, lambda metrics: metrics["cases"][0].update(pictures=pictures))
+    shown = re.findall(r'alt="S1, ([^"]*)"', write_report(evaluation).read_text())
+    assert shown == ["case.gif", "only.png", "case_ensemble.gif"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("scores", {"a": 1}, '"scores" of "a" that are no table'),
+        ("scores", [], 'lacks "scores"'),
+        ("scores/diffcast/csi", "high", '"diffcast: csi" that is not of numbers'),
+        ("scores/diffcast/csi", [0.1], r'"diffcast: csi" of shape \(1\), not \(\)'),
+        ("scores/diffcast/csi_per_threshold", [0.1], r"of shape \(1\), not \(2\)"),
+        ("scores/diffcast/crps_per_lead", [[1], [1, 2]], "not of numbers"),
+        ("scores/diffcast/rank_histogram", [1], "of shape"),
+        ("scores/diffcast/roc_pod", [[1, 2], 3], "not of numbers"),
+        ("scores/diffcast/ensemble_mean", 1, '"diffcast: ensemble_mean" that is no table'),
+        ("scores/diffcast/counts", {"hits": 1}, "of shape"),
+        ("scores/diffcast/fss_scales", [0, 0, 0], "not above 0"),
+        ("source/frames_out", 19, r"_per_threshold_lead\" of shape \(2, 4\), not \(2, 19\)"),
+        ("source/frames_out", "4", '"frames_out" is no number above 0'),
+        ("source/interval", None, '"interval" is None'),
+        ("source/thresholds", [74, 16], '"thresholds" do not ascend'),
+        ("source/frame_shape", 128, '"frame_shape" is not'),
+        ("about", "x", '"about" that is no table'),
+        ("evaluation/members", "many", '"members" is no number above 0'),
+        ("sequences", "all", '"sequences" that is no number above 0'),
+        ("cases", [1], '"cases" one of which is no table'),
+        ("cases", [{"pictures": [1]}], '"pictures" are no file names'),
+    ],
+)
+def test_altered_results_are_refused_in_one_sentence(evaluation, path, value, message):
+    def alter(metrics):
+        *parents, last = path.split("/")
+        for key in parents:
+            metrics = metrics[key]
+        metrics[last] = value
+
+    rewrite(evaluation, alter)
+    with pytest.raises(InputError, match=rf"metrics\.json .*{message}.*; evaluate that run again\.$"):
+        write_report(evaluation)
 
 
 def test_a_run_folder_stands_for_its_only_evaluation(evaluation):
@@ -374,15 +324,6 @@ def test_a_run_folder_stands_for_its_only_evaluation(evaluation):
     shutil.copytree(evaluation, evaluation.with_name("evaluation_2"))
     with pytest.raises(InputError, match=r"2 evaluations \(evaluation_1, evaluation_2\); name one"):
         write_report(evaluation.parent)
-
-
-def test_names_must_fit(runs, tmp_path):
-    with pytest.raises(InputError, match="--names gives 1 names for 2 runs"):
-        write_comparison([*map(str, runs)], tmp_path / "x.html", ["a"])
-    with pytest.raises(InputError, match="give each a name of its own"):
-        write_comparison([str(runs[0])] * 2, tmp_path / "x.html")
-    with pytest.raises(InputError, match='no forecast "trend"; it has diffcast'):
-        write_comparison([str(runs[0]), f"{runs[0]}:trend"], tmp_path / "x.html")
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on PATH")

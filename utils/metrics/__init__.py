@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from utils.metrics.categorical import CategoricalScores
@@ -43,6 +44,11 @@ class Scores(ScoreGroup):
     `EnsembleScores`; curves over lead times are the lists called `<score>_per_lead`. With more than one member,
     `ExceedanceScores` and `RankHistogram` come in, the scores of single fields pool the members, and the keys
     `ensemble_mean` and `pm_mean` hold dicts of these scores for the ensemble mean and the probability-matched mean.
+
+    A pixel that is NaN in a member counts in no score, so that a forecaster could gain by leaving out what is hard:
+    `missing_forecast_pixels` counts such pixels that were observed. Scores are comparable only where it is 0.
+
+    State, beside that of the scores: `missing_forecast`, the number of these pixels, int64 `(T,)`.
     """
 
     def __init__(
@@ -70,6 +76,29 @@ class Scores(ScoreGroup):
                 name = "pm_mean" if field is probability_matched_mean else "ensemble_mean"
                 parts[name] = _FieldScores(leads, field_scores(1), name, field)
         super().__init__(leads, parts)
+        self.missing_forecast = torch.zeros(leads, dtype=torch.int64)
+
+    def compute(self) -> dict:
+        """Return the scores of all parts in one dict."""
+        return super().compute() | {"missing_forecast_pixels": int(self.missing_forecast.sum())}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums of all parts, and the number of pixels left out."""
+        return super().state() | {"missing_forecast": self.missing_forecast}
+
+    def _masked_terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return super()._masked_terms(forecast, target) | {"missing_forecast": _missing_forecast(forecast, target)}
+
+    def _replace(self, state: Mapping[str, Tensor]) -> None:
+        super()._replace(state)
+        self.missing_forecast = state["missing_forecast"]
+
+
+def _missing_forecast(forecast: Tensor, target: Tensor) -> Tensor:
+    """Number `(B, T)` of the pixels that are NaN in a member of `(B, M, T, C, H, W)`, but known in the target."""
+    if not torch.isnan(forecast.sum()):  # several times faster than looking at every pixel
+        return torch.zeros(target.shape[:2], dtype=torch.int64, device=target.device)
+    return (forecast.isnan().any(dim=1) & ~target.isnan()).sum(dim=(2, 3, 4))
 
 
 class _FieldScores(ScoreGroup):

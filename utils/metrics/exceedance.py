@@ -53,24 +53,41 @@ class ExceedanceScores(Score):
         return {"table": rearrange(tables, "k b t (m o) -> b k t m o", o=2)}
 
     def compute(self) -> dict:
-        """Return the scores over all lead times, per threshold."""
-        table = self._sums["table"].sum(dim=1).double()  # K, M + 1, 2
+        """Return the scores over all lead times, per threshold; Brier score and area also by lead time."""
+        by_lead = self._sums["table"].double()  # K, T, M + 1, 2
+        table = by_lead.sum(dim=1)
         pixels = table.sum(dim=-1)
-        number = torch.arange(self.members + 1, dtype=torch.float64, device=table.device)
-        probability = number / self.members
-        error = torch.stack([probability, probability - 1], dim=-1).square()
-        brier = (table * error).sum(dim=(1, 2)) / pixels.sum(dim=1)
-        bias = (pixels * probability * (1 - probability)).sum(dim=1) / pixels.sum(dim=1) / (self.members - 1)
-        warned = table.flip(1).cumsum(dim=1)  # by at least M, M - 1, .. 0 members
-        warned = torch.cat([torch.zeros_like(warned[:, :1]), warned], dim=1)
-        pofd, pod = (warned / warned[:, -1:]).unbind(-1)
+        brier, bias = self._brier(table)
+        pod, pofd = _roc(table)
         return {
-            "reliability_probability": probability.tolist(),
+            "reliability_probability": self._probability(table).tolist(),
             "reliability_observed_frequency": (table[..., 1] / pixels).tolist(),
             "reliability_count": pixels.long().tolist(),
             "brier": brier.tolist(),
             "brier_fair": (brier - bias).tolist(),
+            "brier_per_threshold_lead": self._brier(by_lead)[0].tolist(),
             "roc_pod": pod.tolist(),
             "roc_pofd": pofd.tolist(),
             "roc_area": torch.trapezoid(pod, pofd).tolist(),
+            "roc_area_per_threshold_lead": torch.trapezoid(*_roc(by_lead)).tolist(),
         }
+
+    def _probability(self, table: Tensor) -> Tensor:
+        return torch.arange(self.members + 1, dtype=table.dtype, device=table.device) / self.members
+
+    def _brier(self, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Brier scores `(...)` of tables `(..., M + 1, 2)`, and what of each is due to the number of members."""
+        probability = self._probability(table)
+        pixels = table.sum(dim=-1)
+        error = torch.stack([probability, probability - 1], dim=-1).square()
+        total = pixels.sum(dim=-1)
+        variance = (pixels * probability * (1 - probability)).sum(dim=-1) / total
+        return (table * error).sum(dim=(-2, -1)) / total, variance / (self.members - 1)
+
+
+def _roc(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities of detection and of false detection `(..., M + 2)` of tables `(..., M + 1, 2)`."""
+    warned = table.flip(-2).cumsum(dim=-2)  # by at least M, M - 1, .. 0 members
+    warned = torch.cat([torch.zeros_like(warned[..., :1, :]), warned], dim=-2)
+    pofd, pod = (warned / warned[..., -1:, :]).unbind(-1)
+    return pod, pofd

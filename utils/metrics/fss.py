@@ -21,8 +21,9 @@ class FractionsSkill(Score):
     ones count as no event. A window of even size reaches one pixel further up and left. 0 (no skill) to 1 (best),
     NaN where no event was forecast or observed.
 
-    `fss_per_threshold_scale` is the mean over members of the FSS of each; `fss_probability_per_threshold_scale`,
-    for M > 1, has the exceedance probability in place of the forecast's events (Schwartz et al. 2010).
+    `fss_per_threshold_scale` is the mean over members of the FSS of each, without those that, like the target, have no
+    event; `fss_probability_per_threshold_scale`, for M > 1, has the exceedance probability in place of the
+    forecast's events (Schwartz et al. 2010).
 
     State, float64: sums over pixels of squared numbers of events in the window, `target` `(K, S, T)`; `forecast` and
     its `product` with the target, `(K, S, T, M)`; for M > 1 also of the sum of the members, `probability` `(K, S, T)`.
@@ -75,7 +76,7 @@ class FractionsSkill(Score):
         members = {"": _skill(forecast.sum(2), target.sum(2)[..., None], product.sum(2))}
         members["_lead"] = _skill(forecast, target[..., None], product)
         scores = {"fss_scales": list(self.windows)}
-        scores |= {f"fss_per_threshold_scale{name}": value.mean(dim=-1).tolist() for name, value in members.items()}
+        scores |= {f"fss_per_threshold_scale{name}": value.nanmean(dim=-1).tolist() for name, value in members.items()}
         if self.members > 1:
             forecast = self._sums["probability"].sum(2) / self.members**2
             product = product.sum(dim=(2, 3)) / self.members

@@ -47,7 +47,7 @@ class Score(ABC):
             forecast, target = forecast.cpu(), target.cpu()
         sequences = max(1, BLOCK_VALUES // forecast.shape[1:].numel())
         blocks = zip(forecast.split(sequences), target.split(sequences), strict=True)
-        parts = [self.terms(*_prepare(*block)) for block in blocks]
+        parts = [self._masked_terms(*block) for block in blocks]
         terms = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         self._replace({name: sums.to(terms[name].device) + terms[name].sum(0) for name, sums in self.state().items()})
         return terms
@@ -78,6 +78,10 @@ class Score(ABC):
         theirs = other.state()
         self._check_state(theirs)
         self._replace({name: mine + theirs[name].to(mine.device) for name, mine in self.state().items()})
+
+    def _masked_terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The terms of fields as `update` got them."""
+        return self.terms(*_prepare(forecast, target))
 
     def _replace(self, state: Mapping[str, Tensor]) -> None:
         self._sums = dict(state)

@@ -45,7 +45,8 @@ def differences(
     Raises `InputError` unless all entries score the same sequences of the same source.
     """
     ids = common_ids([entry.evaluation for entry in entries])
-    weights = resampling_weights([event_of(name) for name in ids], replicates, seed)
+    events = entries[0].evaluation.events
+    weights = resampling_weights([events[name] for name in ids], replicates, seed)
     reference, *others = (replicated_scores(entry, ids, weights) for entry in entries)
     found = [{key: difference(other[key] - reference[key]) for key in reference} for other in others]
     return found, {key: float(replicas[0]) for key, replicas in reference.items()}
@@ -61,18 +62,13 @@ def common_ids(evaluations: Sequence[Evaluation]) -> list[str]:
                     f"{first.folder} and {other.folder} cannot be compared: {key} is {first.source.get(key)} in the "
                     f"one and {other.source.get(key)} in the other."
                 )
-        mine, theirs = set(first.sequence_ids), set(other.sequence_ids)
+        mine, theirs = set(first.events), set(other.events)
         if mine != theirs:
             raise InputError(
                 f"{first.folder} scores {len(mine)} sequences and {other.folder} {len(theirs)}, of which "
                 f"{len(mine & theirs)} are common; evaluate both on the same data and number of sequences."
             )
-    return sorted(first.sequence_ids)
-
-
-def event_of(sequence: str) -> str:
-    """The event in a sequence's name `<event>+<first frame>`; a name of another form is an event of its own."""
-    return sequence.rpartition("+")[0] or sequence
+    return sorted(first.events)
 
 
 def resampling_weights(events: Sequence[str], replicates: int, seed: int) -> np.ndarray:
@@ -92,10 +88,10 @@ def replicated_scores(entry: Entry, ids: Sequence[str], weights: np.ndarray) -> 
     for part_ids, terms in read_terms(entry.evaluation, entry.forecast, list(state)):
         part_weights = weights[:, [column[name] for name in part_ids]].astype(np.float64)
         for name, values in terms.items():
-            if values.shape[1:] != state[name].shape:
+            if values.shape != (len(part_ids), *state[name].shape):
                 raise InputError(
-                    f"the terms {entry.forecast}:{name} in {entry.evaluation.folder} are of shape {values.shape[1:]}, "
-                    f"not {tuple(state[name].shape)}; evaluate that run again."
+                    f"the terms {entry.forecast}:{name} in {entry.evaluation.folder} are of shape {values.shape}, "
+                    f"not {(len(part_ids), *state[name].shape)}; evaluate that run again."
                 )
             sums[name] += part_weights @ values.reshape(len(values), -1).astype(np.float64)
     replicas = []

@@ -8,6 +8,7 @@ from utils.report.evaluation import Entry
 from utils.report.svg import Chart, Curve
 
 SOLID, DASHED = "-", (0, (4, 2))
+SPREAD_TITLE = "Skill (solid), corrected spread (dashed)"
 Axis = tuple[float, float]
 
 
@@ -16,13 +17,14 @@ def lead_curves(entries: Sequence[Entry], score: str, label: str) -> list[Chart]
     key = f"{score}_per_threshold_lead"
     values = _with_ensemble_mean(entries, key)
     top = max((np.nanmax(curve) for _, _, curve in values), default=0)
+    bottom = min((np.nanmin(curve) for _, _, curve in values), default=0)  # HSS is negative where worse than chance
     lead, axis = _lead_times(entries), _lead_axis(entries)
     return [
         Chart(
             title=title,
             y_label=label,
             curves=[Curve(lead, curve[k], i, dash) for i, dash, curve in values],
-            y_range=(0, min(1.0, 1.08 * top + 0.01)),
+            y_range=(min(0.0, 1.08 * bottom), min(1.0, 1.08 * max(top, 0.0) + 0.01)),
             **axis,
         )
         for k, title in enumerate(threshold_titles(entries[0]) if values else [])
@@ -30,20 +32,28 @@ def lead_curves(entries: Sequence[Entry], score: str, label: str) -> list[Chart]
 
 
 def ensemble_curves(entries: Sequence[Entry]) -> list[Chart]:
-    """CRPS, spread with skill, and their ratio against lead time."""
+    """CRPS, spread with skill, and their ratio against lead time.
+
+    The spread is drawn times sqrt((M + 1) / M): with M members, that is what equals the skill if the ensemble is
+    reliable (Fortin et al. 2014).
+    """
     lead, axis = _lead_times(entries), _lead_axis(entries)
     crps = [Curve(lead, values, i) for i, values in _arrays(entries, "crps_per_lead")]
     crps += [Curve(lead, values, i, DASHED) for i, values in _arrays(entries, "crps_fair_per_lead")]
     skill, spread = _arrays(entries, "skill_per_lead"), _arrays(entries, "spread_per_lead")
     both = [Curve(lead, values, i) for i, values in skill if i in dict(spread)]
-    both += [Curve(lead, values, i, DASHED) for i, values in spread]
+    both += [Curve(lead, _corrected(values, entries[i].members), i, DASHED) for i, values in spread]
     ratio = [Curve(lead, values, i) for i, values in _arrays(entries, "spread_skill_ratio_per_lead")]
     one = Curve(axis["x_range"], (1, 1))
     return [
         *_chart("CRPS (fair: dashed)", "CRPS, values in [0, 1]", crps, y_range=_from_zero(crps), **axis),
-        *_chart("Skill (solid) and spread (dashed)", "RMS, values in [0, 1]", both, y_range=_from_zero(both), **axis),
-        *_chart("Spread / skill", "ratio", ratio, [one], y_range=_from_zero([*ratio, one]), **axis),
+        *_chart(SPREAD_TITLE, "RMS, values in [0, 1]", both, y_range=_from_zero(both), **axis),
+        *_chart("Corrected spread / skill", "ratio", ratio, [one], y_range=_from_zero([*ratio, one]), **axis),
     ]
+
+
+def _corrected(spread: np.ndarray, members: int) -> np.ndarray:
+    return spread * np.sqrt((members + 1) / members)
 
 
 def rank_histograms(entries: Sequence[Entry]) -> list[Chart]:

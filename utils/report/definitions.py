@@ -30,18 +30,16 @@ class Definition:
 
     def best(self, values: Iterable[float]) -> float:
         """The best of some values, at the digits shown; NaN if there is none."""
-        values = np.round([value for value in values if np.isfinite(value)], self.digits)
+        values = np.round([value for value in values if not np.isnan(value)], self.digits)
         if not len(values) or self.better == "neither":
             return np.nan
         return float(values[np.argmax([self.gain(value, 0.0) for value in values])])
 
     def format(self, value: float | None, sign: str = "") -> str:
         """The value with its digits; a dash if it is undefined. `sign="+"` shows the sign always."""
-        return (
-            UNDEFINED
-            if value is None or not np.isfinite(value)
-            else f"{value:{sign}.{self.digits}f}".replace("-", MINUS)
-        )
+        if value is None or np.isnan(value):
+            return UNDEFINED
+        return f"{value:{sign}.{self.digits}f}".replace("-", MINUS).replace("inf", "∞")
 
 
 LEAD_MEAN = "mean over thresholds and lead times of each cell's score, an empty cell scoring 0 (Yu et al. 2024)"
@@ -65,10 +63,14 @@ DEFINITIONS = {
         "CSI pool 4",
         "higher",
         4,
-        "CSI total of fields reduced to the maximum of each block of 4 by 4 pixels, forgiving small displacements.",
+        "CSI total of fields reduced to the maximum of each block of 4 by 4 pixels, forgiving small displacements; "
+        "undefined as soon as one threshold is neither forecast nor observed anywhere (Yu et al. 2024).",
     ),
     "csi_pool16": Definition(
-        "CSI pool 16", "higher", 4, "As CSI pool 4, with blocks of 16 by 16 pixels: rewards cells in the right region."
+        "CSI pool 16",
+        "higher",
+        4,
+        "As CSI pool 4, with blocks of 16 by 16 pixels: rewards cells in the right region.",
     ),
     "hss": Definition(
         "HSS",
@@ -92,7 +94,9 @@ DEFINITIONS = {
     "mse": Definition("MSE", "lower", 1, f"Mean squared error in squared units of the data: {FRAME_MEAN}."),
     "mae": Definition("MAE", "lower", 3, f"Mean absolute error in units of the data: {FRAME_MEAN}."),
     "rmse": Definition("RMSE", "lower", 3, f"Root mean squared error in units of the data: {FRAME_MEAN}."),
-    "psnr": Definition("PSNR", "higher", 2, f"Peak signal-to-noise ratio in dB: {FRAME_MEAN}."),
+    "psnr": Definition(
+        "PSNR", "higher", 2, f"Peak signal-to-noise ratio in dB: {FRAME_MEAN}; infinite with one perfect frame."
+    ),
     "ssim": Definition(
         "SSIM",
         "higher",
@@ -120,7 +124,11 @@ DEFINITIONS = {
         f"different size; {PIXEL_MEAN}.",
     ),
     "spread": Definition(
-        "Spread", "neither", 5, f"Root of the members' variance, values in [0, 1], {PIXEL_MEAN} before the root."
+        "Spread",
+        "neither",
+        5,
+        f"Root of the members' variance, values in [0, 1], {PIXEL_MEAN} before the root: √(M / (M + 1)) times the "
+        "skill if an ensemble of M members is reliable.",
     ),
     "skill": Definition(
         "Skill",

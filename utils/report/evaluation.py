@@ -2,18 +2,23 @@
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from utils.errors import InputError
+from utils.report.schema import SchemaError, check_metrics
 
 METRICS = "metrics.json"
-NEEDED = ("scale", "thresholds", "interval", "frames_out")
 PARTS = "sequences/part-*.npz"
+# What reading a damaged .npz raises, depending on the byte: flags of the archive turn into RuntimeError.
+DAMAGE = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -48,20 +53,21 @@ class Evaluation:
         return paths
 
     @cached_property
-    def sequence_ids(self) -> list[str]:
-        """Names of the scored sequences in the order of the parts, each once."""
-        ids = [str(name) for path in self.parts() for (part,) in [read_arrays(path, ["id"])] for name in part]
-        if len(set(ids)) < len(ids):
+    def events(self) -> dict[str, str]:
+        """Scored sequence -> the event it is part of, in the order of the parts."""
+        sequences = [sequence for path in self.parts() for sequence in _sequences(path)]
+        events = dict(sequences)
+        if len(events) < len(sequences):
             raise InputError(
                 f"the parts in {self.folder} repeat sequences; delete {PARTS} and evaluate that run again."
             )
-        expected = self.metrics.get("sequences", len(ids))
-        if len(ids) != expected:
+        expected = self.metrics.get("sequences", len(events))
+        if len(events) != expected:
             raise InputError(
-                f"the parts in {self.folder} hold {len(ids)} sequences, but {METRICS} was computed from {expected}; "
+                f"the parts in {self.folder} hold {len(events)} sequences, but {METRICS} was computed from {expected}; "
                 "evaluate that run again."
             )
-        return ids
+        return events
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,10 @@ class Entry:
 
 
 def load_evaluation(folder: Path) -> Evaluation:
-    """Read an evaluation folder, or a run folder that holds exactly one. Raises `InputError` if there is none."""
+    """Read an evaluation folder, or a run folder that holds exactly one.
+
+    Raises `InputError` if there is none, or if its `metrics.json` is not what an evaluation writes.
+    """
     folder = _evaluation_folder(Path(folder))
     path = folder / METRICS
     try:
@@ -103,10 +112,10 @@ def load_evaluation(folder: Path) -> Evaluation:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}); evaluate that run again.") from None
-    if not isinstance(metrics, dict) or not all(_is_table(metrics.get(key)) for key in ("scores", "source")):
-        raise InputError(f'{path} lacks "scores" or "source", so it is not of this version; evaluate that run again.')
-    if missing := [key for key in NEEDED if key not in metrics["source"]]:
-        raise InputError(f"{path} does not tell the {missing[0]} of its source; evaluate that run again.")
+    try:
+        check_metrics(metrics)
+    except SchemaError as error:
+        raise InputError(f"{path} {error}; evaluate that run again.") from None
     return Evaluation(folder, metrics)
 
 
@@ -124,12 +133,19 @@ def find_entry(run: str) -> Entry:
 
 def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
     """Some arrays of a part, without reading the others. Raises `InputError` if the file or an array is not there."""
+    with open_arrays(path) as file:
+        return [file[name] for name in names]
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[NpzFile]:
+    """The arrays of a part by name. Raises `InputError` if it is not there or is damaged, also while they are read."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return [file[name] for name in names]
+        with path.open("rb") as stream, NpzFile(stream, allow_pickle=False) as file:
+            yield file
     except KeyError as error:
-        raise InputError(f"{path} does not hold {error.args[0]}; evaluate that run again.") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is incomplete ({error.args[0]}); evaluate that run again.") from None
+    except DAMAGE as error:
         raise InputError(f"{path} cannot be read ({error}); evaluate that run again.") from None
 
 
@@ -140,6 +156,19 @@ def read_terms(
     for path in evaluation.parts():
         ids, *terms = read_arrays(path, ["id", *(f"{forecast}:{state}" for state in states)])
         yield [str(name) for name in ids], dict(zip(states, terms, strict=True))
+
+
+def event_of(sequence: str) -> str:
+    """The event in a sequence's name `<event>+<first frame>`; a name of another form is an event of its own."""
+    return sequence.rpartition("+")[0] or sequence
+
+
+def _sequences(path: Path) -> list[tuple[str, str]]:
+    """The sequences of a part and their events, which the names tell if the part does not."""
+    with open_arrays(path) as file:
+        ids = [str(name) for name in file["id"]]
+        events = [str(event) for event in file["event"]] if "event" in file else map(event_of, ids)
+        return list(zip(ids, events, strict=True))
 
 
 def _evaluation_folder(folder: Path) -> Path:
@@ -154,7 +183,3 @@ def _evaluation_folder(folder: Path) -> Path:
         names = ", ".join(path.name for path in found)
         raise InputError(f"{folder} holds {len(found)} evaluations ({names}); name one of them.")
     return found[0]
-
-
-def _is_table(value) -> bool:
-    return isinstance(value, dict) and bool(value)

@@ -65,9 +65,15 @@ def _case(folder: Path, case: dict) -> Html:
     why, name, crps = case.get("why"), case.get("id", ""), case.get("crps")
     heading = f"{str(why).capitalize()}: {name}" if why else name
     score = f"CRPS {crps:.4f}" if isinstance(crps, float) else ""
-    files = [Path(picture).name for picture in case.get("pictures") or []]  # never from another folder
-    pictures = [_picture(folder / file, f"{name}, {file}") for file in files]
+    files = [folder / Path(picture).name for picture in case.get("pictures") or []]  # never from another folder
+    pictures = [_picture(file, f"{name}, {file.name}") for file in _animations_else_stills(files)]
     return tag("article", tag("h3", heading, " ", tag("small", score)), *pictures, class_="case")
+
+
+def _animations_else_stills(files: Sequence[Path]) -> list[Path]:
+    """The pictures, without the stills of which there is an animation: a page with both is larger and says no more."""
+    animated = {file.stem for file in files if file.suffix.lower() == ".gif" and file.is_file()}
+    return [file for file in files if file.suffix.lower() == ".gif" or file.stem not in animated]
 
 
 def _picture(path: Path, description: str) -> Html:

@@ -10,6 +10,7 @@ class Published:
     """A table of the literature. `rows[i][1:]` belong to `columns`; None: not reported."""
 
     title: str
+    split: str  # the setting of that name
     columns: dict[str, str]  # heading -> key of our score with the same reduction
     rows: tuple[tuple[str | float | None, ...], ...]
     note: str
@@ -17,6 +18,7 @@ class Published:
 
 SEVIR_128 = Published(
     title="SEVIR, 5 → 20 frames, 128 by 128 pixels",
+    split="official",
     columns={"CSI": "csi", "CSI pool 4": "csi_pool4", "CSI pool 16": "csi_pool16", "HSS": "hss"},
     rows=(
         ("SimVP", 0.2662, 0.2844, 0.3452, 0.3369),
@@ -31,10 +33,12 @@ SEVIR_128 = Published(
         ("MCVD", 0.2148, 0.3020, 0.4706, 0.2743),
     ),
     note="Yu et al., CVPR 2024 (arXiv 2312.06734), Table 1: CSI and HSS as means over lead times, pooled CSI from "
-    "counts summed over lead times, one draw per forecast.",
+    "counts summed over lead times, one draw per forecast. The released checkpoint of DiffCast + PhyDNet was, by its "
+    "authors' account, scored on a reduced test set.",
 )
 SEVIR_384 = Published(
     title="SEVIR, 13 → 12 frames, 384 by 384 pixels",
+    split="benchmark",
     columns={
         "CSI total": "csi_total",
         "CSI pool 4": "csi_pool4",
@@ -61,9 +65,10 @@ CAUTION = (
 
 
 def published_for(evaluation: Evaluation) -> Published | None:
-    """The table of the evaluation's setting, if the literature has one."""
-    if evaluation.section("settings").get("dataset") != "sevir":
-        return None
-    source = evaluation.source
-    shape = tuple(source.get("frame_shape") or ())
-    return SETTINGS.get((shape, source.get("frames_in"), source.get("frames_out")))
+    """The table of the evaluation's setting, if the literature has one and the whole test split was scored."""
+    settings, source = evaluation.section("settings"), evaluation.source
+    setting = (tuple(source.get("frame_shape") or ()), source.get("frames_in"), source.get("frames_out"))
+    found = SETTINGS.get(setting)
+    chosen = {key: settings.get(key) for key in ("dataset", "split", "stride", "eval_sequences")}
+    whole = {"dataset": "sevir", "split": found and found.split, "stride": None, "eval_sequences": None}
+    return found if chosen == whole else None

@@ -9,7 +9,7 @@ import numpy as np
 from utils.errors import InputError
 from utils.files import replacing
 from utils.report import bootstrap, charts, tables
-from utils.report.definitions import DEFINITIONS
+from utils.report.definitions import DEFINITIONS, Definition
 from utils.report.evaluation import Entry, Evaluation, find_entry, load_evaluation
 from utils.report.markup import Html, tag
 from utils.report.page import Section, gallery, page, panels
@@ -31,7 +31,7 @@ def write_report(
     """
     evaluation = load_evaluation(Path(folder))
     entries = [Entry(forecast, evaluation, forecast) for forecast in evaluation.scores]
-    header = [_lead(evaluation), _tiles(entries), tables.fact_list(entries[0])]
+    header = [_lead(evaluation), *_warnings(entries), _tiles(entries), tables.fact_list(entries[0])]
     sections = [
         *_score_sections(entries),
         Section("cases", "Cases", gallery(evaluation)),
@@ -52,7 +52,10 @@ def write_comparison(
     """
     entries = _named([find_entry(run) for run in runs], names)
     sequences = bootstrap.common_ids([entry.evaluation for entry in entries])
-    header = [tag("p", f"{len(entries)} forecasts of the same {len(sequences)} sequences", class_="lead")]
+    header = [
+        tag("p", f"{len(entries)} forecasts of the same {len(sequences)} sequences", class_="lead"),
+        *_warnings(entries),
+    ]
     sections = [
         Section("compared", "What is compared", [tables.fact_table(entries)]),
         Section("differences", "Differences", _differences(entries)),
@@ -64,7 +67,7 @@ def write_comparison(
 
 def _write(path: Path, text: str) -> Path:
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
     return path
 
 
@@ -92,28 +95,45 @@ def _lead(evaluation: Evaluation) -> Html:
     return tag("p", ", ".join(part for part in (text, date) if part), class_="lead")
 
 
+def _warnings(entries: Sequence[Entry]) -> list[Html]:
+    """A sentence for each forecast that has gaps: leaving out what is hard would pay."""
+    lost = {entry.label: entry.scores.get("missing_forecast_pixels") or 0 for entry in entries}
+    return [
+        tag(
+            "p",
+            f"{label} is NaN at {pixels:,} observed pixels. No score counts them: do not compare.",
+            class_="warning",
+        )
+        for label, pixels in lost.items()
+        if pixels
+    ]
+
+
 def _tiles(entries: Sequence[Entry]) -> Html:
     """The scores to look at first, each with the best baseline's."""
     tiles = []
     for key in TILES:
-        definition, value, *others = DEFINITIONS[key], *(_scalar(entry, key) for entry in entries)
-        if not np.isfinite(value):
-            continue
-        best = definition.best(others)
-        name = next(
-            (e.label for e, v in zip(entries[1:], others, strict=True) if round(v, definition.digits) == best), ""
-        )
-        beside = f"best baseline {definition.format(best)} ({name})" if name else ""
-        tiles.append(
-            tag(
-                "div",
-                tag("span", definition.heading),
-                tag("b", definition.format(value)),
-                tag("small", beside),
-                class_="tile",
-            )
-        )
+        definition, value = DEFINITIONS[key], _scalar(entries[0], key)
+        baselines = {entry.label: _scalar(entry, key) for entry in entries[1:] if _is_due(entry, key)}
+        if _is_due(entries[0], key) and np.isfinite([value, *baselines.values()]).any():
+            number = tag("b", definition.format(value))
+            beside = tag("small", _best_baseline(definition, baselines))
+            tiles.append(tag("div", tag("span", definition.heading), number, beside, class_="tile"))
     return tag("div", *tiles, class_="tiles")
+
+
+def _is_due(entry: Entry, key: str) -> bool:
+    """Whether a forecast of this kind has the score, be it undefined here."""
+    return key in entry.scores and (entry.members > 1 or key != "spread_skill_ratio")
+
+
+def _best_baseline(definition: Definition, baselines: dict[str, float]) -> str:
+    best = definition.best(baselines.values())
+    name = next((label for label, value in baselines.items() if round(value, definition.digits) == best), None)
+    undefined = sum(not np.isfinite(value) for value in baselines.values())
+    texts = [f"best baseline {definition.format(best)} ({name})"] if name else []
+    texts += [f"undefined for {undefined} of {len(baselines)} baselines"] if undefined else []
+    return ", ".join(texts)
 
 
 def _scalar(entry: Entry, key: str) -> float:
@@ -150,7 +170,10 @@ def _score_sections(entries: list[Entry]) -> list[Section]:
 
 
 def _ensemble(entries: list[Entry]) -> list[Html]:
-    note = "The CRPS of a single forecast is its mean absolute error. Spread equals skill if the ensemble is reliable."
+    note = (
+        "The CRPS of a single forecast is its mean absolute error. Corrected spread: spread times √((M + 1) / M) for M "
+        "members, which equals the skill if the ensemble is reliable."
+    )
     return panels("ensemble", charts.ensemble_curves(entries), entries, note)
 
 

@@ -53,37 +53,73 @@ def _rows(entries: Sequence[Entry]) -> Iterator[tuple[Html, dict]]:
 
 
 def _score_table(title: str, keys: Sequence[str], rows: list[tuple[Html, dict]]) -> Html:
-    columns = {key: [_number(scores.get(key)) for _, scores in rows] for key in keys}
-    columns = {key: values for key, values in columns.items() if np.isfinite(values).any()}
+    columns = {key: [_score(scores, key) for _, scores in rows] for key in keys}
+    columns = {key: values for key, values in columns.items() if not np.isnan(values).all()}
     cells = {key: _marked(DEFINITIONS[key], values) for key, values in columns.items()}
-    shown = [i for i in range(len(rows)) if any(np.isfinite(values[i]) for values in columns.values())]
+    if "psnr" in cells:
+        perfect = [scores.get("perfect_frames") or 0 for _, scores in rows]
+        cells["psnr"] = [
+            _infinite(number) if number else cell for number, cell in zip(perfect, cells["psnr"], strict=True)
+        ]
+    shown = [i for i in range(len(rows)) if not all(np.isnan(values[i]) for values in columns.values())]
     header = ["", *(DEFINITIONS[key].heading for key in columns)]
     return table(header, [[rows[i][0], *(column[i] for column in cells.values())] for i in shown], title)
 
 
+def _score(scores: dict, key: str) -> float:
+    """A scalar score; JSON has no infinity, but where a frame is perfect, PSNR is infinite."""
+    return np.inf if key == "psnr" and scores.get("perfect_frames") else _number(scores.get(key))
+
+
+def _infinite(frames: int) -> Html:
+    return tag("td", f"∞ ({frames:,} perfect {'frame' if frames == 1 else 'frames'})")
+
+
 def _marked(definition: Definition, values: Sequence[float]) -> list[Html]:
-    """The cells of a column, the best one marked."""
+    """The cells of a column, the best one marked unless all are equal."""
     best = definition.best(values)
-    cells = []
-    for value in values:
-        is_best = np.isfinite(value) and round(value, definition.digits) == best
-        text = definition.format(value)
-        cells.append(tag("td", tag("strong", text, title="best") if is_best else text))
-    return cells
+    is_best = [round(value, definition.digits) == best for value in values]
+    texts = [definition.format(value) for value in values]
+    tells = len(set(texts) - {UNDEFINED}) > 1
+    return [
+        tag("td", tag("strong", text, title="best") if tells and wins else text)
+        for text, wins in zip(texts, is_best, strict=True)
+    ]
 
 
 def by_threshold(entries: Sequence[Entry]) -> list[Html]:
     """The most asked-for scores of each threshold, a table per score."""
-    return [found for score, key in BY_THRESHOLD.items() for found in _threshold_table(entries, score, key)]
+    found = [of_one for score, key in BY_THRESHOLD.items() for of_one in _threshold_table(entries, score, key)]
+    return [*found, *_empty_cells(entries)]
 
 
 def _threshold_table(entries: Sequence[Entry], score: str, key: str) -> list[Html]:
     values = {i: found for i, entry in enumerate(entries) if (found := entry.array(key)) is not None}
+    if score == "csi":
+        values = {i: np.where(_is_empty(entries[i]), np.nan, found) for i, found in values.items()}
     if not values:
         return []
     columns = [_marked(DEFINITIONS[score], column) for column in np.transpose(list(values.values()))]
     rows = [[name_cell(entries, i), *(column[n] for column in columns)] for n, i in enumerate(values)]
     return [table(["", *threshold_titles(entries[0])], rows, f"{DEFINITIONS[score].heading} by threshold")]
+
+
+def _is_empty(entry: Entry) -> np.ndarray | bool:
+    """Thresholds that the forecast and the observation reach at no lead time; their CSI is set to 0."""
+    counts = [entry.array("counts", name) for name in ("hits", "misses", "false_alarms")]
+    return False if any(count is None for count in counts) else sum(counts).sum(axis=1) == 0
+
+
+def _empty_cells(entries: Sequence[Entry]) -> list[Html]:
+    """How many cells of the mean CSI score 0 because there is nothing to score."""
+    source = entries[0].evaluation.source
+    cells = len(source["thresholds"]) * source["frames_out"]
+    empty = {entry.label: entry.scores.get("csi_empty_cells") or 0 for entry in entries}
+    numbers = ", ".join(f"{label} {number}" for label, number in empty.items() if number)
+    note = (
+        f"Of {cells} cells (threshold and lead time), neither forecast nor observed, which count as CSI 0: {numbers}."
+    )
+    return [tag("p", note, class_="note")] if numbers else []
 
 
 def published(entries: Sequence[Entry], literature: Published) -> list[Html]:
