@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test chaos lint clean
+.PHONY: demo test chaos fuzz lint clean
 
 demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and draw its forecasts
 	test -f demo/sevir/CATALOG.csv || $(RUN) -m dataset.synthetic --out demo/sevir --events 120 --seed 1
@@ -18,6 +18,9 @@ test: $(VENV)/ready  ## all tests, one process per core
 
 chaos: $(VENV)/ready  ## kill trainings by the dozen and see that nothing is lost
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m chaos -s tests/chaos
+
+fuzz: $(VENV)/ready  ## feed ten thousand damaged files to each reader
+	FUZZ_INPUTS=10000 OMP_NUM_THREADS=1 $(RUN) -m pytest -s tests/fuzz
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check

@@ -9,12 +9,20 @@
 
 Results appear in Exps/<exp_dir>/<Diff|Single><backbone>_<dataset>[_<exp_note>].
 
-A training that meets SIGTERM, SIGINT or SIGUSR1 finishes its step, writes a checkpoint and exits with status 75; a
-second signal ends it at once. The same command with --resume goes on. Status 2 is a mistake, told in one sentence.
+Exit status 0 is success, 2 a mistake, told in one sentence, and 75 a run that was asked to stop and may go on: upon
+SIGTERM, SIGINT or SIGUSR1, a training finishes its step and writes a checkpoint, everything else stops at once, and an
+evaluation keeps the parts that it has scored. A second signal ends the run at once. The same command, a training's with
+--resume, goes on. A run that was stopped leaves a file PREEMPTED in its folder and removes it when it goes on.
+
+With several processes the launcher's status arrives instead: torchrun and accelerate end with 1 for whatever is not 0,
+and with 128 plus its number if the signal ends the launcher itself, so a job script asks for PREEMPTED. torchrun passes
+on SIGTERM and SIGINT, and SIGUSR1 if told: torchrun --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 ...
+`accelerate launch` on GPUs cannot be told; signal all processes of the job instead, or use torchrun.
 """
 
+import contextlib
 import logging
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -32,12 +40,13 @@ from diffcast.evaluation import evaluate
 from diffcast.forecaster import Architecture, load_forecaster_weights
 from diffcast.summary import summarise
 from diffcast.training import total_steps, train
+from diffcast.validation import agreed
 from utils import checkpoint
 from utils.errors import InputError, exit_on_input_error
-from utils.files import replacing, writable_folder
+from utils.files import locked, replacing, writable_folder
 from utils.launch import patience, reporting_lost_processes, start_missing_processes
 from utils.log import format_table, start_logging
-from utils.preemption import PREEMPTED
+from utils.preemption import MARKER, Stopped, exit_when_stopped
 from utils.provenance import provenance, sha256
 
 LOG = logging.getLogger("run")
@@ -53,7 +62,9 @@ def build_parser():
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     args = build_parser().parse_args(argv)
-    with exit_on_input_error(), reporting_lost_processes():
+    advice = "the same command goes on" if args.eval or args.resume == "auto" else "the same with --resume goes on"
+    marker = None if args.dry_run else run_folder(args) / MARKER
+    with exit_on_input_error(), exit_when_stopped(advice, marker), reporting_lost_processes():
         arguments.check(args)
         run(args)
 
@@ -69,12 +80,14 @@ def run(args) -> None:
     if args.dry_run:
         dry_run(args, model, accelerator)
         return
+    with contextlib.suppress(OSError):
+        (folder / MARKER).unlink()
     if not args.eval:
         finished = start_training(args, accelerator, model, architecture, folder)
         accelerator.free_memory()
         if not finished:
             accelerator.end_training()
-            sys.exit(PREEMPTED)
+            raise Stopped("a signal")
     start_evaluation(args, accelerator, model, architecture, folder)
     accelerator.end_training()
 
@@ -96,20 +109,43 @@ def start_training(args, accelerator: Accelerator, model, architecture: Architec
     if resume is None:
         start_backbone(args, model, architecture)
     writable_folder(checkpoints, "the checkpoints")
-    if accelerator.is_main_process:
-        with replacing(folder / "params.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(plain_settings(args), sort_keys=False))
-    start_logging(folder / "run.log", accelerator.is_main_process)
-    LOG.info("training %s on %d sequences for %d steps", folder.name, len(train_set), steps)
-    LOG.info("on %d process(es), %s, from %s", accelerator.num_processes, accelerator.device, resume or "the beginning")
+    with alone_in(folder, accelerator):
+        if accelerator.is_main_process:
+            with replacing(folder / "params.yaml") as temporary:
+                temporary.write_text(yaml.safe_dump(plain_settings(args), sort_keys=False))
+        start_logging(folder / "run.log", accelerator.is_main_process)
+        LOG.info("training %s on %d sequences for %d steps", folder.name, len(train_set), steps)
+        start = resume or "the beginning"
+        LOG.info("on %d process(es), %s, from %s", accelerator.num_processes, accelerator.device, start)
+        start_trackers(args, accelerator, folder.name)
+        accelerator.wait_for_everyone()
+        with patience(TRAINING_PATIENCE, PATIENCE):
+            return train(accelerator, model, train_set, valid_set, settings, folder, metadata, resume)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Keep other runs out of a folder; the main process holds the lock. Raises `InputError` if another run has it."""
+    with contextlib.ExitStack() as stack:
+        error = None
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(locked(folder, "wait for its end, stop it, or name another run with --exp_note"))
+            except InputError as caught:
+                error = caught
+        if agreed(accelerator, error is not None):
+            raise error or InputError("the main process found another run at work; see its message.")
+        yield
+
+
+def start_trackers(args, accelerator: Accelerator, name: str) -> None:
+    """Tell the trackers, if any, what is about to be trained."""
+    settings = plain_settings(args)
     accelerator.init_trackers(
         "diffcast",
-        {name: value if isinstance(value, int | float) else str(value) for name, value in plain_settings(args).items()},
-        {"wandb": {"mode": args.wandb_state, "name": folder.name}} if "wandb" in args.log_with else {},
+        {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()},
+        {"wandb": {"mode": args.wandb_state, "name": name}} if "wandb" in args.log_with else {},
     )
-    accelerator.wait_for_everyone()
-    with patience(TRAINING_PATIENCE, PATIENCE):
-        return train(accelerator, model, train_set, valid_set, settings, folder, metadata, resume)
 
 
 def start_evaluation(args, accelerator: Accelerator, model, architecture: Architecture, folder: Path) -> None:
@@ -149,8 +185,8 @@ def find_resume(args, checkpoints: Path, architecture: Architecture, course: dic
     if args.resume is None:
         if found:
             raise InputError(
-                f"{checkpoints.parent} holds a training already, up to step {found[-1].name[5:]}: go on with --resume, "
-                "or name another run with --exp_note."
+                f"{checkpoints.parent} holds a training already, up to step {checkpoint.step_of(found[-1])}: go on "
+                "with --resume, or name another run with --exp_note."
             )
         return None
     path = checkpoint.newest_whole(checkpoints) if args.resume == "auto" else Path(args.resume)
@@ -225,7 +261,4 @@ def open_split(args, split: str):
 
 if __name__ == "__main__":
     start_missing_processes()
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command with --resume goes on from the last checkpoint")
+    main()

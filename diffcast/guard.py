@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from diffcast.losses import StepLosses
-from utils.files import replacing
+from utils.errors import InputError
+from utils.files import replacing, writable_folder
 
 LOG = logging.getLogger(__name__)
+# In a row, under loss scaling: each halves the scale, which starts at 2**16, and a gradient that still overflows after
+# these is not finite at any scale.
+MOST_OVERFLOWS = 50
 
 
 def spoil_if_not_finite(loss: Tensor) -> Tensor:
@@ -83,6 +87,7 @@ class Guard:
         self.scaled = scaled
         self.skipped = 0  # in the whole training
         self.in_a_row: int = 0  # up to the latest step
+        self.overflows = 0  # gradients in a row that were not finite although the losses were
         self.latest: list[BadStep] = []  # those of them that this process has seen
 
     def read(self, steps: list[StepLosses]) -> None:
@@ -102,9 +107,20 @@ class Guard:
                 ", ".join(sequence for batch in bad.batches for sequence in batch.sequences),
             )
 
+    def state(self) -> dict[str, int]:
+        """What a checkpoint keeps of it."""
+        return {"skipped": self.skipped, "bad_in_a_row": self.in_a_row, "overflows": self.overflows}
+
+    def load_state(self, state: dict[str, int]) -> None:
+        """Go on from `state`, of which checkpoints of earlier versions lack some."""
+        self.skipped, self.in_a_row = state.get("skipped", 0), state.get("bad_in_a_row", 0)
+        self.overflows = state.get("overflows", 0)
+
     def _is_bad(self, step: StepLosses) -> bool:
-        finite = all(math.isfinite(loss) for losses in step.batches for loss in losses)
-        return not (finite and (self.scaled or math.isfinite(step.norm)))
+        if not all(math.isfinite(loss) for losses in step.batches for loss in losses):
+            return True
+        self.overflows = 0 if math.isfinite(step.norm) else self.overflows + 1
+        return self.overflows > (MOST_OVERFLOWS if self.scaled else 0)
 
     def _describe(self, step: StepLosses) -> BadStep:
         batches = list(self._batches(step))
@@ -118,22 +134,27 @@ class Guard:
                 yield BadBatch(process, number, str(loss), self.sequences_of(number, process))
 
 
-def diagnosis_folder(folder: Path) -> Path:
-    """An empty folder for the diagnosis of a run."""
+def write_diagnosis(folder: Path, guard: Guard, seed: int, write_checkpoint: Callable[[Path, int], None]) -> str:
+    """Write what a run's last bad steps were, and a checkpoint to take them again from, into `folder / "diagnosis"`.
+
+    The guard of that checkpoint has not seen them. Returns the sentence that tells where they are, or why not.
+    """
     path = folder / "diagnosis"
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir()
-    return path
-
-
-def write_diagnosis(path: Path, guard: Guard, seed: int, checkpoint: Path) -> None:
-    """Write `path`: the bad steps at the end of a training, and how to take them again."""
-    report = {
-        "seed": seed,
-        "skipped_steps": guard.skipped,
-        "in_a_row": guard.in_a_row,
-        "repeat_with": f"--resume {checkpoint}",
-        "steps": [asdict(step) for step in guard.latest],
-    }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
+    first = guard.latest[-1].step - guard.in_a_row
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+        writable_folder(path, "the diagnosis")
+        report = {
+            "seed": seed,
+            "skipped_steps": guard.skipped,
+            "in_a_row": guard.in_a_row,
+            "repeat_with": f"--resume {path / f'ckpt-{first}'}",
+            "steps": [asdict(step) for step in guard.latest],
+        }
+        with replacing(path / "diagnosis.json") as temporary:
+            temporary.write_text(json.dumps(report, indent=1) + "\n")
+        guard.in_a_row, guard.skipped = 0, guard.skipped - guard.in_a_row
+        write_checkpoint(path, first)
+    except InputError as error:
+        return f"there is no diagnosis: {error}"
+    return f"{path} tells which sequences they had and repeats them."

@@ -18,20 +18,13 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from diffcast.forecaster import place
-from diffcast.guard import (
-    Buffers,
-    Guard,
-    diagnosis_folder,
-    skip_if_not_finite,
-    spoil_if_not_finite,
-    write_diagnosis,
-)
+from diffcast.forecaster import fill, place
+from diffcast.guard import Buffers, Guard, skip_if_not_finite, spoil_if_not_finite, write_diagnosis
 from diffcast.loading import TrainingBatches, generators, load_batches
 from diffcast.losses import LossFile, Reading
 from diffcast.model import DiffCast
 from diffcast.schedule import EMA_COPY, EMA_INTERVAL, TrainingSettings, ema_decay, lr_factor, total_steps
-from diffcast.validation import agreed, validation_loss
+from diffcast.validation import agreed, best_on_disk, validation_loss
 from utils import checkpoint
 from utils.errors import InputError
 from utils.files import Dispensable
@@ -88,6 +81,7 @@ class Trainer:
         self.step = 0
         self.best = math.inf
         self.stale = 0  # validations since the best one
+        self.saved: int | None = None  # step of the latest checkpoint in the run's folder
         self.pending = False  # whether the validation that is due at this step is still to come
         self.guard = Guard(self._sequences_of, scaled=accelerator.scaler is not None)
         self.preemption = Preemption()
@@ -264,7 +258,11 @@ class Trainer:
         if terms is None:
             return not self._is_interrupted()
         if not math.isfinite(terms["loss"]):
-            raise InputError(f"training diverged: the validation loss at step {self.step} is not finite; lower --lr.")
+            self._save(None)
+            raise InputError(
+                f"no sequence has a finite validation loss at step {self.step}, whose checkpoint is kept: check the "
+                "validation data, or train anew with a lower --lr under another --exp_note."
+            )
         improved = terms["loss"] < self.best
         self.best = min(self.best, terms["loss"])
         self.stale = 0 if improved else self.stale + 1
@@ -289,56 +287,56 @@ class Trainer:
                     metadata = self.metadata | {"step": self.step, "valid_loss": valid_loss}
                     checkpoint.save_weights(self.checkpoints / checkpoint.BEST, self.ema.module.state_dict(), metadata)
                 # A run that was interrupted in this step's validation has its checkpoint already.
-                if not (self.checkpoints / f"ckpt-{self.step}").exists():
+                if self.saved != self.step:
                     self._write(self.checkpoints, self.step, valid_loss)
+                    checkpoint.drop_after(self.checkpoints, self.step)
                 checkpoint.keep_latest(self.checkpoints, self.settings.keep_checkpoints)
             except InputError as caught:
                 error = caught
+        self.saved = self.step
         if agreed(self.accelerator, error is not None):
             raise error or InputError("the main process could not write the checkpoint; see its message.")
 
-    def _write(self, folder: Path, step: int, valid_loss: float | None) -> Path:
+    def _write(self, folder: Path, step: int, valid_loss: float | None = None) -> None:
         scaler = self.accelerator.scaler
         training = {
             "step": step,
             "best": self.best,
             "stale": self.stale,
             "pending": self.pending,
-            "skipped": self.guard.skipped,
-            "bad_in_a_row": self.guard.in_a_row,
+            **self.guard.state(),
             "model": self.accelerator.unwrap_model(self.model).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler and scaler.state_dict(),
         }
         metadata = self.metadata | {"step": step, "valid_loss": valid_loss}
-        return checkpoint.save_checkpoint(folder, step, self.ema.module.state_dict(), metadata, training)
+        checkpoint.save_checkpoint(folder, step, self.ema.module.state_dict(), metadata, training)
 
     def _diagnose(self) -> None:
         """End a training whose steps are skipped one after the other; since their first the weights are the same."""
-        bad = self.guard.in_a_row
+        bad, told = self.guard.in_a_row, "the main process tells which sequences they had."
         if self.accelerator.is_main_process:
-            folder = diagnosis_folder(self.folder)
-            first = folder / f"ckpt-{self.step - bad}"
-            write_diagnosis(folder / "diagnosis.json", self.guard, self.settings.seed, first)
-            self.guard.in_a_row, self.guard.skipped = 0, self.guard.skipped - bad
-            self._write(folder, self.step - bad, None)
+            told = write_diagnosis(self.folder, self.guard, self.settings.seed, self._write)
         raise InputError(
             f"training stopped at step {self.step}: the last {bad} steps were skipped because their loss or gradient "
-            f"was not finite; {self.folder / 'diagnosis'} tells which sequences they had and repeats them."
+            f"was not finite; {told}"
         )
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint folder as if there had been no interruption."""
         state = checkpoint.load_pickle(path / checkpoint.TRAINING)
         weights, _ = checkpoint.load_weights(path / checkpoint.WEIGHTS)
-        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-        self.ema.module.load_state_dict(weights)
+        fill(self.accelerator.unwrap_model(self.model), state["model"], path)
+        fill(self.ema.module, weights, path)
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.stale = state["step"], state["best"], state["stale"]
-        self.pending = state.get("pending", False)  # the rest is not in checkpoints of format 1
-        self.guard.skipped, self.guard.in_a_row = state.get("skipped", 0), state.get("bad_in_a_row", 0)
+        self.saved = self.step if path.resolve().parent == self.checkpoints.resolve() else None
+        self.pending = state.get("pending", False)  # not in checkpoints of format 1
+        self.guard.load_state(state)
         self.buffers = Buffers(self.accelerator.unwrap_model(self.model))
-        if self.accelerator.is_main_process:
-            checkpoint.drop_after(self.checkpoints, self.step)
+        if self.best < math.inf:
+            self.best = best_on_disk(self.checkpoints / checkpoint.BEST, self.best, self.step)
+            if self.best == math.inf:
+                self.stale, self.pending = 0, True

@@ -36,12 +36,9 @@ from utils.files import flush_to_disk, replacing
 
 LOG = logging.getLogger(__name__)
 WEIGHTS, TRAINING, BEST, MANIFEST = "weights.safetensors", "training.pt", "best.safetensors", "manifest.json"
+_PREFIX = "ckpt-"
 FORMAT = 2
-_METADATA_KEY, _FORMAT_KEY, _HASH_KEY = (
-    "diffcast",
-    "format",
-    "sha256",
-)  # in the header, and in its JSON
+_METADATA_KEY, _FORMAT_KEY, _HASH_KEY = "diffcast", "format", "sha256"  # in the header, and in its JSON
 _LARGEST_MANIFEST = 2**16  # bytes
 # What torch.load raises for files that are cut off or no checkpoints, besides pickle.UnpicklingError.
 _DAMAGED = (
@@ -187,9 +184,9 @@ def _check_names(stream) -> None:
 
 
 def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], metadata: dict, training: dict) -> Path:
-    """Write `ckpt-<step>` into an existing folder."""
-    final = folder / f"ckpt-{step}"
-    temporary = folder / f".ckpt-{step}.{os.getpid()}"
+    """Write `ckpt-<step>` into an existing folder, in place of one that is there."""
+    final = folder / f"{_PREFIX}{step}"
+    temporary = final.with_name(f".{final.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()  # not its parents: a folder that has vanished may be a disk that is gone
@@ -200,6 +197,8 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], metadat
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in [*temporary.iterdir(), temporary]:
             flush_to_disk(path)
+        if final.exists():
+            _delete(final)
         os.replace(temporary, final)
         flush_to_disk(folder)
     except (OSError, RuntimeError) as error:
@@ -293,23 +292,23 @@ def keep_latest(folder: Path, number: int) -> None:
 
 def drop_leftovers(folder: Path) -> None:
     """Delete what a killed run left half-written."""
-    for old in folder.glob(".ckpt-*"):
+    for old in folder.glob(f".{_PREFIX}*"):
         shutil.rmtree(old, ignore_errors=True)
     for old in folder.glob(f".{Path(BEST).stem}.*"):
         old.unlink(missing_ok=True)
 
 
 def drop_after(folder: Path, step: int) -> None:
-    """Delete the checkpoints of later steps, which a run that resumes from `step` takes again."""
+    """Delete the checkpoints of later steps, which a run that has gone back takes again."""
     for later in checkpoints(folder):
-        if int(later.name[5:]) > step:
-            LOG.info("deleting %s: this run goes on from step %d", later, step)
+        if step_of(later) > step:
+            LOG.info("deleting %s: this run has gone on from an earlier step", later)
             _delete(later)
 
 
 def _delete(path: Path) -> None:
     """Delete a checkpoint so that nobody ever meets half of it; an error leaves it, or a leftover, where it is."""
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.old")
     with contextlib.suppress(OSError):
         os.replace(path, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
@@ -317,8 +316,13 @@ def _delete(path: Path) -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest step first."""
-    found = [path for path in folder.glob("ckpt-*") if path.name[5:].isdecimal()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint."""
+    return int(path.name.removeprefix(_PREFIX))
 
 
 def find_weights(milestone: str, folder: Path) -> Path:
@@ -326,9 +330,9 @@ def find_weights(milestone: str, folder: Path) -> Path:
     if milestone == "best":
         path = folder / BEST
     elif milestone == "latest":
-        path = (checkpoints(folder) or [folder / "ckpt-*"])[-1] / WEIGHTS
+        path = (checkpoints(folder) or [folder / f"{_PREFIX}*"])[-1] / WEIGHTS
     elif milestone.isdecimal():
-        path = folder / f"ckpt-{milestone}" / WEIGHTS
+        path = folder / f"{_PREFIX}{milestone}" / WEIGHTS
     else:
         path = Path(milestone)
         path = path / WEIGHTS if path.is_dir() else path

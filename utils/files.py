@@ -6,9 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from utils.errors import InputError
 
 LOG = logging.getLogger(__name__)
+LOCK_PATIENCE = 10  # seconds; processes that load data hold their run's lock until they notice its death
 
 
 @contextlib.contextmanager
@@ -26,6 +29,25 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, advice: str) -> Iterator[None]:
+    """Keep other runs out of an existing folder while the context lasts, or this process lives.
+
+    Raises `InputError`, which ends with the advice, if another run is there.
+    """
+    lock = FileLock(folder / ".lock", timeout=LOCK_PATIENCE)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another run is at work in {folder}; {advice}.") from None
+    except (OSError, NotImplementedError) as error:
+        LOG.warning("%s cannot be locked; see to it that no other run works there: %s", folder, error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def flush_to_disk(path: Path) -> None:

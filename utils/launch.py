@@ -1,7 +1,9 @@
 """Several processes: starting them on processors alone, how long they wait for each other, and what if one is lost."""
 
 import contextlib
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -9,8 +11,12 @@ from datetime import timedelta
 import psutil
 import torch.distributed
 from accelerate.commands.launch import launch_command_parser
+from torch.distributed.launcher.api import LaunchConfig
 
 from utils.errors import InputError
+
+PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # PyTorch's launcher passes on the first four unless told
+_SIGNAL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of Linux's <sys/prctl.h>
 
 
 def start_missing_processes() -> None:
@@ -18,7 +24,8 @@ def start_missing_processes() -> None:
 
     Without MPI, Accelerate starts a single one in that case, silently. It is recognised by the coordinator's address,
     which Accelerate sets only for several processes, and by the lack of a rank; it then becomes PyTorch's launcher of
-    the same command, told to pass on SIGUSR1 too. Everything else is left alone.
+    the same command, told to pass on SIGUSR1 too, and to stop if Accelerate, which passes on nothing, is ended by a
+    signal. Everything else is left alone.
     """
     several_on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
     ranked = any(
@@ -32,9 +39,17 @@ def start_missing_processes() -> None:
         return
     asked = launch_command_parser().parse_args(command[launch + 1 :])
     if asked.num_processes and asked.num_processes > 1 and asked.num_machines in (None, 1):
-        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-        os.execv(sys.executable, [*launcher, str(asked.num_processes), *sys.argv])
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        if "signals_to_handle" in LaunchConfig.__dataclass_fields__:  # not in PyTorch before 2.10
+            launcher.append(f"--signals-to-handle={PASSED_ON}")
+        _end_with_parent()
+        os.execv(sys.executable, [*launcher, f"--nproc_per_node={asked.num_processes}", *sys.argv])
+
+
+def _end_with_parent() -> None:
+    """Let this process, also after `exec`, receive SIGTERM when its parent has died, where the system can do that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, signal.SIGTERM)
 
 
 @contextlib.contextmanager

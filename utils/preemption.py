@@ -1,19 +1,29 @@
 """Signals with which a cluster, or a user, asks a run to make room."""
 
+import contextlib
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: nothing is wrong, the same run may go on later
+MARKER = "PREEMPTED"  # a file that a run leaves when it ends with that status, and removes when it goes on
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ECHO = 1.0  # seconds in which a signal may arrive twice: from the terminal, and passed on by a launcher
+
+
+class Stopped(BaseException):
+    """A signal has asked the run to stop, and it may be repeated; the message names the signal."""
 
 
 class Preemption:
     """While this context lasts, the first of `SIGNALS` is only noted; another one, later than its echo, ends at once.
 
-    Outside the main thread, where Python allows no handlers, nothing is noted.
+    Outside the main thread, where Python allows no handlers, nothing is noted. A forked process, such as one that
+    loads data, outlives the first signal too, for what it works for needs it.
     """
 
     def __init__(self):
@@ -24,21 +34,52 @@ class Preemption:
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _) -> None:
+    def _handle(self, number: int, frame) -> None:
         if os.getpid() != self._owner:
-            return
-        if self.received is None:
+            _become_mortal(number, frame)
+        elif self.received is None:
             self.received, self._since = signal.Signals(number).name, time.monotonic()
+            self._note()
         elif time.monotonic() - self._since > ECHO:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+
+    def _note(self) -> None:
+        """Do what the first signal asks for, besides being noted."""
+
+
+class Stopping(Preemption):
+    """While this context lasts, the first of `SIGNALS` raises `Stopped` where the process happens to be."""
+
+    def _note(self) -> None:
+        raise Stopped(self.received)
+
+
+@contextlib.contextmanager
+def exit_when_stopped(advice: str, marker: Path | None = None) -> Iterator[None]:
+    """Turn the first signal, or a `Stopped`, into a sentence with the advice, a marker file, and status `PREEMPTED`.
+
+    The file is for what started the run through a launcher, which has an exit status of its own.
+    """
+    try:
+        with Stopping():
+            yield
+    except Stopped as stopped:
+        sentence = f"stopped after {stopped}; {advice}\n"
+        if marker is not None:
+            with contextlib.suppress(OSError):
+                marker.parent.mkdir(parents=True, exist_ok=True)
+                marker.write_text(sentence)
+        rank = os.environ.get("RANK", "0")
+        sys.stderr.write(sentence if rank == "0" else f"process {rank} {sentence}")
+        sys.exit(PREEMPTED)
 
 
 def shield_worker(_: int) -> None:

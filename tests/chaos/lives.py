@@ -98,7 +98,8 @@ def _live(argv: list[str], log: Path, rank: int, processes: int, port: int, prep
             "WORLD_SIZE": str(processes),
         }
     multiprocessing.set_start_method("fork", force=True)  # of the processes that load data, as usual
-    run.start_evaluation = lambda *_: None
+    if "--eval" not in argv:
+        run.start_evaluation = lambda *_: None
     for function, *args in [prepare] if prepare else []:
         function(*args)
     run.main(argv)

@@ -54,8 +54,8 @@ def test_processes_stop_at_the_same_step_when_one_is_asked(begin, is_training, c
         assert life.wait(60), life.told()
         assert life.statuses == [PREEMPTED, PREEMPTED], life.told()
     (saved,) = checkpoint.checkpoints(checkpoints)
-    assert f"step {saved.name[5:]}: stopping after a signal; --resume goes on from here" in life.told()
-    assert read_losses(tmp_path / RUN)[-1]["step"] == int(saved.name[5:])
+    assert f"step {checkpoint.step_of(saved)}: stopping after a signal; --resume goes on from here" in life.told()
+    assert read_losses(tmp_path / RUN)[-1]["step"] == checkpoint.step_of(saved)
 
 
 def test_loss_of_a_process_ends_the_others(begin, is_training):

@@ -8,7 +8,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from diffcast.guard import Buffers, Guard, skip_if_not_finite, spoil_if_not_finite
+from diffcast.guard import (
+    MOST_OVERFLOWS,
+    Buffers,
+    Guard,
+    skip_if_not_finite,
+    spoil_if_not_finite,
+    write_diagnosis,
+)
 from diffcast.losses import LossFile, Reading, StepLosses
 from tests.chaos import disk
 
@@ -65,6 +72,26 @@ def test_overflow_under_loss_scaling_is_no_bad_step():
     assert guard.skipped == 0
     guard.read([losses(2, [math.nan], norm=math.inf)])
     assert guard.skipped == 1
+
+
+def test_overflows_without_end_are_bad_steps():
+    guard = Guard(lambda number, process: [], scaled=True)
+    guard.read([losses(step, [1.0], norm=math.inf) for step in range(1, MOST_OVERFLOWS + 1)])
+    assert guard.skipped == 0
+    resumed = Guard(lambda number, process: [], scaled=True)
+    resumed.load_state(guard.state())
+    resumed.read([losses(step, [1.0], norm=math.nan) for step in range(MOST_OVERFLOWS + 1, MOST_OVERFLOWS + 4)])
+    assert (resumed.skipped, resumed.in_a_row) == (3, 3)
+    resumed.read([losses(54, [1.0]), losses(55, [1.0], norm=math.inf)])
+    assert (resumed.skipped, resumed.in_a_row) == (3, 0)
+
+
+def test_a_file_in_the_place_of_the_diagnosis_is_told(tmp_path):
+    guard = Guard(lambda number, process: [], scaled=False)
+    guard.read([losses(1, [math.nan])])
+    (tmp_path / "diagnosis").touch()
+    told = write_diagnosis(tmp_path, guard, 0, lambda folder, step: pytest.fail("no folder"))
+    assert told.startswith(f"there is no diagnosis: cannot create {tmp_path / 'diagnosis'}")
 
 
 def test_a_reading_keeps_each_batch_apart():

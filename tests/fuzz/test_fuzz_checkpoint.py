@@ -8,12 +8,21 @@ import zipfile
 import pytest
 import torch
 
+from diffcast.forecaster import Architecture, load_forecaster
 from tests.fuzz.children import ACCEPTED, INPUTS, REFUSED, fuzz, mutate
-from utils.checkpoint import load_metadata, load_pickle, load_weights, save_checkpoint, verify
+from utils.checkpoint import load_metadata, load_pickle, load_weights, save_checkpoint, save_weights, verify
 from utils.errors import InputError
 from utils.official import read_official
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.zeros(2, dtype=torch.bfloat16)}
+
+TINY = Architecture("convgru", False, (1, 16, 16), 2, 4, {"stem_dim": 4}, 8, (1, 2), 2, 50)
+OPTIONS = ("stem_dim", "dims", "kernel_sizes", "translator_depth", "stem_factors", "heads")
+VALUES = (
+    *(None, True, False, -1, 0, 1, 2, 3, 8, 4096, 65535, 2**31, 2**62, 10**30, 0.5, float("nan"), "", "x", "simvp"),
+    *("convgru", "earthformer", "phydnet", "advection", "os:system", "a" * 10_000, [], [8], [1, 16, 16], [1, -2]),
+    *([1] * 10_000, [[8]], {}, {"dim": 3}, [2**40], [1, 2, 4, 8]),
+)
 
 
 @pytest.fixture
@@ -47,6 +56,28 @@ def test_mutated_safetensors_are_read_or_refused(folder):
 
     outcomes = fuzz("safetensors", lambda rng: path.write_bytes(mutate(samples, rng)), read, megabytes=200)
     assert outcomes[REFUSED] > 0.9 * INPUTS  # a hash guards them: what is accepted has not changed
+
+
+def test_forged_descriptions_are_built_or_refused(tmp_path):
+    """The hash is that of what is written: only what is checked besides it guards."""
+    path, weights = tmp_path / "a.safetensors", TINY.build().state_dict()
+    plain = TINY.to_metadata()
+
+    def write(rng):
+        options = dict(plain["backbone_options"])
+        forged = plain | {"backbone_options": options}
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            place = options if rng.random() < 0.4 else forged
+            place[rng.choice([*forged, *OPTIONS])] = rng.choice(VALUES)
+        changed = dict(weights)
+        if rng.random() < 0.3:
+            del changed[rng.choice(list(changed))]
+        save_weights(path, changed, {"architecture": forged})
+
+    save_weights(path, weights, {"architecture": plain})
+    load_forecaster(path)  # what PyTorch imports for it is not measured
+    outcomes = fuzz("descriptions", write, lambda: load_forecaster(path), megabytes=300)
+    assert min(outcomes[ACCEPTED], outcomes[REFUSED]) > 0
 
 
 def test_mutated_pickles_are_read_or_refused(tmp_path):

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from utils.preemption import SIGNALS, Preemption
+from utils.preemption import PREEMPTED, SIGNALS, Preemption, exit_when_stopped
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -41,3 +41,19 @@ def test_a_thread_may_train_too():
     thread.start()
     thread.join()
     assert noted == [None]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_run_that_may_be_repeated_is_stopped_at_once(number, tmp_path, capsys):
+    marker, before = tmp_path / "run" / "PREEMPTED", signal.getsignal(number)
+    with pytest.raises(SystemExit) as stop, exit_when_stopped("the same command goes on", marker):
+        os.kill(os.getpid(), number)
+    assert stop.value.code == PREEMPTED
+    assert capsys.readouterr().err == marker.read_text() == f"stopped after {number.name}; the same command goes on\n"
+    assert signal.getsignal(number) == before
+
+
+def test_a_training_within_notes_the_signal_instead():
+    with exit_when_stopped("again"), Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.received == "SIGTERM"
