@@ -185,7 +185,7 @@ def _evaluation_arguments(group) -> None:
         metavar="CHECKPOINT",
         help="weights to evaluate: a file or folder, a step of the run, best or latest",
     )
-    group.add_argument("--members", type=int, default=1, help="ensemble members")
+    group.add_argument("--members", type=int, default=1, help="ensemble members, with --use_diff or --dress")
     group.add_argument(
         "--dress",
         action="store_true",
@@ -259,8 +259,6 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"--{option} must be a number of at least 0, not {value}.")
     if args.seed >= 2**63:
         raise InputError(f"--seed {args.seed} is too large: it must be below 2**63.")
-    if args.members > 1 and not (args.use_diff or args.dress):
-        raise InputError(f"--members {args.members}: a backbone has one forecast; add --use_diff or --dress.")
     if args.exp_note and Path(args.exp_note).name != args.exp_note:
         raise InputError(f"--exp_note {args.exp_note} becomes part of a folder's name; leave out the slashes.")
     for name in ("backbone_ckpt", "freeze_backbone"):
