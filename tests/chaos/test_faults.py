@@ -80,6 +80,7 @@ def test_loss_of_a_process_that_loads_data_is_told(begin, is_training):
         life.wait_until(is_training)
         psutil.Process(life.processes[0].pid).children()[0].kill()
         stops_with_one_sentence(life, "a process that loads data was lost", "--num_workers")
+        assert life.statuses == [2]
 
 
 def test_processes_that_load_data_survive_what_asks_their_run_to_stop(begin, is_training, checkpoints):
