@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test chaos fuzz lint clean
+.PHONY: demo benchmark test chaos fuzz lint clean
 
 demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and draw its forecasts
 	test -f demo/sevir/CATALOG.csv || $(RUN) -m dataset.synthetic --out demo/sevir --events 120 --seed 1
@@ -12,6 +12,9 @@ demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and
 	$(RUN) run.py @resources/demo.args --lr 1e-3 --training_steps 250 --resume --use_diff \
 	    --backbone_ckpt Exps/demo/Singlesimvp_sevir/checkpoints/best.safetensors
 	$(RUN) sample_batch.py --members 2 --sampling_steps 20 --out demo/samples
+
+benchmark: $(VENV)/ready  ## what DiffCast adds to each backbone, or to one: make benchmark BACKBONE=simvp
+	$(RUN) -m benchmarks.skill $(if $(BACKBONE),--backbones $(BACKBONE))
 
 test: $(VENV)/ready  ## all tests, one process per core
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto

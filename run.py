@@ -74,7 +74,11 @@ def run(args) -> None:
     folder = run_folder(args)
     architecture = architecture_of(args)
     torch.manual_seed(args.seed)
-    model = architecture.build(args.diffusion_weight, args.freeze_backbone)
+    model = architecture.build(
+        diffusion_weight=args.diffusion_weight,
+        freeze_backbone=args.freeze_backbone,
+        loss_weight=args.loss_weight,
+    )
     accelerator = make_accelerator(args, folder)
     start_logging(main=accelerator.is_main_process)
     if args.dry_run:

@@ -11,6 +11,7 @@ import yaml
 from dataset import DATASETS
 from diffcast.evaluation import BASELINES, EvaluationSettings
 from diffcast.forecaster import Architecture
+from diffcast.process import LOSS_WEIGHTS
 from diffcast.samplers import SAMPLERS
 from diffcast.training import TrainingSettings
 from models import BACKBONES
@@ -19,7 +20,8 @@ from utils.errors import InputError
 # What a resumed training must have in common with the interrupted one, so that it is the same training.
 COURSE = (
     *("seed", "lr", "lr_beta1", "lr_beta2", "l2_norm", "scheduler", "warmup_steps", "ema_rate", "mixed_precision"),
-    *("batch_size", "grad_acc_step", "diffusion_weight", "freeze_backbone", "dataset", "split", "stride"),
+    *("batch_size", "grad_acc_step", "diffusion_weight", "loss_weight", "freeze_backbone"),
+    *("dataset", "split", "stride", "augment"),
 )
 
 
@@ -92,6 +94,18 @@ def _model_arguments(group) -> None:
         "--segment_length", type=int, help="frames of one diffusion run; as many as --frames_in if not given"
     )
     group.add_argument(
+        "--loss_weight",
+        default="signal",
+        choices=LOSS_WEIGHTS,
+        help="of diffusion times in the loss: their share of signal, as in the official code, or the same for all",
+    )
+    group.add_argument(
+        "--residual_scale",
+        type=float,
+        default=1.0,
+        help="what the diffusion takes for 1, of frames in [-1, 1]; the residual's deviation trains fastest (some 0.2)",
+    )
+    group.add_argument(
         "--diffusion_weight", type=float, default=0.5, help="share of the diffusion loss, the paper's alpha"
     )
 
@@ -131,6 +145,9 @@ def _data_arguments(group) -> None:
 
 def _training_arguments(group) -> None:
     group.add_argument("--batch_size", type=int, default=6, help="sequences per process and batch")
+    group.add_argument(
+        "--augment", action="store_true", help="flip and (square frames) rotate each training sequence at random"
+    )
     group.add_argument("--grad_acc_step", type=int, default=1, help="batches per optimiser step")
     group.add_argument("--epochs", type=int, default=20, help="the longer of --epochs")
     group.add_argument("--training_steps", type=int, default=200_000, help="and --training_steps counts")
@@ -293,6 +310,7 @@ def architecture_of(args: argparse.Namespace) -> Architecture:
         dim=args.dim,
         dim_mults=tuple(args.dim_mults),
         segment_length=args.segment_length,
+        residual_scale=args.residual_scale,
     )
 
 

@@ -35,16 +35,26 @@ class Architecture:
     dim_mults: tuple[int, ...] = (1, 2, 4, 8)
     segment_length: int | None = None
     timesteps: int = 1000
+    residual_scale: float = 1.0
 
-    def build(self, diffusion_weight: float = 0.5, freeze_backbone: bool = False) -> nn.Module:
-        """The forecaster with fresh weights: a backbone, in a DiffCast if `use_diff`."""
+    def build(self, **training) -> nn.Module:
+        """The forecaster with fresh weights: a backbone, in a DiffCast if `use_diff`.
+
+        `training` are the options of `DiffCast` that shape its loss alone.
+        """
         backbone = build_backbone(
             self.backbone, self.frame_shape, self.frames_in, self.frames_out, **self.backbone_options
         )
         if not self.use_diff:
             return backbone
         return build_diffcast(
-            backbone, self.dim, self.dim_mults, self.segment_length, self.timesteps, diffusion_weight, freeze_backbone
+            backbone,
+            self.dim,
+            self.dim_mults,
+            self.segment_length,
+            self.timesteps,
+            residual_scale=self.residual_scale,
+            **training,
         )
 
     def to_metadata(self) -> dict:
@@ -55,7 +65,8 @@ class Architecture:
     def from_metadata(cls, metadata: dict) -> "Architecture":
         """The architecture in a checkpoint's metadata; raises `InputError` if there is none."""
         try:
-            fields = {name: metadata["architecture"][name] for name in cls.__dataclass_fields__}
+            stored = {"residual_scale": 1.0} | metadata["architecture"]  # which early checkpoints do not tell
+            fields = {name: stored[name] for name in cls.__dataclass_fields__}
             found = cls(**fields | {name: tuple(fields[name]) for name in ("frame_shape", "dim_mults")})
         except (KeyError, TypeError):
             raise InputError("the checkpoint does not say which network its weights belong to.") from None
@@ -71,6 +82,8 @@ class Architecture:
             isinstance(self.backbone, str)
             and isinstance(self.use_diff, bool)
             and isinstance(self.backbone_options, dict)
+            and isinstance(self.residual_scale, float)
+            and 0 < self.residual_scale <= 2
             and len(self.frame_shape) == 3
             and len(self.dim_mults) < 16
             and all(type(size) is int and 0 < size < 2**16 for size in sizes)

@@ -118,6 +118,19 @@ def load_batches(
         yield indices, as_frames(frames.to(device, non_blocking=True))
 
 
+def turned(frames: torch.Tensor, draws: list[torch.Generator]) -> torch.Tensor:
+    """Frames `(B, T, C, H, W)`, each sequence flipped and, if square, rotated at random by its own generator.
+
+    Two flips and the transposition are each made or not: together the eight symmetries of the square, alike likely.
+    """
+    device = frames.device
+    coins = torch.stack([torch.randint(2, (3,), generator=one, device=device) for one in draws]).bool()
+    first, second, third = coins.T[..., None, None, None, None]
+    frames = torch.where(first, frames.flip(-1), frames)
+    frames = torch.where(second, frames.flip(-2), frames)
+    return torch.where(third, frames.mT, frames) if frames.shape[-1] == frames.shape[-2] else frames
+
+
 def as_frames(stored: torch.Tensor) -> torch.Tensor:
     """Frames in [0, 1] from bytes; frames stay what they are."""
     return stored.float() / 255 if stored.dtype == torch.uint8 else stored

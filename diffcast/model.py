@@ -53,11 +53,15 @@ class DiffCast(nn.Module):
         timesteps: int = 1000,  # of the diffusion process
         diffusion_weight: float = 0.5,  # share of the diffusion loss in the total, the paper's alpha
         freeze_backbone: bool = False,  # keep the backbone as it is: no gradient, no loss term, evaluation mode
+        residual_scale: float = 1.0,  # what the diffusion takes for 1, in units of [-1, 1]; the official code: 1
+        loss_weight: str = "signal",  # of diffusion times in the loss, see `process.weighted_loss`
     ):
         super().__init__()
         self.segment_length = segment_length or backbone.frames_in
         self.diffusion_weight = 1.0 if freeze_backbone else diffusion_weight
         self.freeze_backbone = freeze_backbone
+        self.residual_scale = residual_scale
+        self.loss_weight = loss_weight
         self.segments = math.ceil(backbone.frames_out / self.segment_length)
         channels = backbone.frame_shape[0]
         self.backbone = backbone
@@ -110,7 +114,7 @@ class DiffCast(nn.Module):
             trend = self.backbone(frames_in, frames_out)
         mu = 2 * trend["forecast"].float() - 1
         valid = self._to_segments(~frames_out.isnan(), beyond=True)
-        target = self._to_segments(2 * frames_out - 1 - mu).where(valid, 0)
+        target = self._to_segments((2 * frames_out - 1 - mu) / self.residual_scale).where(valid, 0)
         previous = F.pad(target, (0, 0) * 4 + (1, 0))[:, :-1]
         local, last = self._context(2 * without_gaps(frames_in) - 1, mu)
         context = [
@@ -126,7 +130,7 @@ class DiffCast(nn.Module):
             torch.arange(self.segments, device=time.device).repeat(len(frames_in)),
         )
         v = process.v_target(self.schedule, x0, eps, time)
-        diffusion = process.weighted_loss(self.schedule, predicted, v, time, valid.flatten(0, 1))
+        diffusion = process.weighted_loss(self.schedule, predicted, v, time, valid.flatten(0, 1), self.loss_weight)
         loss = self.diffusion_weight * diffusion + (1 - self.diffusion_weight) * trend["loss"]
         return {"loss": loss, "deterministic": trend["loss"], "diffusion": diffusion}
 
@@ -159,21 +163,21 @@ class DiffCast(nn.Module):
         seeds = _draw(partial(torch.randint, 2**63 - 1), b, (noise.shape[1],), generator, device)
         with full_precision(frames_in):  # the backbone runs once; rounding would move pixels across thresholds
             mu = 2 * self.backbone.trend(frames_in).float() - 1
-        sample = partial(SAMPLERS[sampler], schedule=self.schedule, steps=sampling_steps)
+        sample = partial(SAMPLERS[sampler], schedule=self.schedule, steps=sampling_steps, clip=1 / self.residual_scale)
         translate = torch.compile if compiled else lambda denoise: denoise
         drawn = mu.new_empty(b, noise.shape[1], *mu.shape[1:])
         with computing_in(precision, frames_in):
             contexts = self._context(2 * frames_in - 1, mu)
             for some, few in _chunks(*noise.shape[:2], forecast_batch):
                 local, last = ([x[some] for x in maps] for maps in contexts)
-                drawn[some, few] = self._sample_residual(
+                drawn[some, few] = self.residual_scale * self._sample_residual(
                     noise[some, few], local, last, partial(sample, draw=_drawing(seeds[some, few])), translate
                 )
         forecast = ((mu[:, None] + drawn + 1) / 2).clamp(0, 1)
         return Generated(forecast, (mu + 1) / 2, drawn)
 
     def _sample_residual(self, noise: Tensor, local: list[Tensor], last: list[Tensor], sample, translate) -> Tensor:
-        """Residuals `(B, M, T, C, H, W)` from start noise `(B, M, S, L, C, H, W)`, segment after segment."""
+        """Scaled residuals `(B, M, T, C, H, W)` from start noise `(B, M, S, L, C, H, W)`, segment after segment."""
         b = len(noise)
         segments = []
         previous = torch.zeros_like(noise[:, :, 0]).flatten(0, 1)
@@ -221,6 +225,8 @@ def build_diffcast(
     timesteps: int = 1000,
     diffusion_weight: float = 0.5,
     freeze_backbone: bool = False,
+    residual_scale: float = 1.0,
+    loss_weight: str = "signal",
 ) -> DiffCast:
     """A DiffCast around a backbone, its options as in `DiffCast`; raises `InputError` where they contradict."""
     _, height, width = backbone.frame_shape
@@ -240,7 +246,19 @@ def build_diffcast(
         )
     if not 0 < diffusion_weight <= 1:
         raise InputError(f"--diffusion_weight must lie in (0, 1], not {diffusion_weight}.")
-    return DiffCast(backbone, dim, dim_mults, segment_length, timesteps, diffusion_weight, freeze_backbone)
+    if not 0 < residual_scale <= 2:
+        raise InputError(f"--residual_scale must lie in (0, 2], not {residual_scale}.")
+    return DiffCast(
+        backbone,
+        dim,
+        dim_mults,
+        segment_length,
+        timesteps,
+        diffusion_weight,
+        freeze_backbone,
+        residual_scale,
+        loss_weight,
+    )
 
 
 def _draw(distribution, batch: int, shape: tuple[int, ...], generator: Generators, device) -> Tensor:

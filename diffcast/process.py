@@ -11,6 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+LOSS_WEIGHTS = ("signal", "uniform")
+
 
 class Schedule(nn.Module):
     """The sigmoid noise schedule (Jabri et al. 2022, arXiv 2212.11972) from -3 to 3, as float32 buffers `(timesteps,)`.
@@ -81,14 +83,22 @@ def noise_from_x0(schedule: Schedule, x_t: Tensor, x0: Tensor, time: Tensor) -> 
     )
 
 
-def weighted_loss(schedule: Schedule, predicted: Tensor, target: Tensor, time: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared error of `v` per sample, weighted by `A_t` (which is SNR / (SNR + 1)), averaged over the batch.
+def weighted_loss(
+    schedule: Schedule,
+    predicted: Tensor,
+    target: Tensor,
+    time: Tensor,
+    valid: Tensor,  # bool like the target: where it is known; the rest has no weight
+    weight: str = "signal",  # one of LOSS_WEIGHTS
+) -> Tensor:
+    """Mean squared error of `v` per sample, weighted, averaged over the batch.
 
-    `valid`, bool like the target, tells where it is known; the rest has no weight.
+    `signal` weighs it by `A_t`, which is SNR / (SNR + 1), as the official code does; `uniform` leaves the errors of
+    noisy times, which decide about large scales, their full weight.
     """
     squares = torch.where(valid, predicted - target, 0).square().flatten(1)
     error = squares.sum(dim=1) / valid.flatten(1).sum(dim=1).clamp(min=1)
-    return (schedule.alphas_cumprod[time] * error).mean()
+    return (schedule.alphas_cumprod[time] * error if weight == "signal" else error).mean()
 
 
 def _at(values: Tensor, time: Tensor, like: Tensor) -> Tensor:

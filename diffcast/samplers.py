@@ -1,10 +1,10 @@
 """Samplers: from noise to data by way of a denoiser, no network in sight.
 
-Every sampler has the signature `sampler(denoise, noise, schedule, steps, clip=True, spacing=..., draw=...)`:
+Every sampler has the signature `sampler(denoise, noise, schedule, steps, clip=1.0, spacing=..., draw=...)`:
 
 - `denoise(x_t, time) -> v` takes `(B, ...)` and integer times `(B,)`; `steps` is how often it is called;
 - `noise`, standard normal `(B, ...)`, is where sampling starts; the result has its shape;
-- `clip` clamps every estimate of the data to [-1, 1];
+- `clip` clamps every estimate of the data to [-clip, clip]; `math.inf` leaves it alone;
 - `spacing(schedule, steps)` chooses the times, noisiest first;
 - `draw(x)` gives standard normal noise like `x`. Samplers that add noise (`eta` > 0) ask for it between evaluations,
   others never. A `draw` with a generator for each sample makes samples independent of their batch.
@@ -72,7 +72,7 @@ def ddim(
     schedule: Schedule,
     steps: int,
     eta: float = 0.0,  # 0: deterministic; 1: ancestral sampling
-    clip: bool = True,
+    clip: float = 1.0,
     spacing: Spacing = uniform_in_time,
     draw: Draw = torch.randn_like,
 ) -> Tensor:
@@ -98,7 +98,7 @@ def dpm_solver(
     schedule: Schedule,
     steps: int,
     eta: float = 0.0,  # 0: deterministic; 1: the reverse stochastic differential equation
-    clip: bool = True,
+    clip: float = 1.0,
     spacing: Spacing = uniform_in_log_snr,
     draw: Draw = torch.randn_like,
 ) -> Tensor:
@@ -126,7 +126,7 @@ def heun(
     noise: Tensor,
     schedule: Schedule,
     steps: int,
-    clip: bool = True,
+    clip: float = 1.0,
     spacing: Spacing = uniform_in_log_snr,
     draw: Draw = torch.randn_like,
 ) -> Tensor:
@@ -167,18 +167,18 @@ def _check(schedule: Schedule, steps: int) -> None:
         raise ValueError(f"steps must lie between 1 and {schedule.timesteps}, the timesteps of the model, not {steps}.")
 
 
-def _estimate(denoise: Denoiser, schedule: Schedule, clip: bool, x: Tensor, now: int) -> Tensor:
+def _estimate(denoise: Denoiser, schedule: Schedule, clip: float, x: Tensor, now: int) -> Tensor:
     """Clean data as the denoiser sees it in `x` at time `now`."""
     time = _times(x, now)
     x0 = x0_from_v(schedule, x, denoise(x, time), time)
-    return x0.clamp(-1, 1) if clip else x0
+    return x0.clamp(-clip, clip)
 
 
 def _times(x: Tensor, now: int) -> Tensor:
     return torch.full((len(x),), now, device=x.device)
 
 
-def _scaled_estimate(denoise: Denoiser, schedule: Schedule, clip: bool, y: Tensor, now: int) -> Tensor:
+def _scaled_estimate(denoise: Denoiser, schedule: Schedule, clip: float, y: Tensor, now: int) -> Tensor:
     return _estimate(denoise, schedule, clip, y * _scale(schedule, now), now)
 
 

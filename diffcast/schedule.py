@@ -22,6 +22,7 @@ class TrainingSettings:
     warmup_steps: int = 1000
     grad_acc_step: int = 1  # batches per step
     batch_size: int = 6  # sequences per process and batch
+    augment: bool = False  # flip and rotate sequences at random
     epochs: int = 20  # the longer of epochs and
     training_steps: int = 200_000  # steps counts
     early_stop: int = 10  # validations without improvement; 0: never

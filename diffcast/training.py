@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from diffcast.forecaster import fill, place
 from diffcast.guard import Buffers, Guard, skip_if_not_finite, spoil_if_not_finite, write_diagnosis
-from diffcast.loading import TrainingBatches, generators, load_batches
+from diffcast.loading import TrainingBatches, generators, load_batches, turned
 from diffcast.losses import LossFile, Reading
 from diffcast.model import DiffCast
 from diffcast.schedule import EMA_COPY, EMA_INTERVAL, TrainingSettings, ema_decay, lr_factor, total_steps
@@ -194,6 +194,8 @@ class Trainer:
         draws = generators(self.accelerator.device, self.settings.seed, 1, range(first, first + b))
         # Dropout and its like draw from the global generator: tied to the batch, so that a resumed run repeats them.
         torch.manual_seed(draws[0].initial_seed())
+        if self.settings.augment:
+            frames = turned(frames, generators(frames.device, self.settings.seed, 7, range(first, first + b)))
         observed, future = frames.tensor_split([self.frames_in], dim=1)
         with self.accelerator.accumulate(self.model):
             terms = self.model(observed, future, draws)

@@ -36,9 +36,17 @@ def test_a_forecaster_is_rebuilt_from_its_file(saved):
     assert all(torch.equal(value, weights[name]) for name, value in rebuilt.state_dict().items())
 
 
+def test_checkpoints_from_before_the_residual_had_a_scale_are_read(tmp_path, saved):
+    path, described = tmp_path / "early.safetensors", TINY.to_metadata()
+    del described["residual_scale"]
+    save_weights(path, saved[0].state_dict(), {"architecture": described})
+    assert load_forecaster(path)[1] == TINY
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"residual_scale": 0.2}, "residual_scale 1.0 / 0.2"),
         ({"dim": 16}, "dim 8 / 16"),
         ({"backbone": "persistence", "backbone_options": {}}, "backbone convgru / persistence; backbone_options"),
         ({"use_diff": False}, "use_diff True / False"),
@@ -57,6 +65,8 @@ def test_another_architecture_is_told_apart(saved, changes, message):
         {"backbone": ["simvp"]},
         {"backbone": "unet"},
         {"use_diff": "yes"},
+        {"residual_scale": 0.0},
+        {"residual_scale": "1"},
         {"dim": 16},
         {"dim": 4096},
         {"dim": 2**40},

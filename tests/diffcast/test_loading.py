@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from dataset import build_dataset
-from diffcast.loading import EvaluationBatches, TrainingBatches, derived_seed, generators, load_batches, spread
+from diffcast.loading import (
+    EvaluationBatches,
+    TrainingBatches,
+    derived_seed,
+    generators,
+    load_batches,
+    spread,
+    turned,
+)
 
 
 class TestTrainingBatches:
@@ -86,6 +94,19 @@ def test_a_process_without_a_share_has_an_empty_loader():
 )
 def test_indices_are_spread_evenly(total, wanted, indices):
     assert spread(total, wanted) == indices
+
+
+@pytest.mark.parametrize(("height", "width", "symmetries"), [(4, 4, 8), (4, 6, 4)])
+def test_sequences_are_turned_as_wholes_into_each_of_their_symmetries_alike_often(height, width, symmetries):
+    sequence = torch.arange(3.0 * height * width).view(1, 3, 1, height, width)
+    draws = [torch.Generator().manual_seed(seed) for seed in range(800)]
+    found = turned(sequence.expand(800, -1, -1, -1, -1), draws)
+    shapes, counts = found.unique(dim=0, return_counts=True)
+    assert len(shapes) == symmetries
+    assert counts.min() > 0.7 * 800 / symmetries
+    assert all(torch.equal(turn[1] - turn[0], torch.full((1, height, width), height * width)) for turn in shapes)
+    assert any(torch.equal(turn, sequence[0]) for turn in shapes)
+    assert any(torch.equal(turn, sequence[0].rot90(1 if height == width else 2, (-2, -1))) for turn in shapes)
 
 
 def test_bytes_become_the_frames_that_the_data_set_gives(storm_folder):

@@ -178,6 +178,26 @@ class TestForecast:
         model.forecast(torch.rand(3, 4, 1, 16, 16), members, sampling_steps=1, forecast_batch=forecast_batch)
         assert [len(condition) for condition, *_ in runs] == sizes
 
+    @pytest.mark.parametrize(("estimate", "drawn"), [(0.5, 0.125), (-3, -0.75), (9, 1)])
+    def test_residuals_are_scaled_back_and_clipped_to_what_frames_can_differ_by(
+        self, tiny, monkeypatch, estimate, drawn
+    ):
+        model = tiny(residual_scale=0.25)
+
+        def certain(condition, context, segment):
+            def denoise(noisy, time):
+                signal, noise = (
+                    values[time].view(-1, 1, 1, 1, 1)
+                    for values in (model.schedule.sqrt_alphas_cumprod, model.schedule.sqrt_one_minus_alphas_cumprod)
+                )
+                return (signal * noisy - estimate) / noise  # what makes every estimate of the data the same
+
+            return denoise
+
+        monkeypatch.setattr(model.residual, "conditioned", certain)
+        made = model.generate(torch.rand(1, 5, 1, 16, 16), sampling_steps=3)
+        torch.testing.assert_close(made.residual, torch.full_like(made.residual, drawn), atol=1e-4, rtol=0)
+
     def test_a_stochastic_sampler_gives_each_member_noise_of_its_own(self, tiny):
         model, frames = tiny(), torch.rand(1, 5, 1, 16, 16)
         noise = torch.randn(1, 1, 4, 5, 1, 16, 16).expand(1, 2, -1, -1, -1, -1, -1)
@@ -227,15 +247,16 @@ class TestForecast:
 
 
 class TestTraining:
-    def test_segments_are_the_true_residual_filled_up_with_zeros(self, tiny):
-        model = tiny(frames_in=4, frames_out=10, segment_length=3)
+    @pytest.mark.parametrize("scale", [1, 0.25])
+    def test_segments_are_the_true_residual_filled_up_with_zeros(self, tiny, scale):
+        model = tiny(frames_in=4, frames_out=10, segment_length=3, residual_scale=scale)
         observed, future = torch.rand(2, 4, 1, 16, 16), torch.rand(2, 10, 1, 16, 16)
         time = torch.randint(900, (2, 4))
         calls = calls_of(model.residual)
         model.objective(observed, future, time, torch.zeros(2, 4, 3, 1, 16, 16))
         ((noisy, times, condition, _, segment), _) = calls[0]
         true = torch.zeros(2, 12, 1, 16, 16)
-        true[:, :10] = 2 * (future - model.backbone.trend(observed))
+        true[:, :10] = 2 * (future - model.backbone.trend(observed)) / scale
         true = true.view(8, 3, 1, 16, 16)  # sequence by sequence, segment by segment
         torch.testing.assert_close(noisy, process.diffuse(model.schedule, true, torch.zeros_like(true), times))
         assert times.tolist() == time.flatten().tolist()
@@ -291,11 +312,13 @@ class TestTraining:
         assert not model.eval().backbone.training
 
     def test_an_architecture_passes_every_option_on(self):
-        architecture = Architecture("convgru", True, (1, 16, 16), 4, 6, {}, 8, (1, 2), 3, 50)
+        architecture = Architecture("convgru", True, (1, 16, 16), 4, 6, {}, 8, (1, 2), 3, 50, 0.5)
         model = architecture.build(diffusion_weight=0.3, freeze_backbone=True)
         assert (model.frame_shape, model.frames_in, model.frames_out) == ((1, 16, 16), 4, 6)
         assert (model.segment_length, model.schedule.timesteps, model.residual.dim) == (3, 50, 8)
+        assert model.residual_scale == 0.5
         assert model.freeze_backbone
+        assert architecture.build(loss_weight="uniform").loss_weight == "uniform"
         assert architecture.build(diffusion_weight=0.3).diffusion_weight == 0.3
 
 
@@ -310,6 +333,7 @@ class TestTraining:
         ((1, 32, 32), {"segment_length": 21}, "--segment_length must lie between 1 and .*, not 21"),
         ((1, 32, 32), {"diffusion_weight": 0}, r"--diffusion_weight must lie in \(0, 1\], not 0"),
         ((1, 32, 32), {"diffusion_weight": 1.5}, r"--diffusion_weight must lie in \(0, 1\], not 1.5"),
+        ((1, 32, 32), {"residual_scale": 0.0}, r"--residual_scale must lie in \(0, 2\], not 0.0"),
     ],
 )
 def test_contradicting_options_are_refused(frame_shape, options, message):

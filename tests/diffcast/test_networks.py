@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffcast import motion, residual
 from diffcast.forecaster import place
-from diffcast.layers import Downsample, LargeKernelAttention, RMSNorm, Upsample
+from diffcast.layers import Downsample, GroupNorm, LargeKernelAttention, RMSNorm, Upsample
 from diffcast.motion import GlobalMotion
 from diffcast.residual import LocalResidual
 from tests.golden.reference import arrays, assert_close, official_weights, shapes
@@ -130,6 +130,17 @@ def test_half_precision_needs_no_other_type_or_layout_on_the_way(local_residual,
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("channels", [16, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_group_norm_is_that_of_the_library(channels, dtype):
+    x = torch.randn(2, channels, 5, 4).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    norm = GroupNorm(8, channels)
+    expected = F.group_norm(x.double(), 8, norm.weight.double(), norm.bias.double())
+    for found in (norm(x), torch.no_grad()(norm)(x)):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, atol=1e-6 if dtype == torch.float32 else 4e-2, rtol=0)
+
+
 def test_resampling_is_what_it_stands_for():
     torch.manual_seed(0)
     x, up, down = torch.randn(2, 6, 10, 14), Upsample(6, 3), Downsample(6, 3)

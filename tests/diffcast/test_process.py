@@ -55,6 +55,12 @@ def test_weighted_loss_is_the_official_one(golden):
     assert_close(loss, golden["weighted_loss"], 5e-6)
 
 
+def test_a_uniform_loss_is_the_mean_squared_error():
+    predicted, target, time = torch.randn(4, 2, 1, 3, 3), torch.randn(4, 2, 1, 3, 3), torch.tensor([0, 400, 800, 999])
+    loss = weighted_loss(Schedule(1000), predicted, target, time, torch.ones_like(target, dtype=bool), "uniform")
+    assert_close(loss, (predicted - target).square().mean(), 1e-6)
+
+
 def test_weighted_loss_leaves_out_what_is_not_known(golden):
     known = torch.rand(golden["v_target"].shape, generator=torch.Generator().manual_seed(0)) < 0.7
     known[0] = False

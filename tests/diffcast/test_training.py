@@ -35,7 +35,8 @@ def losses(rows):
 def test_two_processes_with_half_the_batch_equal_one(storm_folder, tmp_path):
     rows = {}
     for processes in (1, 2):
-        words = ["--use_diff", "--batch_size", str(4 // processes), "--training_steps", "3", "--lr", "1e-5"]
+        words = ["--use_diff", "--augment", "--batch_size", str(4 // processes), "--training_steps", "3"]
+        words += ["--lr", "1e-5"]
         done = run_py(*arguments(storm_folder, tmp_path / str(processes), *words), processes=processes)
         assert done.returncode == 0, done.stderr[-2000:]
         assert f"{processes} process(es)" in done.stdout

@@ -1,0 +1,167 @@
+"""Results of the small benchmark: scores, paired differences, tables and reports. See `benchmarks.skill`."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+from diffcast.results import without_nan
+from utils.files import replacing
+from utils.provenance import provenance
+from utils.report import write_comparison
+from utils.report.bootstrap import COMPARED, REPLICATES, differences
+from utils.report.evaluation import Entry, find_entry
+
+SCORES = {  # key -> heading
+    "csi": "CSI-M",
+    "csi_181": "CSI 181",
+    "csi_219": "CSI 219",
+    "csi_pool4": "CSI-pool4",
+    "csi_pool16": "CSI-pool16",
+    "hss": "HSS",
+    "crps": "CRPS",
+    "ssim": "SSIM",
+    "spectrum_ratio_high": "octave",
+}
+FORECASTS = {  # label -> training, forecast of its evaluation ("" is the evaluated one)
+    "DiffCast": ("diffcast", ""),
+    "its backbone": ("diffcast", "trend"),
+    "its backbone, dressed": ("diffcast", "dressed"),
+    "backbone alone": ("alone", ""),
+    "backbone alone, dressed": ("alone", "dressed"),
+}
+BASELINES = ("persistence", "advection")
+MEMBERS_MEAN = ("ensemble_mean", "pm_mean")
+STANDARD_ERRORS = 2 * 1.96  # in a 95 % interval
+
+
+def collect(runs: Mapping[str, Mapping[int, Mapping[str, object]]]) -> dict:
+    """Scores and differences of trainings, by backbone and seed; JSON-ready."""
+    backbones = {
+        name: {str(seed): _collect_seed(stages) for seed, stages in seeds.items()} for name, seeds in runs.items()
+    }
+    return without_nan({"about": provenance(), "replicates": REPLICATES, "backbones": backbones})
+
+
+def _collect_seed(stages: Mapping[str, object]) -> dict:
+    entries = {label: _entry(stages, *where) for label, where in FORECASTS.items()}
+    baselines = {name: _entry(stages, "alone", name) for name in BASELINES}
+    diffcast, *others = entries.values()
+    found, _ = differences([diffcast, *others], REPLICATES)
+    return {
+        "cpu_seconds": {stage: _seconds(run.cost) for stage, run in stages.items()},
+        "scores": {label: _scores(entry) for label, entry in (entries | baselines).items()},
+        "difference_to": {
+            label: {key: _of_diffcast(difference) for key, difference in each.items()}
+            for label, each in zip(list(entries)[1:], found, strict=True)
+        },
+    }
+
+
+def _entry(stages: Mapping[str, object], stage: str, forecast: str) -> Entry:
+    folder = str(stages[stage].evaluation)
+    return find_entry(f"{folder}:{forecast}" if forecast else folder)
+
+
+def _seconds(path: Path) -> float | None:
+    return json.loads(path.read_text())["cpu_seconds"] if path.exists() else None
+
+
+def _scores(entry: Entry) -> dict:
+    """The scores of the tables, and their course over lead time."""
+    thresholds = [f"csi_{threshold:g}" for threshold in entry.evaluation.source["thresholds"]]
+    found = entry.scores | dict(zip(thresholds, entry.scores["csi_per_threshold"], strict=True))
+    kept = {key: found.get(key) for key in (*SCORES, *thresholds, "mae", "crps_fair", "spread_skill_ratio")}
+    kept |= {key: found.get(key) for key in ("csi_per_lead", "crps_per_lead", "csi_pool4_per_lead")}
+    for mean in MEMBERS_MEAN:
+        if mean in found:
+            kept[mean] = {key: found[mean].get(key) for key in ("csi", "csi_pool4", "hss", "mae", "csi_per_lead")}
+    return kept
+
+
+def _of_diffcast(difference) -> dict:
+    """DiffCast's score minus the other's; the bootstrap has it the other way round."""
+    value, low, high = -difference.value, -difference.high, -difference.low
+    return {"value": value, "low": low, "high": high, "standard_error": (high - low) / STANDARD_ERRORS}
+
+
+def write_results(results: dict, runs: Mapping[str, Mapping[int, Mapping[str, object]]], folder: Path) -> None:
+    """Write `results.json`, `results.md` and a report of the first seed of each backbone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n")
+    with replacing(folder / "results.md") as temporary:
+        temporary.write_text("\n".join(_page(results)) + "\n")
+    for name, seeds in runs.items():
+        stages = next(iter(seeds.values()))
+        named = {label: _entry_name(stages, *where) for label, where in FORECASTS.items()}
+        named |= {baseline: _entry_name(stages, "alone", baseline) for baseline in BASELINES}
+        write_comparison(list(named.values()), folder / f"report_{name}.html", list(named))
+
+
+def _entry_name(stages: Mapping[str, object], stage: str, forecast: str) -> str:
+    return f"{stages[stage].evaluation}:{forecast}" if forecast else str(stages[stage].evaluation)
+
+
+def _page(results: dict) -> list[str]:
+    """The tables in Markdown."""
+    lines = []
+    for name, seeds in results["backbones"].items():
+        lines += [f"## {name}", "", *_score_table(seeds), "", *_difference_table(seeds), "", _cost(seeds), ""]
+    return lines
+
+
+def _score_table(seeds: dict) -> list[str]:
+    """Means over the seeds and, in brackets, the largest distance of a seed from them."""
+    lines = _head(["", *SCORES.values()])
+    for label in next(iter(seeds.values()))["scores"]:
+        each = [seed["scores"][label] for seed in seeds.values()]
+        lines.append(_row([label, *(_mean([scores[key] for scores in each]) for key in SCORES)]))
+        for mean, of in (("ensemble_mean", "ensemble mean"), ("pm_mean", "probability-matched mean")):
+            if all(mean in scores for scores in each):
+                values = [_mean([scores[mean].get(key) for scores in each]) for key in SCORES]
+                lines.append(_row([f"{label}, {of}", *values]))
+    return lines
+
+
+def _difference_table(seeds: dict) -> list[str]:
+    """DiffCast minus each other forecast, seed by seed, with 95 % intervals."""
+    keys = [key for key in SCORES if key in COMPARED or key in ("csi_181", "csi_219")]
+    lines = _head(["DiffCast minus", "seed", *(SCORES[key] for key in keys), "CRPS in %"])
+    for label in next(iter(seeds.values()))["difference_to"]:
+        for seed, found in seeds.items():
+            difference, other = found["difference_to"][label], found["scores"][label]["crps"]
+            cells = [_interval(difference.get(key), 1) for key in keys]
+            lines.append(_row([label, seed, *cells, _interval(difference["crps"], 100 / other, digits=1)]))
+    return lines
+
+
+def _cost(seeds: dict) -> str:
+    stages = next(iter(seeds.values()))["cpu_seconds"]
+    means = {stage: [seed["cpu_seconds"][stage] for seed in seeds.values()] for stage in stages}
+    parts = [f"{stage} {statistics.mean(values):.0f}" for stage, values in means.items() if None not in values]
+    return f"Processor seconds, evaluations included: {', '.join(parts)}."
+
+
+def _head(cells: list[str]) -> list[str]:
+    return [_row(cells), "|" + "---|" * len(cells)]
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _mean(values: list[float | None]) -> str:
+    if any(value is None for value in values):
+        return ""
+    mean = statistics.mean(values)
+    return f"{mean:.4f}" + (f" ({max(abs(value - mean) for value in values):.4f})" if len(values) > 1 else "")
+
+
+def _interval(difference: dict | None, factor: float, digits: int = 4) -> str:
+    if difference is None or difference["value"] is None:
+        return ""
+    if difference["low"] is None:
+        return f"{factor * difference['value']:+.{digits}f}"
+    value, low, high = (factor * difference[key] for key in ("value", "low", "high"))
+    return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
