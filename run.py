@@ -78,6 +78,7 @@ def run(args) -> None:
         diffusion_weight=args.diffusion_weight,
         freeze_backbone=args.freeze_backbone,
         loss_weight=args.loss_weight,
+        gradient_checkpointing=args.gradient_checkpointing,
     )
     accelerator = make_accelerator(args, folder)
     start_logging(main=accelerator.is_main_process)

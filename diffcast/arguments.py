@@ -185,6 +185,11 @@ def _training_arguments(group) -> None:
         metavar="CHECKPOINT",
         help="go on from the latest whole checkpoint, if there is any, or from a given one",
     )
+    group.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="with --use_diff: compute activations again in the backward pass, a third slower, with far less memory",
+    )
     group.add_argument("--backbone_ckpt", metavar="CHECKPOINT", help="weights that DiffCast's backbone starts from")
     group.add_argument("--freeze_backbone", action="store_true", help="train the diffusion only")
     group.add_argument(

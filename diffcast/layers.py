@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 NORM_GROUPS = 8
 
@@ -42,6 +43,13 @@ def computing_in(dtype: torch.dtype, x: Tensor) -> AbstractContextManager:
     if not torch.amp.is_autocast_available(kind):
         return nullcontext()
     return torch.autocast(kind, enabled=False) if dtype == torch.float32 else torch.autocast(kind, dtype)
+
+
+def recomputed(recompute: bool, function: Callable, *arguments: Tensor):
+    """`function(*arguments)`; to `recompute` is to keep the arguments alone and run it again in the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(function, *arguments, use_reentrant=False)
+    return function(*arguments)
 
 
 def add_shared(x: Tensor, shared: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from diffcast import motion, process, residual
-from diffcast.layers import computing_in, full_precision
+from diffcast.layers import computing_in, full_precision, recomputed
 from diffcast.motion import GlobalMotion
 from diffcast.residual import LocalResidual
 from diffcast.samplers import SAMPLERS
@@ -55,6 +55,7 @@ class DiffCast(nn.Module):
         freeze_backbone: bool = False,  # keep the backbone as it is: no gradient, no loss term, evaluation mode
         residual_scale: float = 1.0,  # what the diffusion takes for 1, in units of [-1, 1]; the official code: 1
         loss_weight: str = "signal",  # of diffusion times in the loss, see `process.weighted_loss`
+        gradient_checkpointing: bool = False,  # keep few activations and compute the others anew in the backward pass
     ):
         super().__init__()
         self.segment_length = segment_length or backbone.frames_in
@@ -62,11 +63,12 @@ class DiffCast(nn.Module):
         self.freeze_backbone = freeze_backbone
         self.residual_scale = residual_scale
         self.loss_weight = loss_weight
+        self.gradient_checkpointing = gradient_checkpointing
         self.segments = math.ceil(backbone.frames_out / self.segment_length)
         channels = backbone.frame_shape[0]
         self.backbone = backbone
-        self.motion = GlobalMotion(channels, dim, dim_mults)
-        self.residual = LocalResidual(channels, self.segment_length, dim, dim_mults)
+        self.motion = GlobalMotion(channels, dim, dim_mults, gradient_checkpointing)
+        self.residual = LocalResidual(channels, self.segment_length, dim, dim_mults, gradient_checkpointing)
         self.schedule = process.Schedule(timesteps)
         if freeze_backbone:
             backbone.requires_grad_(False)
@@ -111,7 +113,7 @@ class DiffCast(nn.Module):
         Frames may hold NaN, where the radar saw nothing: there is no residual, and no weight in the loss.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            trend = self.backbone(frames_in, frames_out)
+            trend = recomputed(self.gradient_checkpointing, self.backbone, frames_in, frames_out)
         mu = 2 * trend["forecast"].float() - 1
         valid = self._to_segments(~frames_out.isnan(), beyond=True)
         target = self._to_segments((2 * frames_out - 1 - mu) / self.residual_scale).where(valid, 0)
@@ -227,6 +229,7 @@ def build_diffcast(
     freeze_backbone: bool = False,
     residual_scale: float = 1.0,
     loss_weight: str = "signal",
+    gradient_checkpointing: bool = False,
 ) -> DiffCast:
     """A DiffCast around a backbone, its options as in `DiffCast`; raises `InputError` where they contradict."""
     _, height, width = backbone.frame_shape
@@ -258,6 +261,7 @@ def build_diffcast(
         freeze_backbone,
         residual_scale,
         loss_weight,
+        gradient_checkpointing,
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffcast.layers import ConvGRU, Downsample, ResidualBlock
+from diffcast.layers import ConvGRU, Downsample, ResidualBlock, recomputed
 
 # Official parameter names -> ours.
 OFFICIAL_NAMES = [
@@ -32,9 +32,11 @@ class GlobalMotion(nn.Module):
         channels: int = 1,
         dim: int = 64,  # width of the finest level
         dim_mults: tuple[int, ...] = (1, 2, 4, 8),  # width after each level, in units of dim
+        recompute: bool = False,  # the levels' activations in the backward pass, rather than keep them
     ):
         super().__init__()
         widths = [dim, *(dim * m for m in dim_mults)]
+        self.recompute = recompute
         self.stem = nn.Conv2d(channels, dim, 7, padding=3)
         last = len(dim_mults) - 1
         self.levels = nn.ModuleList(
@@ -48,7 +50,7 @@ class GlobalMotion(nn.Module):
         x = self.stem(rearrange(frames, "b t c h w -> (t b) c h w"))
         local, last = [], []
         for level in self.levels:
-            states, x = level(x, steps)
+            states, x = recomputed(self.recompute, level, x, steps)
             local.append(states[local_at])
             last.append(states[-1])
         return local, last

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +19,12 @@ from diffcast.layers import (
     beside,
     compute_dtype,
     full_precision,
+    recomputed,
     sinusoidal,
 )
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # of a noisy segment (B, L, C, H, W) and its diffusion time (B,)
-Modulations = Iterator[Tensor]  # (B, 2 width) for one block after the other
+Modulation = Tensor  # (B, 2 width): scale and shift of one block
 
 
 class LocalResidual(nn.Module):
@@ -38,9 +40,11 @@ class LocalResidual(nn.Module):
         segment_length: int = 5,  # frames of one segment
         dim: int = 64,  # width of the finest level
         dim_mults: tuple[int, ...] = (1, 2, 4, 8),  # width after each level, in units of dim
+        recompute: bool = False,  # the levels' activations in the backward pass, rather than keep them
     ):
         super().__init__()
         widths = [dim, *(dim * m for m in dim_mults)]
+        self.recompute = recompute
         levels = list(itertools.pairwise(widths))  # (width, width after it), finest first
         embedding = 8 * dim
         self.dim = dim
@@ -81,24 +85,25 @@ class LocalResidual(nn.Module):
         downs = [level.beside(known) for level, known in zip(self.downs, context, strict=True)]
         ups = [level.prepared(compute_dtype(condition)) for level in self.ups]
         modulate = self._modulations(segment)
+        call = partial(recomputed, self.recompute)
 
         def denoise(noisy: Tensor, time: Tensor) -> Tensor:
             modulations = modulate(time)
             first = stem(_to_channels(noisy))
             x, skips = first, []
             for level in downs:
-                x, level_skips = level(x, modulations)
+                x, *level_skips = call(level, x, next(modulations), next(modulations))
                 skips += level_skips
             x = self.middle_block1(x, next(modulations))
             x = self.middle_block2(self.middle_attention(x), next(modulations))
             for level in ups:
-                x = level(x, skips, modulations)
+                x = call(level, x, skips.pop(), skips.pop(), next(modulations), next(modulations))
             x = self.head(self.head_block(torch.cat([x, first], dim=1), next(modulations)))
             return rearrange(x, "b (l c) h w -> b l c h w", c=noisy.shape[2]).to(noisy.dtype)
 
         return denoise
 
-    def _modulations(self, segment: Tensor) -> Callable[[Tensor], Modulations]:
+    def _modulations(self, segment: Tensor) -> Callable[[Tensor], Iterator[Modulation]]:
         """Scales and shifts of all blocks as a function of the diffusion time `(B M,)`, in the order of their use.
 
         One matrix product serves all blocks; the segment's part of it is computed once.
@@ -111,7 +116,7 @@ class LocalResidual(nn.Module):
         with full_precision(segment):
             shared = F.linear(F.silu(self.embed_segment(sinusoidal(segment, self.dim))), of_segment, bias)
 
-        def modulate(time: Tensor) -> Modulations:
+        def modulate(time: Tensor) -> Iterator[Modulation]:
             with full_precision(time):
                 embedded = F.silu(self.embed_time(sinusoidal(time, self.dim)))
                 return iter(add_shared(F.linear(embedded, of_time), shared).split(widths, dim=1))
@@ -129,14 +134,14 @@ class DownLevel(nn.Module):
         self.attention = LargeKernelAttention(width)
         self.resample = nn.Conv2d(width, after, 3, padding=1) if last else Downsample(width, after)
 
-    def beside(self, context: Tensor) -> Callable[[Tensor, Modulations], tuple[Tensor, list[Tensor]]]:
-        """The level's output and skips as a function of the level above's output, for a given context."""
+    def beside(self, context: Tensor) -> Callable[[Tensor, Modulation, Modulation], tuple[Tensor, Tensor, Tensor]]:
+        """The level's output and two skips as a function of the level above's output, for a given context."""
         block1 = self.block1.beside(context)
 
-        def descend(x: Tensor, modulations: Modulations) -> tuple[Tensor, list[Tensor]]:
-            first = block1(x, next(modulations))
-            second = self.attention(self.block2(first, next(modulations)))
-            return self.resample(second), [first, second]
+        def descend(x: Tensor, modulation1: Modulation, modulation2: Modulation) -> tuple[Tensor, Tensor, Tensor]:
+            first = block1(x, modulation1)
+            second = self.attention(self.block2(first, modulation2))
+            return self.resample(second), first, second
 
         return descend
 
@@ -151,13 +156,13 @@ class UpLevel(nn.Module):
         self.attention = LargeKernelAttention(after)
         self.resample = nn.Conv2d(after, width, 3, padding=1) if last else Upsample(after, width)
 
-    def prepared(self, dtype: torch.dtype) -> Callable[[Tensor, list[Tensor], Modulations], Tensor]:
-        """The level's output as a function of the level below's; the skips it uses are taken off their list."""
+    def prepared(self, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, Modulation, Modulation], Tensor]:
+        """The level's output as a function of the level below's and of two skips."""
         resample = self.resample.prepared(dtype) if isinstance(self.resample, Upsample) else self.resample
 
-        def ascend(x: Tensor, skips: list[Tensor], modulations: Modulations) -> Tensor:
-            x = self.block1(torch.cat([x, skips.pop()], dim=1), next(modulations))
-            x = self.block2(torch.cat([x, skips.pop()], dim=1), next(modulations))
+        def ascend(x: Tensor, skip1: Tensor, skip2: Tensor, modulation1: Modulation, modulation2: Modulation) -> Tensor:
+            x = self.block1(torch.cat([x, skip1], dim=1), modulation1)
+            x = self.block2(torch.cat([x, skip2], dim=1), modulation2)
             return resample(self.attention(x))
 
         return ascend

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffcast import DiffCast, build_diffcast, process
 from diffcast.forecaster import Architecture
 from models import Persistence
+from models.convgru import ConvGRU
 from models.phydnet import PhyDNet
 from models.simvp import SimVP
 from tests.golden.reference import arrays, assert_close, official_weights, segment_noise, shapes
@@ -34,6 +35,14 @@ def calls_of(network):
     calls = []
     network.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, dict(kwargs))), with_kwargs=True)
     return calls
+
+
+def bytes_kept(forward):
+    """Bytes that a forward pass keeps for the backward pass, and its result."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x):
+        result = forward()
+    return sum(kept), result
 
 
 def denoised(monkeypatch, model):
@@ -296,6 +305,18 @@ class TestTraining:
         expected = weight * terms["diffusion"] + (1 - weight) * terms["deterministic"]
         torch.testing.assert_close(terms["loss"], expected)
 
+    def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(self, monkeypatch):
+        frames, kept, gradients = torch.rand(2, 25, 1, 16, 16), {}, {}
+        for checkpointing in (False, True):
+            torch.manual_seed(0)
+            model = DiffCast(ConvGRU((1, 16, 16), dims=(8, 8), kernel_sizes=(3, 3)), 8, (1, 2))
+            model.gradient_checkpointing = model.motion.recompute = model.residual.recompute = checkpointing
+            kept[checkpointing], terms = bytes_kept(partial(model, frames[:, :5], frames[:, 5:], seeded(1, 2)))
+            terms["loss"].backward()
+            gradients[checkpointing] = [p.grad for p in model.parameters()]
+        assert kept[True] < kept[False] / 3
+        assert all(torch.equal(one, other) for one, other in zip(*gradients.values(), strict=True))
+
     def test_a_frozen_backbone_stays_as_it_is(self, tiny):
         model = tiny(freeze_backbone=True).train()
         terms = model(torch.rand(2, 5, 1, 16, 16), torch.rand(2, 20, 1, 16, 16))
@@ -319,6 +340,8 @@ class TestTraining:
         assert model.residual_scale == 0.5
         assert model.freeze_backbone
         assert architecture.build(loss_weight="uniform").loss_weight == "uniform"
+        thrifty = architecture.build(gradient_checkpointing=True)
+        assert all((thrifty.gradient_checkpointing, thrifty.motion.recompute, thrifty.residual.recompute))
         assert architecture.build(diffusion_weight=0.3).diffusion_weight == 0.3
 
 
