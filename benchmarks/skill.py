@@ -55,10 +55,10 @@ class Budget:
 
 # `alone` has the processor time of the other two: seconds per step were measured on one core of a server processor.
 BUDGETS = {
-    "simvp": Budget(start=600, diffcast=500, alone=2100),
-    "convgru": Budget(start=1000, diffcast=500, alone=3200),
-    "phydnet": Budget(start=350, diffcast=500, alone=1150),
-    "earthformer": Budget(start=300, diffcast=500, alone=900),
+    "simvp": Budget(start=1000, diffcast=800, alone=3200),
+    "convgru": Budget(start=1300, diffcast=800, alone=4000),
+    "phydnet": Budget(start=600, diffcast=800, alone=1850),
+    "earthformer": Budget(start=300, diffcast=800, alone=900),
 }
 
 
