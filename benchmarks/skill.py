@@ -55,10 +55,10 @@ class Budget:
 
 # `alone` has the processor time of the other two: seconds per step were measured on one core of a server processor.
 BUDGETS = {
-    "simvp": Budget(start=1000, diffcast=800, alone=3200),
-    "convgru": Budget(start=1300, diffcast=800, alone=4000),
-    "phydnet": Budget(start=600, diffcast=800, alone=1850),
-    "earthformer": Budget(start=300, diffcast=800, alone=900),
+    "simvp": Budget(start=1600, diffcast=1200, alone=4700),
+    "convgru": Budget(start=2000, diffcast=1200, alone=6000),
+    "phydnet": Budget(start=900, diffcast=1200, alone=2500),
+    "earthformer": Budget(start=600, diffcast=1200, alone=1800),
 }
 
 
