@@ -33,6 +33,8 @@ from utils.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("Exps/benchmark")
+PRESETS = Path("resources")
+STORMS = Path("data/mini")
 DATA = {"events": 4000, "size": 24, "resolution": 24, "seed": 0}
 BACKBONE_LR, DIFFUSION_LR = "2e-3", "1e-3"
 # One thread per job: jobs that share cores slow each other many-fold. Freed memory is kept: returning it after each
@@ -90,7 +92,7 @@ class Training:
 
     def command(self, steps: int) -> list[str]:
         """The arguments of `run.py`."""
-        words = [f"@resources/mini_{self.backbone}.args", "--seed", str(self.seed), "--resume"]
+        words = [f"@{PRESETS / f'mini_{self.backbone}.args'}", "--seed", str(self.seed), "--resume"]
         words += ["--training_steps", str(steps), "--exp_note", f"{self.stage}_{self.seed}"]
         if self.stage != "diffcast":
             return [*words, "--lr", BACKBONE_LR]
@@ -142,17 +144,17 @@ def add_cost(path: Path, seconds: float) -> None:
 def run_all(backbones: list[str], seeds: list[int], jobs: int) -> None:
     """Generate the data, train and evaluate."""
     runner = Runner()
-    data = ROOT / "data" / "mini"
     options = [word for name, value in DATA.items() for word in (f"--{name}", str(value))]
-    runner.run("storms", ["-m", "dataset.synthetic", "--out", str(data), *options], data / "CATALOG.csv")
-    packed = data / "packed" / "sevir_official_24"
-    runner.run("packed", ["-m", "dataset.packed", "--data_path", str(data), "--img_size", "24"], packed)
+    runner.run("storms", ["-m", "dataset.synthetic", "--out", str(STORMS), *options], STORMS / "CATALOG.csv")
+    size = str(DATA["size"])
+    packed = STORMS / "packed" / f"sevir_official_{size}"
+    runner.run("packed", ["-m", "dataset.packed", "--data_path", str(STORMS), "--img_size", size], packed)
 
     def chain(backbone: str, seed: int, stages: tuple[str, ...]) -> None:
         for stage in stages:
             training = Training(backbone, seed, stage)
             words = ["run.py", *training.command(getattr(BUDGETS[backbone], stage))]
-            runner.run(training.name, words, ROOT / training.evaluation / "metrics.json", ROOT / training.cost)
+            runner.run(training.name, words, training.evaluation / "metrics.json", training.cost)
 
     with ThreadPoolExecutor(jobs) as pool:
         futures: list[Future] = [
