@@ -16,7 +16,7 @@ def build_dataset(
     img_size: int | tuple[int, int] = 128,  # pixels of the side, or height and width
     seq_len: int = 25,  # frames
     stride: int | None = None,  # frames between windows; None: what the source or the split scheme has
-    split_scheme: str = "official",  # or benchmark; of sevir and synthetic
+    split_scheme: str = "official",  # or benchmark; of SEVIR's layout
     packed_path: str | Path | None = None,  # folder that holds packed caches; None: <data_path>/packed
     scale: float | None = None,  # physical value of the highest stored one, of shanghai and cikm; None: the official
 ) -> Dataset:
@@ -31,6 +31,8 @@ def build_dataset(
         raise InputError(f"Unknown dataset '{name}'; choose one of {', '.join(DATASETS)}.")
     if scale is not None and name not in SCALED:
         raise InputError(f"--scale belongs to {' and '.join(SCALED)}; leave it out with --dataset {name}.")
+    if split_scheme != "official" and name not in DATED:
+        raise InputError(f"--split {split_scheme} is for {', '.join(DATED)}; leave it out with --dataset {name}.")
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     if height != width and name not in OBLONG:
         raise InputError(f"--img_size {height} {width}: --dataset {name} has square frames; give one number.")
@@ -61,6 +63,8 @@ def _synthetic(split, data_path, *options):
 def _sevir_lr(split, data_path, img_size, seq_len, stride, split_scheme, packed_path):
     from dataset.sevir_lr import SevirLR
 
+    if packed_path is not None:
+        raise InputError("--packed_path does not fit --dataset sevir_lr, which has no packed cache; leave it out.")
     return SevirLR(data_path, split, img_size, seq_len, stride, split_scheme)
 
 
@@ -81,6 +85,7 @@ def _frames(split, data_path, img_size, seq_len, stride, split_scheme, packed_pa
 
 SCALED = ("shanghai", "cikm")
 OBLONG = ("shanghai", "meteo", "cikm", "frames")  # may be taken to frames that are not square
+DATED = ("sevir", "sevir_lr", "synthetic")  # split by one of the schemes
 PACKABLE = ("sevir", "synthetic")  # by `dataset.packed`
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "sevir": _sevir,

@@ -73,7 +73,8 @@ def catalog_path(data_path: str | Path) -> Path:
     """Path of the catalogue in a data folder; `InputError` if either is missing, or the catalogue too large."""
     folder = Path(data_path)
     if not folder.is_dir():
-        raise InputError(f"The data folder {folder} does not exist; pass the folder that holds CATALOG.csv.")
+        fault = "is no folder" if folder.exists() else "does not exist"
+        raise InputError(f"The data folder {folder} {fault}; pass the folder that holds CATALOG.csv.")
     path = folder / "CATALOG.csv"
     if not path.is_file():
         raise InputError(f"{folder} holds no CATALOG.csv; download SEVIR there or pass another data folder.")

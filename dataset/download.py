@@ -179,7 +179,10 @@ def _open(url: str, headers: dict[str, str]) -> Iterator[http.client.HTTPRespons
         error.close()
         if error.code in TRANSIENT:
             raise _TryAgainError(f"{url} answers {error.code} {error.reason}") from None
-        raise InputError(f"{url} answers {error.code} {error.reason}; check --url.") from None
+        reason = " ".join(str(error.reason).split())  # that of a redirection in a circle has several lines
+        raise InputError(f"{url} answers {error.code} {reason}; check --url.") from None
+    except (ValueError, http.client.InvalidURL) as error:
+        raise InputError(f"{url} leads to no address that can be opened ({error}); check --url.") from None
     except (OSError, http.client.HTTPException) as error:
         raise _TryAgainError(f"{url} cannot be reached ({getattr(error, 'reason', error)})") from None
     with response:
@@ -281,14 +284,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _base_of(url: str) -> str:
+    """The address that keys are appended to."""
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InputError(f"--url {url} is not an http or https address.")
+    return url.rstrip("/")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """List the files, then download them."""
     args = build_parser().parse_args(arguments)
-    base_url = args.url.rstrip("/")
-    if urlsplit(base_url).scheme not in ("http", "https"):
-        raise InputError(f"--url {args.url} is not an http or https address.")
+    base_url = _base_of(args.url)
     files: list[RemoteFile] = []
-    for prefix in (CATALOG, *(f"data/{kind}/{year}/" for kind in args.types for year in args.years)):
+    prefixes = [CATALOG, *(f"data/{kind}/{year}/" for kind in args.types for year in args.years)]
+    for prefix in dict.fromkeys(prefixes):
         found = list_files(base_url, prefix)
         if not found:
             raise InputError(f"{base_url} has no file {prefix}*; check --url.")

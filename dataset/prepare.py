@@ -18,6 +18,7 @@ import pickletools
 import re
 import shutil
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -49,15 +50,13 @@ ADVANCE_TRAIN, ADVANCE = 15, 5  # frames, after a kept window of the training sp
 
 SHANGHAI_RAIN = 3  # mean byte of a rainy frame
 METEONET_RAIN = 1  # mean dBZ of a rainy frame's valid pixels: about as much
-METEONET_INTERVAL = timedelta(minutes=METEONET.interval)
 METEONET_MISSING, METEONET_MOST = LAYOUTS["meteo"].missing, LAYOUTS["meteo"].full
-NO_DATA = -200  # in MeteoNet's product in tenths of dBZ, where -100 is no echo
-MAX_DATES = 2**24  # bytes; a month's dates need a hundredth of it
-ARCHIVE_ERRORS = (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
+NO_DATA, NO_ECHO = -200, -100  # in MeteoNet's product in tenths of dBZ
+NPZ_ERRORS = (OSError, KeyError, ValueError, EOFError, RuntimeError, struct.error, tokenize.TokenError, zlib.error)
 
 CIKM_SHAPE = (15, 4, 101, 101)  # times, heights (0.5, 1.5, 2.5 and 3.5 km), pixels
 CIKM_VALID = 5  # a fifth of the training lines, the last: the published 2,000 of 10,000
-MAX_LINE = 2**23  # bytes; a line holds a quarter of it
+MAX_DATES, MAX_LINE = 2**24, 2**23  # bytes; a month's dates need a hundredth of it, a line of CIKM a quarter
 
 
 def prepare(archive: str, raw: str | Path, out: str | Path, **options) -> Counter[str]:
@@ -69,7 +68,8 @@ def prepare(archive: str, raw: str | Path, out: str | Path, **options) -> Counte
     name, read = ARCHIVES[archive]
     layout, raw, out = LAYOUTS[name], Path(raw), Path(out)
     if out.exists():
-        raise InputError(f"{out} exists already; delete it or choose another name.")
+        advice = f"name a file in it, as {out / name}.h5" if out.is_dir() else "delete it or choose another name"
+        raise InputError(f"{out} exists already; {advice}.")
     if not raw.is_dir():
         raise InputError(f"{raw} is no folder; pass the one that holds the raw files.")
     writable_folder(out.parent, "the prepared file")
@@ -183,13 +183,13 @@ def read_meteonet(raw: Path) -> Windows:
 
 def _contiguous(archives: list[Archive], bar: tqdm) -> Iterator[np.ndarray | None]:
     """Frames of all files in order, None wherever time jumps."""
-    before = None
+    before, interval = None, timedelta(minutes=METEONET.interval)
     for archive in archives:
         for date, frame in zip(archive.dates, _read_frames(archive), strict=True):
             bar.update()
             if date in archive.missing:
                 continue
-            if before is not None and date - before != METEONET_INTERVAL:
+            if before is not None and date - before != interval:
                 yield None
             before = date
             yield frame
@@ -202,12 +202,9 @@ def _is_rainy_in_dbz(frame: np.ndarray) -> bool:
 
 def _inspect(path: Path) -> Archive:
     """Read all of a file but its frames."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            dates, missing = (_read_datetimes(file, name) for name in ("dates", "miss_dates"))
-            _, (count, *shape), _ = _open_array(file, "data")
-    except ARCHIVE_ERRORS as error:
-        raise InputError(f"{path} is not as published ({error}); get it again.") from error
+    with _opened(path) as file:
+        dates, missing = (_read_datetimes(file, name) for name in ("dates", "miss_dates"))
+        _, (count, *shape), _ = _open_array(file, "data")
     if not dates or any(later <= earlier for earlier, later in pairwise(dates)):
         raise InputError(f"The dates in {path} do not increase; get the file again.")
     if count != len(dates) or len(shape) != 2 or not all(0 < side <= MAX_SIDE for side in shape):
@@ -217,26 +214,32 @@ def _inspect(path: Path) -> Archive:
 
 def _read_frames(archive: Archive) -> Iterator[np.ndarray]:
     """The frames of a file, one at a time, uint8 `(H, W)` in whole dBZ."""
+    with _opened(archive.path) as file:
+        stream, _, dtype = _open_array(file, "data")
+        for _ in archive.dates:
+            frame = stream.read(math.prod(archive.shape) * dtype.itemsize)
+            yield to_dbz(np.frombuffer(frame, dtype).reshape(archive.shape))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        with zipfile.ZipFile(archive.path) as file:
-            stream, _, dtype = _open_array(file, "data")
-            for _ in archive.dates:
-                frame = stream.read(math.prod(archive.shape) * dtype.itemsize)
-                yield to_dbz(np.frombuffer(frame, dtype).reshape(archive.shape))
-    except ARCHIVE_ERRORS as error:
-        raise InputError(f"Cannot read the frames in {archive.path} ({error}); get the file again.") from error
+        with zipfile.ZipFile(path) as file:
+            yield file
+    except (zipfile.BadZipFile, *NPZ_ERRORS) as error:
+        raise InputError(f"{path} is not as published ({' '.join(str(error).split())}); get it again.") from error
 
 
 def to_dbz(frame: np.ndarray) -> np.ndarray:
     """Whole dBZ as bytes, 255 for missing, from either of MeteoNet's products.
 
-    The old one has these bytes already. The new one has tenths of dBZ, signed, and pixels out of the radars' reach in
-    each frame; frames without any negative value are refused, because they are of another kind.
+    The old one has these bytes already. The new one has tenths of dBZ, signed, and pixels out of the radars' reach, or
+    without echo, in each frame. Frames of another lowest value are refused: MeteoNet's rainfall has -1 where missing.
     """
     if frame.dtype == np.uint8:
         return frame
-    if frame.dtype.kind != "i" or frame.dtype.itemsize < 2 or frame.min() >= 0:
-        raise ValueError(f"data of type {frame.dtype} is neither bytes in dBZ nor signed tenths of dBZ")
+    if frame.dtype.kind != "i" or frame.dtype.itemsize < 2 or frame.min() not in (NO_DATA, NO_ECHO):
+        raise ValueError(f"its {frame.dtype} from {frame.min()} on are neither bytes in dBZ nor signed tenths of dBZ")
     dbz = (frame / 10).round().clip(0, METEONET_MOST)
     return np.where(frame == NO_DATA, METEONET_MISSING, dbz).astype(np.uint8)
 

@@ -280,5 +280,9 @@ def _check_options(
         raise InputError(f"img_size {size[0]} x {size[1]} is not possible; use 1 pixel or more.")
     if scale is not None and layout.full != 255:
         raise InputError(f"The file of {name} holds dBZ, not bytes of any scale; leave the scale out.")
-    if scale is not None and not 0 < scale < float("inf"):
-        raise InputError(f"scale {scale} is not possible; give the dBZ that the largest value stands for.")
+    highest = max(layout.source.thresholds)
+    if scale is not None and not highest < scale < float("inf"):
+        raise InputError(
+            f"--scale {scale:g} does not fit: it is the dBZ that the largest value stands for, and {name} is scored up "
+            f"to {highest} dBZ; give more."
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 class Source:
     """Scale, thresholds, colours and units of one kind of radar frames.
 
-    A frame value `x` in [0, 1] stands for `scale * x` in `units`; `thresholds` and `bounds` are in `units` too.
+    A frame value `x` in [0, 1] stands for `offset + scale * x` in `units`, as do `thresholds` and `bounds`.
     `colors[i]` paints values in `[bounds[i], bounds[i + 1])`.
     """
 
@@ -19,6 +19,12 @@ class Source:
     colors: tuple[str, ...]
     interval: float  # minutes between frames
     extent: float  # width of a frame in km
+    offset: float = 0.0
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """What `scale * x` reaches where the value reaches the thresholds."""
+        return tuple(threshold - self.offset for threshold in self.thresholds)
 
 
 COLORS = (

@@ -1,4 +1,4 @@
-"""How the command lines report a user's mistake: one sentence, exit status 2, no traceback."""
+"""How the command lines report a user's mistake, or wish to stop: one sentence, no traceback."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def exit_on_input_error():
-    """Turn an `InputError` into one line on standard error and exit status 2.
+    """Turn an `InputError` into one line on standard error and exit status 2, Ctrl-C into one and status 130.
 
     Every process prints its own, so that none is lost in a multi-process run. An error from a data loader's worker
     arrives with the worker's traceback before it, of which only the last line, the message, is shown.
@@ -23,3 +23,6 @@ def exit_on_input_error():
         rank = os.environ.get("RANK", "0")
         sys.stderr.write(f"error: {message}\n" if rank == "0" else f"error in process {rank}: {message}\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)

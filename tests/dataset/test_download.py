@@ -26,6 +26,8 @@ class Bucket(BaseHTTPRequestHandler):
         server.requests.append((unquote(parts.path), self.headers.get("Range")))
         if server.failures:
             self.send_error(server.failures.pop(0))
+        elif server.location:
+            self.answer(302, b"", {"Location": server.location + self.path})
         elif parts.path == "/":
             self.answer(200, server.page(parse_qs(parts.query)))
         elif unquote(parts.path[1:]) in server.files:
@@ -57,7 +59,7 @@ class Server(ThreadingHTTPServer):
         self.files |= {"data/vil/2018/SEVIR_2018.h5": b"2018", "data/vis/2019/SEVIR_VIS.h5": b"vis"}
         self.etag, self.ranges = '"abc-7"', True
         self.failures, self.cuts, self.requests = [], [], []  # HTTP statuses; bytes after which a body ends
-        self.listing = "{}"
+        self.listing, self.location = "{}", ""  # where requests are sent on to
 
     @property
     def url(self) -> str:
@@ -116,6 +118,12 @@ def test_a_dry_run_lists_sizes_and_writes_nothing(server, tmp_path, caplog):
     assert f"50 kB  {H5}" in caplog.text
     assert "3 files, 50.1 kB" in caplog.text
     assert not (tmp_path / "out").exists()
+
+
+def test_a_year_that_is_named_twice_counts_once(server, tmp_path, caplog):
+    caplog.set_level("INFO")
+    command(server, tmp_path, "--dry_run", "--years", "2019", "2019")
+    assert "3 files, 50.1 kB" in caplog.text
 
 
 def test_a_listing_of_several_pages_is_read_to_its_end(server):
@@ -247,6 +255,30 @@ def test_two_downloads_to_one_folder_do_not_mix(server, tmp_path):
         command(server, tmp_path)
 
 
-def test_an_address_that_is_no_web_address_is_refused(tmp_path):
-    with pytest.raises(InputError, match="not an http or https"):
-        main(["sevir", "--out", str(tmp_path), "--url", "file:///etc"])
+@pytest.mark.parametrize("url", ["file:///etc", "http://", "http://[::1", "sevir"])
+def test_an_address_that_is_no_web_address_is_refused(tmp_path, url):
+    with pytest.raises(InputError, match=f"{re.escape(url)} is not an http or https"):
+        main(["sevir", "--out", str(tmp_path), "--url", url])
+
+
+@pytest.mark.parametrize("url", ["http://a b", "http://127.0.0.1:port", "http://127.0.0.1/r\xe4dar"])
+def test_an_address_that_cannot_be_opened_is_not_tried_again(tmp_path, monkeypatch, url):
+    monkeypatch.setattr(download.time, "sleep", lambda _: pytest.fail("it is tried again"))
+    with pytest.raises(InputError, match="leads to no address that can be opened"):
+        main(["sevir", "--out", str(tmp_path), "--url", url])
+
+
+def test_a_redirection_is_followed_with_the_range_and_one_in_a_circle_is_one_sentence(server, remote, tmp_path):
+    with Server() as front:
+        threading.Thread(target=front.serve_forever, args=(0.01,), daemon=True).start()
+        front.location, server.cuts = server.url, [10_000]
+        assert fetch(front.url, remote, tmp_path).read_bytes() == CONTENT
+        assert [asked for _, asked in server.requests] == [None, "bytes=10000-"]
+        front.location = front.url
+        with pytest.raises(InputError, match=rf"{front.url}.* answers 302 .*; check --url\.") as caught:
+            list_files(front.url, "data/")
+        front.location = "http://[::1"
+        with pytest.raises(InputError, match="leads to no address"):
+            list_files(front.url, "data/")
+        front.shutdown()
+    assert "\n" not in str(caught.value)

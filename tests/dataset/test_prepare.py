@@ -1,8 +1,10 @@
 import logging
 import pickle
 import shutil
+import struct
 import zipfile
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,7 +136,8 @@ def test_meteonet_splits_share_no_frame(tmp_path):
 def test_tenths_of_dbz_become_whole_dbz():
     tenths = np.array([[-200, -100, -1, 0, 4, 6, 155, 700, 1500]], np.int16)
     assert to_dbz(tenths).tolist() == [[255, 0, 0, 0, 0, 1, 16, 70, 90]]
-    for strange in ([[8, 16, 255]], np.int16), ([[8, 16, -1]], np.int8):
+    rainfall = [[-1, 0, 250]], np.int16
+    for strange in ([[8, 16, 255]], np.int16), ([[8, 16, -1]], np.int8), rainfall, ([[-201, -200]], np.int16):
         with pytest.raises(ValueError, match="neither bytes in dBZ nor signed tenths"):
             to_dbz(np.array(*strange))
 
@@ -179,20 +182,34 @@ def test_a_program_in_the_dates_is_not_executed(tmp_path):
     assert not (tmp_path / "was_here").exists()
 
 
-def write_absurd(path: Path) -> None:
-    """An array that announces a terabyte and brings nothing."""
+def write_changed(change, path: Path) -> None:
+    """An archive with `change` done to the bytes of its frames, description included."""
     write_meteonet(path, range(2), radar_frames(range(2)))
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
-        header = members["data.npy"].replace(f"(2, {SHAPE[0]}, {SHAPE[1]})".encode(), b"(2, 9999999, 99999)")
-        for name, content in (members | {"data.npy": header}).items():
+        for name, content in (members | {"data.npy": change(members["data.npy"])}).items():
             archive.writestr(name, content)
+
+
+def announce_a_terabyte(data: bytes) -> bytes:
+    return data.replace(f"(2, {SHAPE[0]}, {SHAPE[1]})".encode(), b"(2, 9999999, 99999)")
+
+
+def break_off_the_description(data: bytes) -> bytes:
+    return data.replace(b", }", b", \0")
+
+
+def describe_at_length(data: bytes) -> bytes:
+    return data[:8] + struct.pack("<H", 60_000) + data[10:].ljust(60_000)
 
 
 @pytest.mark.parametrize(
     ("write", "message"),
     [
+        (partial(write_changed, break_off_the_description), r"a\.npz is not as published"),
+        (partial(write_changed, describe_at_length), r"a\.npz is not as published"),
+        (partial(write_changed, lambda data: data[:-1]), r"a\.npz is not as published"),
         (lambda path: path.write_bytes(b"no archive"), r"a\.npz is not as published"),
         (lambda path: np.savez(path, data=radar_frames([0])), r"a\.npz is not as published"),
         (lambda path: write_meteonet(path, [1, 0], radar_frames([0, 1])), "do not increase"),
@@ -201,15 +218,16 @@ def write_absurd(path: Path) -> None:
         (lambda path: write_meteonet(path, range(30), radar_frames(range(30)) / 2), "neither bytes in dBZ"),
         (lambda path: write_meteonet(path, [40, 60], radar_frames([40, 60])), r"do not go together"),
         (lambda path: write_meteonet(path, [0, 1], radar_frames([0, 1], shape=(9, 9))), r"do not go together"),
-        (write_absurd, r"holds \[2, 9999999, 99999\] values for 2 dates"),
+        (partial(write_changed, announce_a_terabyte), r"holds \[2, 9999999, 99999\] values for 2 dates"),
     ],
 )
 def test_a_broken_meteonet_file_is_named_and_nothing_is_left(tmp_path, write, message):
     raw = tmp_path / "raw"
     write_meteonet(raw / "b.npz", range(50, 80), radar_frames(range(50, 80)))
     write(raw / "a.npz")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         prepare("meteonet", raw, tmp_path / "out" / "meteo.h5")
+    assert "\n" not in str(caught.value)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -283,6 +301,11 @@ def test_an_existing_file_is_never_overwritten(shanghai):
     with pytest.raises(InputError, match="exists already"):
         prepare("shanghai", shanghai.raw, shanghai.out)
     assert shanghai.out.read_text() == "precious"
+
+
+def test_a_folder_in_place_of_the_file_is_not_to_be_deleted(shanghai):
+    with pytest.raises(InputError, match=r"exists already; name a file in it, as .*shanghai\.h5"):
+        prepare("shanghai", shanghai.raw, shanghai.out.parent)
 
 
 def test_a_full_disk_is_noticed_before_hdf5_meets_it(shanghai, monkeypatch):

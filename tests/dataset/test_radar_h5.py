@@ -219,6 +219,8 @@ def test_a_window_that_has_changed_or_gone_since_is_named(radar):
         ("meteo", "seq_len", 0),
         ("shanghai", "img_size", (0, 4)),
         ("shanghai", "scale", -1.0),
+        ("cikm", "scale", 40.0),  # the highest threshold
+        ("shanghai", "scale", float("inf")),
         ("shanghai", "scale", float("nan")),
         ("meteo", "scale", 70.0),
     ],

@@ -1,6 +1,9 @@
+import csv
 import logging
 import pickle
+from datetime import datetime, timedelta
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,15 @@ from torch.utils.data import DataLoader
 from dataset import build_dataset
 from dataset.sevir import EmptySplitError, Sevir
 from dataset.source import VIL
+from tests.dataset.conftest import COLUMNS
 from utils.errors import InputError
+
+PUBLISHED = {  # complete events of SEVIR from a day to the next one here; the last two are 4,053 together
+    datetime(2018, 1, 1): 11_906,
+    datetime(2019, 1, 1, 1): 3_020,
+    datetime(2019, 6, 1, 1): 2_610,
+    datetime(2019, 10, 1, 1): 1_443,
+}
 
 
 def train(sevir, **options):
@@ -72,6 +83,47 @@ def test_resizing_is_antialiased_bilinear_rounded_to_bytes(sevir, img_size):
 def test_a_split_holds_the_events_after_its_start_up_to_its_end(sevir, scheme, time, split):
     spoil(sevir, "C", time_utc=time)
     assert "C" in Sevir(sevir.path, split, 16, split_scheme=scheme).event_ids
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A catalogue of as many events as SEVIR's, and others that do not count; files without a single written frame."""
+    folder, rows = tmp_path_factory.mktemp("published"), []
+    for begin, count in PUBLISHED.items():
+        name, ids = f"vil/{begin:%Y%m}.h5", [f"S{begin:%y%m}{n:05}" for n in range(count)]
+        for n, event in enumerate(ids):
+            time = begin + n * timedelta(minutes=8)
+            rows += [(event, name, n, kind, time, 0.0) for kind in ("vil", "ir069")]
+        for incomplete, copies in ((0.0, 2), (0.5, 1)):
+            rows += copies * [(f"R{begin:%y%m}{incomplete}", name, len(ids), "vil", begin, incomplete)]
+            ids.append(rows[-1][0])
+        (folder / "data" / "vil").mkdir(parents=True, exist_ok=True)
+        with h5py.File(folder / "data" / name, "w") as file:
+            file["id"] = np.array(ids, "S")
+            file.create_dataset("vil", (len(ids), 384, 384, 49), np.uint8, chunks=(1, 384, 384, 49))
+    with (folder / "CATALOG.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("scheme", "split", "events", "sequences"),
+    [
+        ("benchmark", "train", 11_906, 35_718),
+        ("benchmark", "valid", 3_020, 9_060),
+        ("benchmark", "test", 4_053, 12_159),
+        ("official", "train", 11_906, 59_530),
+        ("official", "valid", 5_630, 28_150),
+        ("official", "test", 1_443, 7_215),
+    ],
+)
+def test_splits_of_the_published_events_have_the_published_numbers(published, scheme, split, events, sequences):
+    dataset = Sevir(published, split, 384, split_scheme=scheme)
+    assert (len(dataset.event_ids), len(dataset)) == (events, sequences)
+    if scheme == "official":  # whole batches that a training of DiffCast's released code logs
+        batch, batches = {"train": (6, 9_921), "valid": (12, 2_345), "test": (12, 601)}[split]
+        assert len(dataset) // batch == batches
+    assert dataset[-1 + len(dataset)].shape == (25, 1, 384, 384)
 
 
 def test_other_image_types_do_not_count_at_all(sevir):
@@ -150,6 +202,8 @@ def test_a_broken_catalogue_is_named(sevir):
         train(sevir)
     with pytest.raises(InputError, match="nowhere does not exist"):
         Sevir(sevir.path / "nowhere", "train")
+    with pytest.raises(InputError, match=r"SEVIR_VIL_2018\.h5 is no folder"):
+        Sevir(sevir.file("A"), "train")
 
 
 def test_a_truncated_file_is_named_at_construction(sevir):

@@ -23,6 +23,7 @@ from utils.metrics.categorical import Contingency
 from utils.metrics.ssim import ssim
 
 THRESHOLDS = (64, 128, 192)
+WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # SSIM as published, of scikit-image
 
 
 def test_half_precision_forecasts_are_scored_in_float32():
@@ -73,14 +74,7 @@ def test_a_block_with_a_missing_pixel_is_left_out():
 @pytest.mark.parametrize("size", [(11, 11), (40, 29)])
 def test_ssim_equals_scikit_image(size):
     x, y = torch.rand(2, *size, generator=torch.Generator().manual_seed(1)).double()
-    expected = structural_similarity(
-        255 * y.numpy(),
-        255 * x.numpy(),
-        data_range=255,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-    )
+    expected = structural_similarity(255 * y.numpy(), 255 * x.numpy(), data_range=255, **WANG)
     assert ssim(x[None, None], y[None]).item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -90,11 +84,41 @@ def test_frames_smaller_than_the_window_have_no_ssim():
     assert math.isnan(similarity.compute()["ssim"])
 
 
-def test_frames_with_gaps_are_left_out_of_ssim_and_spectrum_only():
+def test_ssim_is_the_mean_over_the_windows_of_known_pixels():
+    x, y = 0.9 + 0.01 * torch.rand(2, 90, 24, generator=torch.Generator().manual_seed(2)).double()
+    known = torch.zeros(90, 24, dtype=torch.bool)
+    known[66:, 1:], known[75:80, 21] = True, False
+    _, similarity = structural_similarity(y.numpy(), x.numpy(), data_range=1, full=True, **WANG)
+    complete = [
+        similarity[row + 5, column + 5]
+        for row in range(80)
+        for column in range(14)
+        if known[row : row + 11, column : column + 11].all()
+    ]
+    assert 0 < len(complete) < 14 * 13
+    masked = y.masked_fill(~known, torch.nan)
+    assert ssim(x[None, None], masked[None]).item() == pytest.approx(sum(complete) / len(complete), abs=1e-6)
+
+
+def test_gaps_change_ssim_neither_by_what_is_forecast_there_nor_that_of_other_frames():
+    forecast, target = torch.rand(3, 2, 16, 20), torch.rand(3, 16, 20)
+    whole = ssim(forecast, target)
+    target[1, 13:, 15:] = torch.nan
+    target[2, 8, :] = torch.nan  # no window of 11 x 11 is left
+    missing = target.isnan()[:, None]
+    of_garbage = [ssim(torch.where(missing, garbage, forecast), target) for garbage in (0.0, 0.7, torch.nan)]
+    assert torch.equal(of_garbage[0][0], whole[0])
+    assert of_garbage[0][:2].isfinite().all()
+    assert of_garbage[0][2].isnan().all()
+    for similarity in of_garbage[1:]:
+        assert torch.equal(similarity[:2], of_garbage[0][:2])
+
+
+def test_frames_with_gaps_are_left_out_of_ssim_without_a_window_and_of_spectrum_only():
     forecast, target = torch.rand(2, 2, 1, 1, 12, 12), torch.rand(2, 1, 1, 12, 12)
     whole, gap = (Scores(255, THRESHOLDS, leads=1, members=2) for _ in range(2))
     whole.update(forecast[:1], target[:1])
-    target[1, ..., 0] = torch.nan
+    target[1, ..., 5] = torch.nan
     gap.update(forecast, target)
     for key in ("ssim", "spectrum", "spectrum_target"):
         assert gap.compute()[key] == whole.compute()[key]

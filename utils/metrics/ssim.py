@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from utils.metrics.score import Score
+from utils.metrics.score import Score, split_missing
 
 WINDOW = 11  # pixels
 SIGMA = 1.5  # pixels
@@ -15,7 +15,8 @@ BLOCK_VALUES = 2**19  # values of the fields filtered at once, to stay in the ca
 class StructuralSimilarity(Score):
     """SSIM of every frame, averaged over sequences and members, then over lead times; 1 is best.
 
-    Frames with a missing pixel are left out; frames smaller than 11 pixels have no SSIM, which is then NaN.
+    Where pixels are missing, a frame's SSIM is the mean over the windows of known pixels alone; a frame without such a
+    window is left out. Frames smaller than 11 pixels have no SSIM, which is then NaN.
 
     State: the sum `ssim`, float64 `(T,)`, and the number of `frames`, int64 `(T,)`.
     """
@@ -44,8 +45,10 @@ def ssim(forecast: Tensor, target: Tensor) -> Tensor:
     """Structural similarity `(N, M)` of frames `(N, M, H, W)` to frames `(N, H, W)` in [0, 1], float64.
 
     Wang et al. 2004, with its Gaussian window of 11 x 11 pixels (sigma 1.5), population variances, and the
-    mean over all windows inside the frame. SSIM does not change with the unit, so the data range is 1. NaN for a
-    frame with a missing pixel and for frames smaller than the window.
+    mean over all windows inside the frame. SSIM does not change with the unit, so the data range is 1.
+
+    Windows with a pixel that is missing (NaN in the target) do not count, whatever the forecast has there. NaN for a
+    frame without any other window, and for frames smaller than the window.
     """
     if min(target.shape[-2:]) < WINDOW:
         return forecast.new_full(forecast.shape[:2], torch.nan, dtype=torch.float64)
@@ -55,6 +58,8 @@ def ssim(forecast: Tensor, target: Tensor) -> Tensor:
 
 
 def _ssim(forecast: Tensor, target: Tensor) -> Tensor:
+    target, missing = split_missing(target)
+    pixels = target[0].numel() if missing is None else (~missing).sum(dim=(1, 2)).clamp_(min=1)
     forecast, target = rearrange(forecast, "n m h w -> h w m n"), rearrange(target, "n h w -> h w 1 n")
     members = forecast.shape[2]
     sizes = (members, members, members, 1)
@@ -64,7 +69,7 @@ def _ssim(forecast: Tensor, target: Tensor) -> Tensor:
     x, product, squares, y = fields.split(sizes, dim=2)
     # variances are differences of squares, which float32 holds best if these are small; one shift for both fields, as
     # then equal pixels keep equal errors, which cancel
-    shift = target.mean(dim=(0, 1))
+    shift = target.sum(dim=(0, 1)) / pixels
     torch.sub(forecast, shift, out=x)
     torch.sub(target, shift, out=y)
     torch.mul(x, y, out=product)
@@ -78,7 +83,22 @@ def _ssim(forecast: Tensor, target: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     similarity = (mean_x * mean_y).mul_(2).add_(c1).mul_(covariance.mul_(2).add_(c2))
     similarity /= mean_x.square_().addcmul_(mean_y, mean_y).add_(c1).mul_(variances.add_(c2))
-    return rearrange(similarity.mean(dim=(0, 1)), "m n -> n m").double()
+    windows = similarity[..., 0, 0].numel()
+    if missing is not None:
+        incomplete = _incomplete_windows(missing)
+        similarity.masked_fill_(incomplete, 0)
+        windows -= incomplete.sum(dim=(0, 1))
+    return rearrange(similarity.sum(dim=(0, 1)) / windows, "m n -> n m").double()
+
+
+def _incomplete_windows(missing: Tensor) -> Tensor:
+    """Which windows of frames `(N, H, W)` have a missing pixel, `(H - 10, W - 10, 1, N)`."""
+    touched = rearrange(missing, "n h w -> h w 1 n")
+    for _ in ("rows", "columns"):
+        for shift in (1, 2, 4, WINDOW - 8):  # 2, 4, 8, then WINDOW pixels in a row
+            touched = touched[:-shift] | touched[shift:]
+        touched = touched.transpose(0, 1)
+    return touched
 
 
 def _smooth(fields: Tensor) -> Tensor:

@@ -1,0 +1,25 @@
+"""What ends a command line, and how."""
+
+import pytest
+
+from utils.errors import InputError, exit_on_input_error
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (InputError("no such file: a.h5."), 2, "error: no such file: a.h5.\n"),
+        (InputError("Caught in worker 0\nutils.errors.InputError: a.h5 is damaged."), 2, "error: a.h5 is damaged.\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_a_mistake_and_an_interruption_end_in_one_sentence(raised, status, said, capsys):
+    with pytest.raises(SystemExit) as end, exit_on_input_error():
+        raise raised
+    assert end.value.code == status
+    assert capsys.readouterr().err == said
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ValueError, match="defect"), exit_on_input_error():
+        raise ValueError("defect")
