@@ -38,6 +38,7 @@ from diffcast.arguments import COURSE, architecture_of, evaluation_settings, pla
 from diffcast.dressed import dress
 from diffcast.evaluation import evaluate
 from diffcast.forecaster import Architecture, load_forecaster_weights
+from diffcast.results import data_differences, describe_source
 from diffcast.summary import summarise
 from diffcast.training import total_steps, train
 from diffcast.validation import agreed
@@ -108,9 +109,10 @@ def start_training(args, accelerator: Accelerator, model, architecture: Architec
     metadata = {
         "architecture": architecture.to_metadata(),
         "dataset": args.dataset,
+        "source": describe_source(train_set.source, model),
         "course": {name: getattr(args, name) for name in COURSE} | {"processes": accelerator.num_processes},
     }
-    resume = find_resume(args, checkpoints, architecture, metadata["course"])
+    resume = find_resume(args, checkpoints, architecture, metadata)
     if resume is None:
         start_backbone(args, model, architecture)
     writable_folder(checkpoints, "the checkpoints")
@@ -184,7 +186,7 @@ def start_backbone(args, model, architecture: Architecture) -> None:
         raise InputError("--freeze_backbone keeps random weights without --backbone_ckpt; give the backbone's weights.")
 
 
-def find_resume(args, checkpoints: Path, architecture: Architecture, course: dict) -> Path | None:
+def find_resume(args, checkpoints: Path, architecture: Architecture, wanted: dict) -> Path | None:
     """The checkpoint folder to go on from, checked to be of this training; None: start from the beginning."""
     found = checkpoint.checkpoints(checkpoints)
     if args.resume is None:
@@ -202,8 +204,9 @@ def find_resume(args, checkpoints: Path, architecture: Architecture, course: dic
         checkpoint.verify(path)
     metadata = checkpoint.load_metadata(path / checkpoint.WEIGHTS)
     differences = Architecture.from_metadata(metadata).differences(architecture)
-    earlier = metadata.get("course", {})
+    earlier, course = metadata.get("course", {}), wanted["course"]
     differences += [f"{name} {earlier.get(name)} / {now}" for name, now in course.items() if earlier.get(name) != now]
+    differences += data_differences(metadata.get("source"), wanted["source"])
     if differences:
         raise InputError(
             f"{path} cannot be resumed with other settings (checkpoint / command line): {'; '.join(differences)}."

@@ -35,7 +35,7 @@ from diffcast.loading import generators
 from diffcast.operational import Operation
 from diffcast.pictures import draw_case
 from diffcast.samplers import SAMPLERS
-from utils.checkpoint import find_weights
+from utils.checkpoint import find_weights, load_metadata
 from utils.errors import InputError, exit_on_input_error
 from utils.files import writable_folder
 from utils.log import start_logging
@@ -112,15 +112,19 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("--watch goes with the clock; leave out --now.")
 
 
-def load(args: argparse.Namespace) -> tuple[nn.Module, str, str]:
-    """The forecaster, ready to run, its name and the file of its weights with their hash."""
+def load(args: argparse.Namespace) -> tuple[nn.Module, str, str, object]:
+    """The forecaster, ready to run, its name, the file of its weights with their hash, and what they say of the data.
+
+    Official weights, and those of earlier versions, say nothing.
+    """
     path = find_weights(str(args.ckpt_milestone), Path())
     model, architecture = load_forecaster(path)
     place(model, torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
     height, width = architecture.frame_shape[1:]
     LOG.info("%s: %s at %d x %d pixels", path, architecture.backbone, height, width)
     name = f"diffcast_{architecture.backbone}" if architecture.use_diff else architecture.backbone
-    return model, name, f"{path.name} (SHA-256 {sha256(path)})"
+    trained = load_metadata(path).get("source") if path.suffix == ".safetensors" else None
+    return model, name, f"{path.name} (SHA-256 {sha256(path)})", trained
 
 
 def sampling(args: argparse.Namespace) -> EvaluationSettings:
@@ -132,9 +136,9 @@ def forecast_latest(args: argparse.Namespace) -> None:
     """Forecast from the newest frames, once or until told to stop."""
     now = None if args.now is None else parse_time(args.now)
     config = read_config(args.latest)
-    model, name, weights = load(args)
-    folder = writable_folder(args.out, "the forecasts")
-    operation = Operation(model, name, config, sampling(args), folder, weights, args.max_age or Operation.max_age)
+    model, name, weights, trained = load(args)
+    folder, max_age = writable_folder(args.out, "the forecasts"), args.max_age or Operation.max_age
+    operation = Operation(model, name, config, sampling(args), folder, weights, max_age, trained)
     if args.watch is None:
         operation.run(now)
     else:
@@ -151,7 +155,7 @@ def parse_time(text: str) -> datetime:
 
 def sample(args: argparse.Namespace) -> None:
     """Forecast, draw and score."""
-    model, own, weights = load(args)
+    model, own, weights, _ = load(args)
     _, height, width = model.frame_shape
     if height != width:
         raise InputError(f"{weights} is for {height} x {width} pixels and --seqs has square frames; use --latest.")

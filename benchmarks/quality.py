@@ -152,7 +152,7 @@ def new_scores(dataset: Dataset, leads: int, members: int) -> ScoreGroup:
     return ScoreGroup(
         leads,
         {
-            "categorical": CategoricalScores(source.scale, source.thresholds, leads),
+            "categorical": CategoricalScores(source.scale, source.steps, leads),
             "ensemble": EnsembleScores(leads, members),
             "spectrum": PowerSpectrum(leads),
         },

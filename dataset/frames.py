@@ -16,14 +16,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset.catalog import SPLITS
+from dataset.exclusions import exclusions_path, read_exclusions
 from dataset.frames_cache import Cache, open_cache
 from dataset.frames_config import FramesConfig, read_config
 from dataset.frames_encoding import Encoder, Grid
-from dataset.frames_names import frame_id, seconds
+from dataset.frames_names import frame_id, moment, seconds, times_of
 from dataset.source import Source
 from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+TELLING = 20  # pixels with echo that tell a frame from all others
 
 
 class Runs(NamedTuple):
@@ -155,6 +158,8 @@ class Latest(NamedTuple):
     times: tuple[datetime, ...]  # naive, UTC
     grid: Grid  # `grid.crop` takes the padding from a forecast
     source: Source
+    early: int  # number of frames that were left out because the clock says that they are of the future
+    copies: tuple[datetime, ...]  # times of frames with echo that are no different from the one before
 
 
 def latest(
@@ -166,42 +171,64 @@ def latest(
 ) -> Latest:
     """Read the newest `frames_in` frames, equal to what training would see of them.
 
-    Frames dated more than one interval after `now` are ignored. Raises `InputError` if the newest frame is older than
-    `max_age` intervals, one of the others is missing, or one cannot be used.
+    Excluded frames, and those dated more than one interval after `now`, are left out. Raises `InputError` if the newest
+    frame is older than `max_age` intervals, one of the others is missing, one cannot be used, or all are the same.
     """
     config = path if isinstance(path, FramesConfig) else read_config(path)
-    now = now or datetime.now(timezone.utc)
+    live, now = now is None, now or datetime.now(timezone.utc)
     now = now if now.tzinfo is None else now.astimezone(timezone.utc).replace(tzinfo=None)
-    times = _newest(config, frames_in, now, max_age)
+    times, early = _newest(config, frames_in, now, max_age)
     encoder = Encoder.of(config, times[0], img_size)
     encoded = [encoder.encode(time) for time in times]
     frames, valid = encoder.decode(*(np.stack(part) for part in zip(*encoded, strict=True)))
-    return Latest(frames, valid, times, encoder.grid, _source(config, encoder.grid))
+    source = _source(config, encoder.grid)
+    copies = _copies(frames, times, source)
+    if copies and copies == times[1:]:
+        raise InputError(
+            f"the newest {frames_in} frames in {config.folder}, up to {times[-1]:%Y-%m-%d %H:%M} UTC, are all the "
+            "same; see whether the radar is stuck."
+        )
+    return Latest(frames, valid, times, encoder.grid, source, early if live else 0, copies)
 
 
-def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float) -> tuple[datetime, ...]:
-    """Times of the newest frames in a row, the oldest first."""
+def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float) -> tuple[tuple[datetime, ...], int]:
+    """Times of the newest frames in a row, the oldest first, and how many are of the future.
+
+    Messages do not tell how old a frame is: a watch repeats those that change.
+    """
     interval = timedelta(minutes=config.interval)
     try:
-        found = {time for time, _ in config.pattern.walk(config.folder) if time <= now + interval}
+        listed = {time for time, _ in config.pattern.walk(config.folder)}
     except OSError as error:
         raise InputError(f"cannot read {error.filename or config.folder}: {error.strerror}.") from None
-    newest = max(found, default=None)
+    if not listed:
+        raise InputError(f"{config.folder} holds no frame like {config.pattern.text}; correct pattern or folder.")
+    excluded = {moment(time) for time in times_of(read_exclusions(config.file))}
+    found = {time for time in listed if time <= now + interval}
+    newest = max(found - excluded, default=None)
     if newest is None:
         raise InputError(f"{config.folder} holds no frame like {config.pattern.text} until {now:%Y-%m-%d %H:%M} UTC.")
     if now - newest > max_age * interval:
         raise InputError(
-            f"the newest frame in {config.folder} is of {newest:%Y-%m-%d %H:%M} UTC, {(now - newest) / interval:.0f} "
-            f"intervals old; at most {max_age:g} are accepted."
+            f"the newest frame in {config.folder} is of {newest:%Y-%m-%d %H:%M} UTC, which is more than {max_age:g} "
+            f"intervals ({max_age * config.interval:g} minutes) ago; see whether frames arrive, named in UTC."
         )
     times = tuple(newest - n * interval for n in reversed(range(frames_in)))
-    gap = next((time for time in times if time not in found), None)
+    gap = next((time for time in times if time not in found or time in excluded), None)
     if gap is not None:
+        why = f"excluded by {exclusions_path(config.file)}" if gap in found else "missing"
         raise InputError(
-            f"{config.folder / config.pattern.name_of(gap)} is missing: a forecast from {newest:%Y-%m-%d %H:%M} UTC "
+            f"{config.folder / config.pattern.name_of(gap)} is {why}: a forecast from {newest:%Y-%m-%d %H:%M} UTC "
             f"needs the last {frames_in} frames without a gap."
         )
-    return times
+    return times, len(listed) - len(found)
+
+
+def _copies(frames: Tensor, times: tuple[datetime, ...], source: Source) -> tuple[datetime, ...]:
+    """Times of the frames `(T, 1, H, W)` with echo that are no different from the one before."""
+    telling = (source.scale * frames >= source.steps[0]).sum(dim=(1, 2, 3)) >= TELLING
+    same = (frames[1:] == frames[:-1]).flatten(1).all(dim=1)
+    return tuple(time for time, copy in zip(times[1:], (telling[1:] & same).tolist(), strict=True) if copy)
 
 
 def _source(config: FramesConfig, grid: Grid) -> Source:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dataset.exclusions import exclusions_path, read_exclusions
 from dataset.frames_config import FramesConfig
-from dataset.frames_encoding import Encoder, Grid
+from dataset.frames_encoding import Encoder, Grid, fine_levels
 from dataset.frames_names import find_frames, moment, times_of
 from utils.errors import InputError
 from utils.files import replacing
@@ -255,4 +255,5 @@ def _stored_encoder(folder: Path, config: FramesConfig, img_size) -> Encoder | N
         encoder = Encoder(config, grid, index["stored_type"], index["levels"])
     except (OSError, ValueError, KeyError, TypeError, InputError):
         return None
-    return encoder if _index(config, encoder) == index else None
+    fitting = encoder.levels in (255, fine_levels(config))
+    return encoder if fitting and _index(config, encoder) == index else None

@@ -48,32 +48,29 @@ class FramesConfig:
     stride: int = 5  # frames between sequences
 
     def source(self, widening: float) -> Source:
-        """The source of frames that padding has made `widening` times as wide.
-
-        A `Source` counts from 0. If `range` begins elsewhere its numbers, and its units by name, are heights above
-        that beginning; `physical` gives the values themselves.
-        """
+        """The source of frames that padding has made `widening` times as wide."""
         low, high = self.range
         bounds, colors = self.bounds, self.colors
         if bounds is None:
-            step = (high - self.thresholds[0]) / (len(VIL.colors) - 1)
-            bounds = (low, *(self.thresholds[0] + step * i for i in range(len(VIL.colors))))
-            colors = VIL.colors
+            bounds, colors = (low, *_legend(self.thresholds[0], high, len(VIL.colors))), VIL.colors
         return Source(
             name=self.name,
             scale=high - low,
-            units=f"{self.units} above {low:g}" if low else self.units,
-            thresholds=tuple(threshold - low for threshold in self.thresholds),
-            bounds=tuple(bound - low for bound in bounds),
+            units=self.units,
+            thresholds=self.thresholds,
+            bounds=bounds,
             colors=colors,
             interval=self.interval,
             extent=self.extent_km * widening,
+            offset=low,
         )
 
-    def physical(self, frames: Any) -> Any:
-        """Values in `units` of frames in [0, 1], whether array or tensor."""
-        low, high = self.range
-        return low + (high - low) * frames
+
+def _legend(first: float, last: float, number: int) -> list[float]:
+    """Equal steps from one value to another, rounded to two digits of a step."""
+    step = (last - first) / (number - 1)
+    digits = 1 - math.floor(math.log10(step))
+    return [first, *(round(first + step * i, digits) for i in range(1, number - 1)), last]
 
 
 def read_config(path: str | Path) -> FramesConfig:
@@ -156,6 +153,13 @@ def _number(value: Any) -> float:
     return float(value)
 
 
+def _factor(value: Any) -> float:
+    number = _number(value)
+    if number == 0:
+        raise ValueError
+    return number
+
+
 def _positive(value: Any) -> float:
     number = _number(value)
     if number <= 0:
@@ -231,7 +235,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "pattern": (lambda value: NamePattern(_text(value)), "how the time stands in a frame's name"),
     "interval": (_interval, "the minutes between frames, whole seconds above 0"),
     "variable": (_text, "the name of the data set in HDF5 or NetCDF-4 files"),
-    "scale": (_number, "the factor from stored to physical values"),
+    "scale": (_factor, "the factor from stored to physical values, not 0"),
     "offset": (_number, "what is added to get physical values"),
     "missing": (_missing, "one stored value or a list of them"),
     "units": (_text, "the units of physical values"),

@@ -52,20 +52,21 @@ class Grid:
 class Encoder:
     """Reads frames as whole levels: `level / levels` is the value in [0, 1].
 
-    Levels are bytes if the first frame's are and each of its values is a whole level, else 16 bits.
+    Levels are bytes if the first frame's are and each of its values is a whole level, else 16 bits. What just reaches a
+    threshold still does as a level.
     """
 
     config: FramesConfig
     grid: Grid
     stored_type: str  # dtype of the values in the files
-    levels: int  # 255 or 65535
+    levels: int  # 255, or `fine_levels`
 
     @classmethod
     def of(cls, config: FramesConfig, first: datetime, img_size: int | tuple[int, int]) -> "Encoder":
         """The encoder of a folder whose frames are all like its first; `InputError` if that cannot be read."""
         frame = read_frame(config.folder / config.pattern.name_of(first), config)
         grid = Grid.fitting(frame.values.shape, img_size)
-        levels = 255 if _bytes_suffice(frame, config) else 65535
+        levels = 255 if _bytes_suffice(frame, config) else fine_levels(config)
         return cls(config, grid, str(frame.values.dtype), levels)
 
     @property
@@ -97,6 +98,20 @@ class Encoder:
         """Float32 frames in [0, 1] and their validity, `(T, 1, *grid.size)`, from encoded `(T, *grid.fitted)`."""
         frames = torch.from_numpy(levels.astype(np.float32)) / self.levels
         return self.grid.pad(frames[:, None]), self.grid.pad(torch.from_numpy(valid)[:, None])
+
+
+def fine_levels(config: FramesConfig) -> int:
+    """The most levels of 16 bits that make each threshold a whole one and keep it in float32; 65535 if none do.
+
+    Otherwise rain of exactly 1 mm/h might count as less.
+    """
+    source = config.source(widening=1)
+    steps, levels = np.array(source.steps), np.arange(65535, 255, -1)[:, None]
+    places = steps / source.scale * levels
+    nearest = np.rint(places)
+    values = np.float32(source.scale) * (nearest.astype(np.float32) / levels.astype(np.float32))
+    fit = (np.abs(places - nearest) < 1e-6) & (values >= steps.astype(np.float32))
+    return int(levels[fit.all(axis=1).argmax(), 0])
 
 
 def _unit(frame: StoredFrame, config: FramesConfig) -> np.ndarray:

@@ -1,6 +1,7 @@
 """One frame from one file: PNG, NPY, HDF5 or NetCDF-4. No file is trusted: sizes are checked before memory is used."""
 
 import math
+import tokenize
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.frames_config import FramesConfig
-from dataset.hdf5 import patiently
+from dataset.hdf5 import own_dataset, patiently, refuse_bombs
 from utils.errors import InputError
 
 MAX_PIXELS = 2**26  # of a frame: 8192 x 8192
@@ -17,6 +18,7 @@ GREY = ("L", "I;16", "I;16B", "I")
 NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 CF = ("scale_factor", "add_offset", "_FillValue", "missing_value")  # conventions of climate and forecast metadata
 FAULTS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SyntaxError, OverflowError, EOFError)
+FAULTS += (tokenize.TokenError,)  # which NumPy's reading of a header may end in
 
 
 class StoredFrame(NamedTuple):
@@ -50,9 +52,9 @@ def read_frame(path: Path, config: FramesConfig) -> StoredFrame:
         raise InputError(f"{path} cannot be used ({reason}); replace or remove it.") from None
     return StoredFrame(
         values,
-        attributes.get("scale_factor", 1.0) if config.scale is None else config.scale,
-        attributes.get("add_offset", 0.0) if config.offset is None else config.offset,
-        config.missing + tuple(attributes[key] for key in ("_FillValue", "missing_value") if key in attributes),
+        attributes.get("scale_factor", (1.0,))[0] if config.scale is None else config.scale,
+        attributes.get("add_offset", (0.0,))[0] if config.offset is None else config.offset,
+        config.missing + attributes.get("_FillValue", ()) + attributes.get("missing_value", ()),
     )
 
 
@@ -81,22 +83,23 @@ def _read_npy(path: Path, _) -> tuple[np.ndarray, dict]:
 
 
 def _read_hdf5(path: Path, variable: str) -> tuple[np.ndarray, dict]:
+    with path.open("rb") as file:
+        if file.read(3) == b"CDF":
+            raise ValueError("it is NetCDF-3: convert it, for example with `nccopy -k nc4`")
     with h5py.File(path, "r") as file:
-        data = file.get(variable)
-        if not isinstance(data, h5py.Dataset):
-            raise ValueError(f"it has no data set named {variable}")
+        data = own_dataset(file, variable.strip("/"))
         _check(data.shape, data.dtype)
-        if math.prod(data.chunks or ()) > MAX_PIXELS:  # a chunk may be larger than its data set
-            raise ValueError(f"its chunks {data.chunks} are too large")
+        refuse_bombs(data, [0] * data.ndim, data.shape)
         attributes = {key: data.attrs[key] for key in data.attrs if key in CF}
-        return _frame_of(data[()]), {key: _scalar(key, value) for key, value in attributes.items()}
+        return _frame_of(data[()]), {key: _numbers(key, value) for key, value in attributes.items()}
 
 
-def _scalar(key: str, value: object) -> float:
-    numbers = np.asarray(value, np.float64).ravel()
-    if numbers.size != 1:
+def _numbers(key: str, value: object) -> tuple[float, ...]:
+    numbers = np.asarray(value)
+    several = numbers.size > 1 and key != "missing_value"
+    if numbers.dtype.kind not in "uif" or not numbers.size or several:
         raise ValueError(f"its attribute {key} is not one number")
-    return float(numbers[0])
+    return tuple(numbers.astype(np.float64).ravel().tolist())
 
 
 def _check(shape: tuple[int, ...] | None, dtype: np.typing.DTypeLike) -> None:

@@ -88,7 +88,7 @@ def evaluate(
     cases = evaluator.draw_cases()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        source = describe_source(dataset, model)
+        source = describe_source(dataset.source, model)
         write_lead_times(folder / "lead_time.csv", scores, source)
         write_metrics(
             folder / "metrics.json",
@@ -164,7 +164,7 @@ class Evaluator:
             "settings": settings,
             "evaluation": {key: value for key, value in self.how().items() if key not in ("cases", *MACHINE)},
             "dressed": self.dressed is not None,
-            "source": describe_source(self.dataset, self.model),
+            "source": describe_source(self.dataset.source, self.model),
             "sequences": hashlib.sha256(ids.encode()).hexdigest(),
         }
 
@@ -249,16 +249,23 @@ class Evaluator:
     def _draw(self, index: int) -> list[str]:
         _, frames = next(load_batches(self.dataset, [[index]], 0, self.accelerator.device))
         observed, future = frames[0].tensor_split([self.model.frames_in])
-        forecasts = {name: drawn[0] for name, drawn in self._forecast([index], observed[None]).items()}
+        unseen = observed.isnan().all(0)
+        drawn = self._forecast([index], observed[None])
+        forecasts = {name: self._cropped(one[0].masked_fill(unseen, torch.nan)) for name, one in drawn.items()}
+        observed, future = self._cropped(observed), self._cropped(future)
         name = f"case_{self.dataset.sequence_id(index)}"
         files = []
         with self.drawing:
             files = draw_case(self.folder, name, observed, future, forecasts, self.dataset.source)
         return [path.name for path in files]
 
+    def _cropped(self, frames: Tensor) -> Tensor:
+        """Frames without the padding that brought them to the model's size, if the data set tells where it is."""
+        return self.dataset.grid.crop(frames) if hasattr(self.dataset, "grid") else frames
+
     def _new_scores(self, name: str) -> ScoreGroup:
         source, leads = self.dataset.source, self.model.frames_out
-        scores = Scores(source.scale, source.thresholds, leads, self.members[name])
+        scores = Scores(source.scale, source.steps, leads, self.members[name])
         if self.perception is not None:
             scores.parts["perception"] = PerceptualDistance(leads, self.perception)
         return scores

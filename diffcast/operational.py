@@ -8,7 +8,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from dataset.frames import Latest, latest
 from dataset.frames_config import FramesConfig
 from dataset.frames_names import seconds
+from dataset.source import Source
 from diffcast.evaluation import EvaluationSettings, forecast_all
 from diffcast.loading import generators
 from diffcast.model import DiffCast
 from diffcast.pictures import draw_case, exceedance
+from diffcast.results import data_differences, describe_source
 from utils.errors import InputError
 from utils.files import Dispensable
 from utils.netcdf import Variable, write_netcdf
@@ -51,12 +53,19 @@ class Operation:
     folder: Path  # of the results
     weights: str  # which they are, for the NetCDF files
     max_age: float = 3  # intervals that the newest frame may be old
+    trained: object = None  # what the weights say about the frames they were trained on, as `describe_source` does
 
     def __post_init__(self):
         if self.model.frame_shape[0] != 1:
             raise InputError(f"{self.weights} is for frames with {self.model.frame_shape[0]} channels; radar has one.")
         if self.settings.members > 1 and not isinstance(self.model, DiffCast):
             raise InputError(f"{self.weights} is a backbone alone, which has one forecast; leave out --members.")
+        found = describe_source(self.config.source(widening=1), self.model)
+        if differences := data_differences(self.trained, found):
+            raise InputError(
+                f"{self.weights} was trained on other data than {self.config.file} describes (weights / folder): "
+                f"{'; '.join(differences)}."
+            )
 
     def run(self, now: datetime | None = None) -> Path:
         """Forecast from the newest frames as of `now` (UTC; None: the clock's); returns the NetCDF file.
@@ -104,6 +113,8 @@ class Operation:
 
         Pixels that no observed frame covers are missing in both.
         """
+        for doubt in self.doubts(newest):
+            LOG.warning("%s", doubt)
         begin, crop = time.monotonic(), newest.grid.crop
         device = next(self.model.parameters()).device
         draws = generators(device, self.settings.seed, 6, [seconds(newest.times[-1])])
@@ -113,11 +124,23 @@ class Operation:
         forecasts = {name: crop(frames[0]).cpu().masked_fill(unseen, torch.nan) for name, frames in forecasts.items()}
         members = forecasts[self.name][:, :, 0]
         variables = coordinates(newest, self.config, self.model.frames_out, len(members))
-        variables |= quantities(members, valid.sum(0)[0], self.config)
+        variables |= quantities(members, valid.sum(0)[0], newest.source)
         write_netcdf(path, variables, self.attributes())
         with Dispensable(f"pictures of {path}"):
-            draw(self.folder, path.stem, crop(newest.frames).masked_fill(~valid, torch.nan), forecasts, self.config)
+            observed = crop(newest.frames).masked_fill(~valid, torch.nan)
+            draw_case(self.folder, path.stem, observed, None, forecasts, newest.source)
         LOG.info("%d members in %.1f s: %s", len(members), time.monotonic() - begin, path)
+
+    def doubts(self, newest: Latest) -> Iterator[str]:
+        """What makes one wonder whether a forecast is worth something."""
+        if newest.early:
+            yield f"frames of the future are left out ({newest.early} in {self.config.folder}); are the names in UTC?"
+        for copy in newest.copies:
+            yield f"the frame of {copy:%Y-%m-%d %H:%M} UTC is no different from the one before"
+        pixel = describe_source(newest.source, self.model)["pixel_km"]
+        trained = self.trained.get("pixel_km") if isinstance(self.trained, dict) else None
+        if isinstance(trained, float) and not 0.8 < pixel / trained < 1.25:
+            yield f"pixels are {pixel:.3g} km wide; {self.weights} was trained on {trained:.3g} km"
 
     @cached_property
     def origin(self) -> dict[str, str | None]:
@@ -159,7 +182,7 @@ def coordinates(newest: Latest, config: FramesConfig, leads: int, members: int) 
     y = pixel_y * (np.arange(height)[::-1] + 0.5)
     return {
         "member": _axis("member", np.arange(1, members + 1, dtype=np.int32), "realization", "1"),
-        "threshold": _axis("threshold", np.float32(config.thresholds), None, config.units),
+        "threshold": _axis("threshold", np.float64(config.thresholds), None, config.units),
         "time": _axis("time", np.float64(times), "time", long_name="time forecast for", axis="T", **EPOCH),
         "y": _axis("y", y, None, "km", long_name="distance from the lower edge to the centre of the pixel", axis="Y"),
         "x": _axis("x", x, None, "km", long_name="distance from the left edge to the centre of the pixel", axis="X"),
@@ -172,27 +195,26 @@ def coordinates(newest: Latest, config: FramesConfig, leads: int, members: int) 
     }
 
 
-def quantities(members: Tensor, observed: Tensor, config: FramesConfig) -> dict[str, Variable]:
-    """What a forecast says, in the units of `config`: members, their mean, and the probabilities of its thresholds.
+def quantities(members: Tensor, observed: Tensor, source: Source) -> dict[str, Variable]:
+    """What a forecast says, in the units of its source: members, their mean, and the probabilities of the thresholds.
 
     `members` are `(M, T, H, W)` in [0, 1], NaN where missing; `observed` `(H, W)` counts the frames that show a pixel.
     """
-    source = config.source(widening=1)
-    chances = torch.stack([exceedance(members, source, threshold) for threshold in source.thresholds])
-    standard = {"standard_name": STANDARD_NAMES[config.units]} if config.units in STANDARD_NAMES else {}
+    chances = torch.stack([exceedance(members, source.scale, step) for step in source.steps])
+    standard = {"standard_name": STANDARD_NAMES[source.units]} if source.units in STANDARD_NAMES else {}
     located = {"coordinates": "lead_time forecast_reference_time"}
     plane = ("time", "y", "x")
     return {
         "forecast": _packed(
-            ("member", *plane), members, config, {**standard, "long_name": f"{config.name} of each member", **located}
+            ("member", *plane), members, source, {**standard, "long_name": f"{source.name} of each member", **located}
         ),
         "forecast_mean": _packed(
             plane,
             members.mean(0),
-            config,
+            source,
             {
                 **standard,
-                "long_name": f"{config.name}, mean of the members",
+                "long_name": f"{source.name}, mean of the members",
                 "cell_methods": "realization: mean",
                 **located,
             },
@@ -201,7 +223,7 @@ def quantities(members: Tensor, observed: Tensor, config: FramesConfig) -> dict[
             ("threshold", *plane),
             chances.numpy(),
             {
-                "long_name": f"share of the members whose {config.name} reaches the threshold",
+                "long_name": f"share of the members whose {source.name} reaches the threshold",
                 "units": "1",
                 "_FillValue": np.float32(np.nan),
                 **located,
@@ -215,28 +237,13 @@ def quantities(members: Tensor, observed: Tensor, config: FramesConfig) -> dict[
     }
 
 
-def draw(folder: Path, name: str, observed: Tensor, forecasts: dict[str, Tensor], config: FramesConfig) -> None:
-    """Draw a case as `draw_case` does, with the values of `config` in place of heights above the range's beginning."""
-    source, low = config.source(widening=1), config.range[0]
-    shift = low / source.scale
-    source = replace(
-        source,
-        units=config.units,
-        thresholds=config.thresholds,
-        bounds=tuple(bound + low for bound in source.bounds),
-    )
-    shifted = {of_one: frames + shift for of_one, frames in forecasts.items()}
-    draw_case(folder, name, observed + shift, None, shifted, source)
-
-
 def _axis(dimension: str, values: np.ndarray, standard_name: str | None, units: str = "", **others: str) -> Variable:
     named = {"standard_name": standard_name, "long_name": dimension, "units": units} | others
     return Variable((dimension,), values, {key: value for key, value in named.items() if value})
 
 
-def _packed(dimensions: tuple[str, ...], values: Tensor, config: FramesConfig, attributes: dict) -> Variable:
+def _packed(dimensions: tuple[str, ...], values: Tensor, source: Source, attributes: dict) -> Variable:
     """Values in [0, 1] as 16-bit steps of the range that they stand for."""
-    low, high = config.range
     levels = (LEVELS * values).round().nan_to_num(nan=float(FILL)).numpy().astype(np.int16)
-    scaling = {"scale_factor": np.float32((high - low) / LEVELS), "add_offset": np.float32(low), "_FillValue": FILL}
-    return Variable(dimensions, levels, {**attributes, "units": config.units, **scaling})
+    scaling = {"scale_factor": np.float32(source.scale / LEVELS), "add_offset": np.float32(source.offset)}
+    return Variable(dimensions, levels, {**attributes, "units": source.units, **scaling, "_FillValue": FILL})

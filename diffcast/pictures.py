@@ -58,7 +58,7 @@ def title(name: str) -> str:
 
 def style_of(source: Source) -> Style:
     """How frames of a data source are drawn."""
-    return Style(source.scale, source.bounds, source.colors, source.units, source.interval)
+    return Style(source.scale, source.bounds, source.colors, source.units, source.interval, source.offset)
 
 
 def _first_channel(frames: Tensor) -> Tensor:
@@ -89,15 +89,15 @@ def _quantities(source: Source) -> dict[str, tuple[Callable[[Tensor], Tensor], S
     mean = (partial(torch.mean, dim=0), style_of(source))
     spread = (partial(torch.std, dim=0), _spread_style(source))
     chances = {
-        f"P({source.name} ≥ {threshold:g})": (partial(exceedance, source=source, threshold=threshold), _percent(source))
-        for threshold in source.thresholds[1:3]
+        f"P({source.name} ≥ {threshold:g})": (partial(exceedance, scale=source.scale, step=step), _percent(source))
+        for threshold, step in list(zip(source.thresholds, source.steps, strict=True))[1:3]
     }
     return {"Mean": mean, "Spread": spread, **chances}
 
 
-def exceedance(members: Tensor, source: Source, threshold: float) -> Tensor:
-    """Share of members `(M, ...)` that reach a threshold, given in units; NaN where a member is."""
-    reached = (source.scale * members >= threshold).float()
+def exceedance(members: Tensor, scale: float, step: float) -> Tensor:
+    """Share of members `(M, ...)` for which `scale * x` reaches one of a source's steps; NaN where a member is."""
+    reached = (scale * members >= step).float()
     return reached.where(members.isfinite(), torch.nan).mean(0)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
-from torch.utils.data import Dataset
 
+from dataset.source import Source
 from utils.files import replacing
 from utils.log import format_table
 
@@ -17,12 +17,12 @@ LOG = logging.getLogger(__name__)
 TABLE = ["csi", "csi_pool4", "csi_pool16", "pod", "far", "hss", "mse", "mae", "ssim", "lpips", "crps"]
 
 
-def describe_source(dataset: Dataset, model: nn.Module) -> dict:
-    """What a reader of the scores needs to know about the frames, JSON-ready."""
-    source = dataset.source
+def describe_source(source: Source, model: nn.Module) -> dict:
+    """What a reader of the scores, or a user of the weights, needs to know about the frames, JSON-ready."""
     return {
         "name": source.name,
         "scale": source.scale,
+        "offset": source.offset,
         "units": source.units,
         "thresholds": list(source.thresholds),
         "interval": source.interval,
@@ -31,6 +31,39 @@ def describe_source(dataset: Dataset, model: nn.Module) -> dict:
         "frames_in": model.frames_in,
         "frames_out": model.frames_out,
     }
+
+
+def data_differences(trained: object, found: dict) -> list[str]:
+    """How two descriptions of sources differ in what weights depend on, as `name: the one's / the other's`.
+
+    `trained` comes from a checkpoint: there may be none, and what it does not tell is no difference.
+    """
+    if not isinstance(trained, dict):
+        return []
+    differing = [
+        f"{key} {trained[key]!r} / {found[key]!r}"
+        for key in ("units", "interval")
+        if trained.get(key, found[key]) != found[key]
+    ]
+    if not _same_range(trained, found):
+        differing.append(f"range {_range(trained)} / {_range(found)}")
+    return differing
+
+
+def _same_range(trained: dict, found: dict) -> bool:
+    try:
+        return all(
+            math.isclose(trained.get(key, found[key]), found[key], rel_tol=1e-6, abs_tol=1e-6 * found["scale"])
+            for key in ("scale", "offset")
+        )
+    except TypeError:
+        return False
+
+
+def _range(source: dict) -> str:
+    low, scale = source.get("offset", 0.0), source.get("scale")
+    numbers = isinstance(low, int | float) and isinstance(scale, int | float)
+    return f"[{low:g}, {low + scale:g}]" if numbers else "unknown"
 
 
 def score_table(scores: dict[str, dict]) -> str:

@@ -1,7 +1,8 @@
 """Every data set from its raw files to scores: prepare, train DiffCast a few steps, evaluate."""
 
+import contextlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -17,9 +18,13 @@ import run
 from dataset import build_dataset
 from dataset.catalog import SPLITS
 from dataset.prepare import prepare
+from diffcast import evaluation
+from diffcast.loading import spread
 from tests.dataset.conftest import SevirFolder
 from tests.dataset.miniature import tenths, write_cikm, write_meteonet, write_shanghai
 from tests.tiny import arguments, read_losses
+from utils.checkpoint import load_metadata
+from utils.errors import InputError
 
 START, STEP = datetime(2023, 5, 1), timedelta(minutes=5)
 MISSING = range(220, 256)  # bytes that mean no data in the folder of frames
@@ -70,7 +75,7 @@ def shanghai(folder: Path) -> Case:
 
 def meteo(folder: Path) -> Case:
     out_of_reach = np.zeros((12, 14), bool)
-    out_of_reach[8:, 5:] = True
+    out_of_reach[8:, 11:] = True
     for number, times in enumerate((range(610), range(700, 750))):
         frames = tenths(rain(times, (12, 14), 60), out_of_reach)
         write_meteonet(folder / "raw" / f"{number}.npz", times, frames)
@@ -132,13 +137,76 @@ def test_raw_files_lead_to_scores(case, finished):
     assert all(np.isfinite(row["loss"]) for row in losses)
     scores = scores_of(finished)
     assert set(scores) == {"diffcast_simvp", "trend", "advection", "persistence"}
-    names = ["csi", "mse", "mae", "crps"] if case.masked else ["csi", "mse", "mae", "crps", "ssim"]
+    names = ["csi", "mse", "mae", "crps", "ssim"]
     assert all(np.isfinite(of_one[name]) for of_one in scores.values() for name in names)
     counts = scores["persistence"]["counts"]
     sequences = json.loads((finished / "evaluation_best" / "metrics.json").read_text())["sequences"]
     counted = sum(of_kind[0][0] for of_kind in counts.values())
     assert 0 < counted < sequences * 16 * 24 if case.masked else counted == sequences * 16 * 16
     assert len(list((finished / "evaluation_best").glob("case_*.gif"))) == 1
+
+
+def test_weights_and_scores_tell_the_data_they_are_of(case, finished):
+    scored = json.loads((finished / "evaluation_best" / "metrics.json").read_text())["source"]
+    for weights in (finished / "checkpoints").glob("**/*.safetensors"):
+        assert load_metadata(weights)["source"] == scored
+    if case.name == "frames":
+        told = {key: scored[key] for key in ("units", "offset", "scale", "thresholds", "interval")}
+        assert told == {"units": "dBZ", "offset": -10, "scale": 60, "thresholds": [10, 20, 30], "interval": 5}
+
+
+@pytest.mark.parametrize("case", ["frames"], indirect=True, scope="module")
+def test_thresholds_are_in_the_units_of_the_source(case, finished):
+    counts = scores_of(finished)["persistence"]["counts"]
+    dataset = build_dataset(case.name, "test", case.path, case.size)
+    expected = np.zeros((3, 20), int)
+    for frames, valid in map(dataset.__getitem__, spread(len(dataset), 5)):
+        values = np.where(valid, -10 + 60 * frames, np.nan)[5:, 0]
+        expected += [(values >= threshold - 1e-4).sum(axis=(1, 2)) for threshold in (10, 20, 30)]
+    assert (np.array(counts["hits"]) + counts["misses"]).tolist() == expected.tolist()
+    assert expected.min() > 0
+
+
+@pytest.mark.parametrize("case", ["frames"], indirect=True, scope="module")
+def test_pictures_show_frames_without_padding_and_forecasts_where_the_radar_sees(case, finished, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(evaluation, "draw_case", lambda *words: drawn.append(words) or [])
+    run_case(case, tmp_path, "--eval", "--ckpt_milestone", str(finished / "checkpoints" / "best.safetensors"))
+    ((_, _, observed, target, forecasts, source),) = drawn
+    assert source.thresholds == (10, 20, 30)
+    unseen = torch.zeros(case.size, dtype=torch.bool)
+    unseen[8:, 12:] = True
+    for frames in (observed, target, *forecasts.values()):
+        assert frames.shape[-2:] == case.size
+        assert (frames.isnan() == unseen).all()
+
+
+@pytest.mark.parametrize("case", ["frames"], indirect=True, scope="module")
+def test_a_training_does_not_go_on_with_values_of_another_meaning(case, tmp_path, capsys):
+    run_case(case, tmp_path, "--cases", "0", "--eval_sequences", "1")
+    config = yaml.safe_load((case.path / "frames.yaml").read_text())
+    other = tmp_path / "other.yaml"
+    for changes, words in (({"thresholds": [15]}, []), ({"range": [0, 60]}, ["range [-10, 50] / [0, 60]"])):
+        other.write_text(yaml.safe_dump(config | {"folder": str(case.path)} | changes))
+        more = ("--resume", "--cases", "0", "--eval_sequences", "1", "--packed_path", str(tmp_path))
+        with pytest.raises(SystemExit) if words else contextlib.nullcontext():
+            run_case(replace(case, path=other), tmp_path, *more)
+        assert all(word in capsys.readouterr().err for word in words)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "told"),
+    [
+        *((name, {"split_scheme": "benchmark"}, "--split benchmark") for name in ("shanghai", "meteo", "frames")),
+        *((name, {"packed_path": "packed"}, "--packed_path") for name in ("sevir_lr", "shanghai")),
+        ("cikm", {"stride": 3}, "--stride"),
+        ("meteo", {"scale": 70}, "--scale"),
+        ("sevir", {"img_size": (8, 16)}, "--img_size 8 16"),
+    ],
+)
+def test_an_option_that_a_data_set_does_not_have_is_refused(tmp_path, name, option, told):
+    with pytest.raises(InputError, match=told):
+        build_dataset(name, "train", tmp_path, **option)
 
 
 class Garbled:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from diffcast import operational
 from diffcast.evaluation import EvaluationSettings
 from diffcast.forecaster import Architecture
 from diffcast.operational import Operation
+from diffcast.results import describe_source
 from tests.tiny import BACKBONES
 from utils.checkpoint import save_weights
 from utils.errors import InputError
@@ -146,7 +148,7 @@ def test_pictures_show_values_in_units_and_what_is_missing(operation, drawn):
     assert observed.isnan().sum() == 5 * 12 + 20
     stored = np.random.default_rng(4).integers(0, 200, SHAPE).astype(np.uint8)
     expected = np.clip(0.5 * stored[5:].astype(float) - 20, -10, 50)
-    np.testing.assert_allclose(source.scale * observed[4, 5:], expected, atol=0.001)
+    np.testing.assert_allclose(source.offset + source.scale * observed[4, 5:], expected, atol=0.001)
     for forecast in picture["forecasts"].values():
         assert (forecast.isnan().sum((-2, -1)) == 12).all()
 
@@ -169,7 +171,7 @@ def test_noise_depends_on_seed_and_time_alone(operation, radar, drawn, tmp_path)
 @pytest.mark.parametrize(
     ("gone", "at", "message"),
     [
-        ((), 8, r"newest frame in .* 12:24 UTC, 4 intervals old; at most 3"),
+        ((), 8, r"newest frame in .* 12:24 UTC, which is more than 3 intervals \(18 minutes\) ago"),
         ((2,), 4, r"202305011212.png is missing: .* needs the last 5 frames"),
         ((), -20, r"holds no frame .* until 2023-05-01 10:00 UTC"),
     ],
@@ -245,6 +247,56 @@ def test_a_watch_forecasts_every_whole_frame_once_and_survives_what_fails(
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
+def test_a_watch_over_a_dead_radar_complains_once(operation, monkeypatch, caplog):
+    later = iter(range(8, 40))
+
+    def clock():
+        try:
+            return now(next(later) + 0.7)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(operational, "time", SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic))
+    operation.watch(10, clock)
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+
+def described(operation, **changes) -> dict:
+    """What weights say that were trained on data like the folder's, but for the changes."""
+    return describe_source(operation.config.source(widening=1.2), operation.model) | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"units": "mm/h"}, r"tiny.safetensors was trained on .*frames.yaml .*: units 'mm/h' / 'dBZ'\."),
+        ({"interval": 5.0}, r": interval 5.0 / 6.0\."),
+        ({"offset": 0.0, "scale": 255.0, "units": "VIL"}, r": units 'VIL' / 'dBZ'; range \[0, 255\] / \[-10, 50\]\."),
+        ({"scale": 70.0}, r": range \[-10, 60\] / \[-10, 50\]\."),
+        ({"scale": "much"}, r": range unknown / \[-10, 50\]\."),
+    ],
+)
+def test_weights_of_other_data_are_refused_by_name(operation, changes, message):
+    replace(operation, trained=described(operation, name="other", thresholds=[20, 40]))
+    with pytest.raises(InputError, match=message):
+        replace(operation, trained=described(operation, **changes))
+
+
+@pytest.mark.parametrize("trained", [None, "nothing", {}, {"units": "dBZ"}])
+def test_weights_that_say_little_about_their_data_stay_usable(operation, trained):
+    assert list(replace(operation, trained=trained).doubts(operation.newest(now()))) == []
+
+
+def test_doubts_are_told(operation, radar, drawn, caplog):
+    radar.path(4).write_bytes(radar.path(3).read_bytes())
+    replace(operation, trained=described(operation, pixel_km=2.0)).run(now())
+    doubts = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert doubts == [
+        "the frame of 2023-05-01 12:24 UTC is no different from the one before",
+        "pixels are 5 km wide; tiny.safetensors was trained on 2 km",
+    ]
+
+
 def test_a_watch_that_starts_again_repeats_nothing(operation, drawn, monkeypatch):
     def interrupt(_):
         raise KeyboardInterrupt
@@ -271,6 +323,15 @@ def command(*words) -> list[str]:
     return [str(word) for word in (*words, "--sampling_steps", 2)]
 
 
+def test_the_command_line_refuses_weights_of_other_data(operation, model, radar, tmp_path, capsys):
+    path = tmp_path / "vil.safetensors"
+    metadata = {"architecture": ARCHITECTURE.to_metadata(), "source": described(operation, units="VIL byte")}
+    save_weights(path, model.state_dict(), metadata)
+    with pytest.raises(SystemExit):
+        sample_batch.main(command("--latest", radar.folder, "--ckpt_milestone", path, "--out", tmp_path / "out"))
+    assert "units 'VIL byte' / 'dBZ'" in capsys.readouterr().err
+
+
 def test_the_command_line_writes_file_and_pictures(radar, weights, tmp_path):
     words = ["--latest", radar.folder, "--ckpt_milestone", weights, "--members", 2, "--out", tmp_path / "out"]
     sample_batch.main(command(*words, "--now", "2023-05-01T14:30+02:00"))
@@ -290,7 +351,7 @@ def test_the_command_line_writes_file_and_pictures(radar, weights, tmp_path):
         (["--latest", "DIR", "--now", "2023-05-01", "--watch"], "--watch"),
         (["--latest", "DIR", "--watch", "-3"], "--watch"),
         (["--latest", "DIR", "--max_age", "0"], "--max_age"),
-        (["--latest", "DIR"], "intervals old"),
+        (["--latest", "DIR"], "minutes) ago"),
         (["--latest", "DIR/none"], "does not exist"),
         (["--seqs", "DIR"], "square"),
     ],

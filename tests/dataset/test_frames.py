@@ -1,7 +1,8 @@
 import os
 import pickle
 import shutil
-from datetime import datetime, timedelta
+import zlib
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dataset import frames_cache
+from dataset import frames_cache, frames_encoding
 from dataset.catalog import SPLITS
 from dataset.frames import Runs, latest, open_frames
 from dataset.frames_config import read_config
@@ -121,11 +122,31 @@ def test_values_are_scaled_clipped_and_masked(tmp_path):
     assert valid[0, 0].tolist() == [[True, True, False], [True, True, True]]
     expected = [[0, 9 / 60, 0], [23 / 60, 51 / 60, 1]]
     np.testing.assert_allclose(frames[0, 0], expected, atol=1 / 65535)
-    np.testing.assert_allclose(read_config(archive.folder).physical(frames[0, 0, 1]), [18, 46, 55], atol=1e-3)
     source = dataset.source
-    assert (source.scale, source.thresholds, source.units) == (60, (25, 45), "VIL byte above -5")
-    assert source.bounds[0] == 0
+    np.testing.assert_allclose(source.offset + source.scale * frames[0, 0, 1], [18, 46, 55], atol=1e-3)
+    assert (source.thresholds, source.steps, source.units) == ((20, 40), (25, 45), "VIL byte")
+    assert source.bounds == (-5, 20, 23.9, 27.8, 31.7, 35.6, 39.4, 43.3, 47.2, 51.1, 55)
     assert len(source.bounds) == len(source.colors) + 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "thresholds"),
+    [([0, 100], [0.5, 1, 2, 5]), ([0, 60], [10, 20, 30, 40, 50]), ([-10, 50], [10, 15, 20, 25])],
+)
+def test_a_value_just_at_a_threshold_reaches_it(tmp_path, monkeypatch, limits, thresholds):
+    archive = Archive(tmp_path).configure(range=limits, thresholds=thresholds)
+    just, below = np.array(thresholds), np.array(thresholds) - 0.01
+    for number in range(4):
+        archive.store(number, np.float32([just, below]))
+    with monkeypatch.context() as patch:  # a cache of other levels is made anew
+        for module in (frames_cache, frames_encoding):
+            patch.setattr(module, "fine_levels", lambda config: 65535)
+        archive.open(img_size=(2, len(just)))
+    dataset = archive.open(img_size=(2, len(just)))
+    values = dataset.source.scale * dataset[0][0, 0]
+    steps = torch.tensor(dataset.source.steps)
+    assert (values[0] >= steps).all()
+    assert (values[1] < steps).all()
 
 
 def test_netcdf_attributes_are_used_unless_the_settings_say_otherwise(tmp_path):
@@ -137,6 +158,13 @@ def test_netcdf_attributes_are_used_unless_the_settings_say_otherwise(tmp_path):
     frames, valid = archive.open(img_size=2)[0]
     np.testing.assert_allclose(frames[0, 0], [[0.1, 0.35], [0.6, 0]], atol=1e-5)
     assert valid[0, 0].tolist() == [[True, True], [True, False]]
+    for number in range(4):
+        with h5py.File(archive.path(number), "r+") as file:
+            file["rain"].attrs["missing_value"] = np.int16([98, 10])
+    assert archive.open(img_size=2)[0][1][0, 0].tolist() == [[True, False], [True, False]]
+    for number in range(4):
+        with h5py.File(archive.path(number), "r+") as file:
+            del file["rain"].attrs["missing_value"]
     archive.configure(**archive.settings, scale=0.5, offset=0)
     np.testing.assert_allclose(archive.open(img_size=2)[0][0][0, 0], [[0, 0.5], [1, 0]], atol=1e-5)
 
@@ -320,11 +348,15 @@ def absurd(path):
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 2**20)})
 
 
+def unended(path):
+    path.write_bytes(path.read_bytes().replace(b"}", b"(", 1))
+
+
 def all_missing(path):
     np.save(path, np.full((6, 8), 255, np.uint8))
 
 
-@pytest.mark.parametrize("spoil", [wrong_size, truncated, hostile, absurd, all_missing])
+@pytest.mark.parametrize("spoil", [wrong_size, truncated, hostile, absurd, unended, all_missing])
 def test_a_frame_that_cannot_be_used_is_a_gap_but_stops_an_operational_forecast(archive, spoil, caplog):
     archive.configure(missing=255)
     spoil(archive.path(9))
@@ -347,6 +379,33 @@ def test_declared_sizes_are_checked_before_memory_is_used(tmp_path, monkeypatch)
         archive.open()
 
 
+def classic(path):
+    path.write_bytes(b"CDF\x01" + bytes(100))
+
+
+def elsewhere(path):
+    with h5py.File(path.with_name("other.h5"), "w") as file:
+        file["v"] = np.zeros((6, 8))
+    with h5py.File(path, "w") as file:
+        file["v"] = h5py.ExternalLink("other.h5", "v")
+
+
+def bomb(path):
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("v", (6, 8), "u1", chunks=(6, 8), compression="gzip")
+        data.id.write_direct_chunk((0, 0), zlib.compress(bytes(2**28)))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"), [(classic, "NetCDF-3: convert"), (elsewhere, "no dataset v"), (bomb, "48 bytes takes")]
+)
+def test_hdf5_files_that_are_traps_are_refused(tmp_path, write, message):
+    archive = Archive(tmp_path).configure(pattern="%Y%m%d%H%M.nc", variable="/v")
+    write(archive.path(0))
+    with pytest.raises(InputError, match=message):
+        archive.open()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -364,6 +423,7 @@ def test_declared_sizes_are_checked_before_memory_is_used(tmp_path, monkeypatch)
         ({"bounds": [0, 1, 2], "colors": ["#ffffff"]}, "3 bounds need 2 colors"),
         ({"bounds": [0, 1], "colors": ["white"]}, "colors must be"),
         ({"extent_km": -1}, "extent_km must be"),
+        ({"scale": 0}, "scale must be"),
         ({"stride": 0}, "stride must be"),
         ({"split": {"valid_from": "2023-05-02", "test_from": "2023-05-01"}}, "split must be two dates"),
         ({"split": {"valid_from": "2023-05-02"}}, "split must be two dates"),
@@ -409,14 +469,48 @@ def test_the_latest_frames_equal_those_of_training(archive):
 
 
 def test_stale_or_incomplete_input_is_refused(archive):
-    with pytest.raises(InputError, match="2023-05-01 03:55 UTC, 4 intervals old; at most 3"):
-        latest(archive.folder, 5, 8, now=START + 51 * STEP)
+    stale = r"2023-05-01 03:55 UTC, which is more than 3 intervals \(15 minutes\) ago"
+    for late in (50.2, 51):
+        with pytest.raises(InputError, match=stale):
+            latest(archive.folder, 5, 8, now=START + late * STEP)
     archive.path(44).unlink()
     with pytest.raises(InputError, match=r"radar_202305010340.npy is missing"):
         latest(archive.folder, 5, 8, now=START + 48 * STEP)
     latest(archive.folder, 3, 8, now=START + 48 * STEP)
     with pytest.raises(InputError, match="no frame like"):
         latest(archive.folder, 3, 8, now=START - 2 * STEP)
+
+
+def test_excluded_frames_count_as_missing(archive):
+    (archive.folder / "frames.exclusions.txt").write_text("20230501T035500\tbad\n20230501T033000\tbad\n")
+    newest = latest(archive.folder, 4, 8, now=START + 47 * STEP)
+    assert newest.times[-1] == START + 46 * STEP
+    with pytest.raises(InputError, match=r"0330.npy is excluded by .*frames.exclusions.txt"):
+        latest(archive.folder, 5, 8, now=START + 47 * STEP)
+
+
+def test_frames_that_repeat_are_told_and_a_stuck_radar_is_refused(archive):
+    def newest():
+        return latest(archive.folder, 3, 8, now=START + 47 * STEP)
+
+    assert newest().copies == ()
+    archive.store(47, archive.frames[46])
+    assert newest().copies == (START + 47 * STEP,)
+    archive.store(45, archive.frames[46])
+    with pytest.raises(InputError, match=r"newest 3 frames .* 03:55 UTC, are all the same"):
+        newest()
+    for number in (45, 46, 47):
+        archive.store(number, np.zeros((6, 8), np.uint8))
+    assert newest().copies == ()  # no rain is no sign
+
+
+def test_frames_of_the_future_are_counted_by_the_clock_alone(archive):
+    now = datetime.now(timezone.utc).replace(tzinfo=None, second=0, microsecond=0)
+    archive.configure(pattern="%Y%m%d%H%M.npy", interval=1)
+    for number in range(-3, 4):
+        np.save(archive.folder / f"{now + timedelta(minutes=number):%Y%m%d%H%M}.npy", archive.frames[4 + number])
+    assert latest(archive.folder, 3, 8).early in (1, 2)
+    assert latest(archive.folder, 3, 8, now=now).early == 0
 
 
 def test_the_demo_sequences_as_a_folder_of_frames_come_back(tmp_path):

@@ -1,5 +1,7 @@
 """Pictures of a case: which files, which rows, and the numbers behind mean, spread and probability."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,16 @@ def test_mean_spread_and_probabilities_are_of_all_members(drawn, tmp_path):
     rows = {label: row.style.scale * float(row.frames) for label, row in drawn["storm_ensemble.png"].items()}
     expected = {"Mean": np.mean(values), "Spread": np.std(values, ddof=1), "P(VIL ≥ 74)": 60, "P(VIL ≥ 133)": 20}
     assert rows == pytest.approx(expected)
+
+
+def test_values_count_from_the_offset_of_their_source(drawn, tmp_path):
+    source = replace(VIL, offset=-10.0, scale=60.0, thresholds=(5, 10, 20), units="dBZ")
+    values = torch.tensor([0.0, 19.9, 20.0, 40.0]).view(-1, 1, 1, 1, 1) / 60
+    draw_case(tmp_path, "storm", torch.zeros(1, 1, 1, 1), None, {"dressed": values}, source)
+    mean, spread, *chances = drawn["storm_ensemble.png"].values()
+    assert (mean.style.offset, mean.style.units, spread.style.offset) == (-10, "dBZ", 0)
+    assert list(drawn["storm_ensemble.png"])[2:] == ["P(VIL ≥ 10)", "P(VIL ≥ 20)"]
+    assert [float(row.frames) for row in chances] == [0.5, 0.25]
 
 
 def test_a_probability_with_a_missing_member_is_missing(drawn, tmp_path):

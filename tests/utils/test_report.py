@@ -298,6 +298,8 @@ def test_an_animation_makes_its_still_superfluous(evaluation):
         ("source/frames_out", "4", '"frames_out" is no number above 0'),
         ("source/interval", None, '"interval" is None'),
         ("source/thresholds", [74, 16], '"thresholds" do not ascend'),
+        ("source/thresholds", [-5, 16], '"thresholds" do not ascend from above 0'),
+        ("source/offset", "low", "\"offset\" is 'low'"),
         ("source/frame_shape", 128, '"frame_shape" is not'),
         ("about", "x", '"about" that is no table'),
         ("evaluation/members", "many", '"members" is no number above 0'),

@@ -81,6 +81,19 @@ def test_interval_of_a_mean_agrees_with_the_normal_approximation(runs):
     assert found["crps"].high == pytest.approx(gap.mean() + half, abs=0.1 * half)
 
 
+def test_thresholds_count_from_the_offset_of_the_source(runs, tmp_path):
+    (expected,), _ = differences(entries_of(runs), replicates=5)
+    rewrite(runs[0], lambda metrics: metrics["source"].update(offset=0.0))  # which earlier runs did not tell
+    assert str(differences(entries_of(runs), replicates=5)[0][0]) == str(expected)
+    low, high = (threshold - 32.0 for threshold in THRESHOLDS)
+    for folder in runs:
+        rewrite(folder, lambda metrics: metrics["source"].update(offset=-32.0, thresholds=[low, high]))
+    (found,), _ = differences(entries_of(runs), replicates=5)
+    names = {f"csi_{threshold}": f"csi_{shifted:g}" for threshold, shifted in zip(THRESHOLDS, (low, high), strict=True)}
+    assert str(found) == str({names.get(key, key): value for key, value in expected.items()})
+    assert f"VIL ≥ {low:g}" in Page(write_comparison([*map(str, runs)], tmp_path / "x.html").read_text()).text
+
+
 def test_sequences_of_an_event_are_drawn_together():
     events = [event_of(name) for name in ("S1+0", "S2+0", "S1+12", "alone", "S2+5")]
     weights = resampling_weights(events, 50, seed=0)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
@@ -69,6 +71,12 @@ def test_values_between_bytes_are_not_rounded_up_to_a_bound():
 
 def test_values_outside_the_range_take_the_outermost_colours():
     assert render([[-0.2, 1.3]], STYLE).tolist() == [[list(COLORS[0]), list(COLORS[-1])]]
+
+
+def test_bounds_count_from_the_offset():
+    style = replace(STYLE, offset=-32.0, bounds=(-32, -16, 42, 128, 187, 223))
+    frames = np.arange(256, dtype=np.float32) / 255
+    assert np.array_equal(render(frames, style), render(frames, STYLE))
 
 
 def test_missing_data_are_grey():

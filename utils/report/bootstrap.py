@@ -17,7 +17,7 @@ MOST_UNDEFINED = 0.05  # share of replicates; beyond it a score has no interval
 COMPARED = ("csi", "csi_pool4", "csi_pool16", "hss", "crps", "crps_fair", "mae", "ssim")
 PARTS = ("categorical", "errors", "similarity", "ensemble")  # of `Scores`, that give these
 RARE_EVENTS = 2  # highest thresholds whose own CSI is compared as well
-SAME = ("name", "scale", "thresholds", "interval", "frame_shape", "frames_in", "frames_out")
+SAME = ("name", "scale", "offset", "thresholds", "interval", "frame_shape", "frames_in", "frames_out")
 
 
 class Difference(NamedTuple):
@@ -56,11 +56,12 @@ def common_ids(evaluations: Sequence[Evaluation]) -> list[str]:
     """The sequences that all evaluations score, sorted. Raises `InputError` if they score different ones."""
     first, *others = evaluations
     for other in others:
+        source, its = ({"offset": 0.0} | evaluation.source for evaluation in (first, other))
         for key in SAME:
-            if first.source.get(key) != other.source.get(key):
+            if source.get(key) != its.get(key):
                 raise InputError(
-                    f"{first.folder} and {other.folder} cannot be compared: {key} is {first.source.get(key)} in the "
-                    f"one and {other.source.get(key)} in the other."
+                    f"{first.folder} and {other.folder} cannot be compared: {key} is {source.get(key)} in the one and "
+                    f"{its.get(key)} in the other."
                 )
         mine, theirs = set(first.events), set(other.events)
         if mine != theirs:
@@ -104,7 +105,8 @@ def replicated_scores(entry: Entry, ids: Sequence[str], weights: np.ndarray) -> 
 def compared_score(entry: Entry) -> ScoreGroup:
     """An empty score of all that is compared."""
     source = entry.evaluation.source
-    parts = Scores(source["scale"], source["thresholds"], source["frames_out"], entry.members).parts
+    steps = [threshold - source.get("offset", 0) for threshold in source["thresholds"]]
+    parts = Scores(source["scale"], steps, source["frames_out"], entry.members).parts
     return ScoreGroup(source["frames_out"], {name: parts[name] for name in PARTS})
 
 

@@ -60,11 +60,12 @@ def _check_source(source: dict) -> None:
         _require(
             _is_positive(value) or (key == "pixel_km" and value is None), f'has a source whose "{key}" is {value!r}'
         )
-    thresholds = source["thresholds"]
-    ascending = isinstance(thresholds, list) and thresholds and all(map(_is_positive, thresholds))
+    thresholds, offset = source["thresholds"], source.get("offset", 0)
+    _require(_is_number(offset), f'has a source whose "offset" is {offset!r}')
+    ascending = isinstance(thresholds, list) and thresholds and all(map(_is_number, thresholds))
     _require(
-        ascending and thresholds == sorted(set(thresholds)),
-        'has a source whose "thresholds" do not ascend from above 0',
+        ascending and thresholds == sorted(set(thresholds)) and thresholds[0] > offset,
+        f'has a source whose "thresholds" do not ascend from above {offset:g}',
     )
     for key in ("frames_in", "frames_out"):
         _require(_is_count(source.get(key, 1)), f'has a source whose "{key}" is no number above 0')
@@ -131,8 +132,12 @@ def _is_filled(value: object) -> bool:
     return isinstance(value, dict) and bool(value)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return _is_number(value) and value > 0
 
 
 def _is_count(value: object) -> bool:

@@ -20,7 +20,7 @@ MAX_COLORS = 256 - GREYS - len(MISSING_COLORS)
 class Style:
     """How frames are painted.
 
-    A frame value `x` in [0, 1] stands for `scale * x` in `units`. `colors[i]` paints values in
+    A frame value `x` in [0, 1] stands for `offset + scale * x` in `units`. `colors[i]` paints values in
     `[bounds[i], bounds[i + 1])`; the outermost colours also paint what lies beyond the outermost bounds.
     """
 
@@ -29,6 +29,7 @@ class Style:
     colors: tuple[str, ...]  # "#rrggbb"
     units: str
     interval: float  # minutes between frames
+    offset: float = 0.0
 
     def __post_init__(self):
         if len(self.colors) != len(self.bounds) - 1 or len(self.colors) > MAX_COLORS:
@@ -74,5 +75,6 @@ class Palette:
         """Palette indices, uint8, of frames of any shape."""
         # In float32, as scores compare with thresholds: a byte / 255 then reaches exactly the bound it stands on.
         values = np.asarray(frames, dtype=np.float32) * np.float32(style.scale)
-        index = self.first[style] + np.searchsorted(np.float32(style.bounds[1:-1]), values, side="right")
+        steps = np.subtract(style.bounds[1:-1], style.offset).astype(np.float32)
+        index = self.first[style] + np.searchsorted(steps, values, side="right")
         return np.where(np.isnan(values), MISSING, index).astype(np.uint8)
