@@ -11,7 +11,7 @@ demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and
 	$(RUN) run.py @resources/demo.args --lr 2e-3 --training_steps 300 --resume
 	$(RUN) run.py @resources/demo.args --lr 1e-3 --training_steps 250 --resume --use_diff \
 	    --backbone_ckpt Exps/demo/Singlesimvp_sevir/checkpoints/best.safetensors
-	$(RUN) sample_batch.py --members 2 --sampling_steps 20 --out demo/samples
+	$(RUN) sample_batch.py --members 8 --out demo/samples
 
 benchmark: $(VENV)/ready  ## what DiffCast adds to each backbone, or to one: make benchmark BACKBONE=simvp
 	$(RUN) -m benchmarks.skill $(if $(BACKBONE),--backbones $(BACKBONE))

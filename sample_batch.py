@@ -1,7 +1,7 @@
 """Forecast a few sequences and draw them.
 
     python sample_batch.py                                        the demo sequences, with the weights that ship
-    python sample_batch.py --members 8 --sampling_steps 50
+    python sample_batch.py --members 8 --sampler ddim --sampling_steps 250
     python sample_batch.py --seqs my_frames --ckpt_milestone Exps/.../checkpoints/best.safetensors
     python sample_batch.py --latest /radar --ckpt_milestone Exps/.../checkpoints/best.safetensors --members 20 --watch
 
@@ -34,7 +34,7 @@ from diffcast.forecaster import load_forecaster, place
 from diffcast.loading import generators
 from diffcast.operational import Operation
 from diffcast.pictures import draw_case
-from diffcast.samplers import SAMPLERS
+from diffcast.samplers import SAMPLERS, STEPS
 from utils.checkpoint import find_weights, load_metadata
 from utils.errors import InputError, exit_on_input_error
 from utils.files import writable_folder
@@ -64,10 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--members", type=int, default=1, help="ensemble members (default: %(default)s)")
     parser.add_argument(
-        "--sampler", default="ddim", choices=list(SAMPLERS), help="of the diffusion (default: %(default)s)"
+        "--sampler", default="dpm", choices=list(SAMPLERS), help="of the diffusion (default: %(default)s)"
     )
     parser.add_argument(
-        "--sampling_steps", type=int, default=250, help="network evaluations per segment (default: %(default)s)"
+        "--sampling_steps",
+        type=int,
+        help="network evaluations per segment (default: 250 for ddim, 20 for heun, 10 for the others)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     newest = parser.add_argument_group("with --latest")
@@ -95,6 +97,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for values that are not possible, or not together."""
+    if args.sampling_steps is None:
+        args.sampling_steps = STEPS[args.sampler]
     if not 1 <= args.sampling_steps <= 1000:
         raise InputError(f"--sampling_steps must lie between 1 and 1000, not {args.sampling_steps}.")
     if args.members < 1:

@@ -12,7 +12,7 @@ from dataset import DATASETS
 from diffcast.evaluation import BASELINES, EvaluationSettings
 from diffcast.forecaster import Architecture
 from diffcast.process import LOSS_WEIGHTS
-from diffcast.samplers import SAMPLERS
+from diffcast.samplers import SAMPLERS, STEPS
 from diffcast.training import TrainingSettings
 from models import BACKBONES
 from utils.errors import InputError
@@ -213,8 +213,14 @@ def _evaluation_arguments(group) -> None:
         action="store_true",
         help="also score the trend plus residuals of unrelated training sequences: an ensemble without learning",
     )
-    group.add_argument("--sampler", default="ddim", choices=list(SAMPLERS), help="of the diffusion")
-    group.add_argument("--sampling_steps", type=int, default=250, help="network evaluations per segment")
+    group.add_argument(
+        "--sampler", default="dpm", choices=list(SAMPLERS), help="of the diffusion; the official one is ddim"
+    )
+    group.add_argument(
+        "--sampling_steps",
+        type=int,
+        help="network evaluations per segment; 250 for ddim, 20 for heun, 10 for the others if not given",
+    )
     group.add_argument(
         "--eval_sequences", type=int, help="score only so many, evenly spread over the test split; all if not given"
     )
@@ -271,6 +277,8 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"--{name} must not be negative, as {getattr(args, name)} is.")
     if args.img_channel != 1:
         raise InputError(f"--img_channel {args.img_channel}: the data sets have one channel; leave it at 1.")
+    if args.sampling_steps is None:
+        args.sampling_steps = STEPS[args.sampler]
     if args.sampling_steps > 1000:
         raise InputError(f"--sampling_steps {args.sampling_steps} exceeds the 1000 steps of the diffusion process.")
     for option, name in {"ema_rate": "ema_rate", "lr-beta1": "lr_beta1", "lr-beta2": "lr_beta2"}.items():

@@ -52,8 +52,8 @@ class EvaluationSettings:
 
     seed: int = 0
     members: int = 1
-    sampler: str = "ddim"
-    sampling_steps: int = 250  # network evaluations per segment
+    sampler: str = "dpm"
+    sampling_steps: int = 10  # network evaluations per segment
     forecast_batch: int = 12  # forecasts (sequences x members) at a time
     precision: str = "auto"  # of the diffusion networks: auto, float32 or bfloat16
     compile: bool = False  # translate them by torch.compile

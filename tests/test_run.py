@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import run
+from diffcast.arguments import build_parser, check, evaluation_settings
 from tests.tiny import arguments, read_losses, run_py
 
 
@@ -80,6 +81,22 @@ def test_arguments_come_from_a_file(storm_folder, tmp_path, capsys):
     (tmp_path / "my.args").write_text("# a comment\n--img_size 16  # pixels\n--dim 24\n")
     run.main(arguments(storm_folder, tmp_path, f"@{tmp_path}/my.args", "--dry_run"))
     assert "dim: 24" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sampler", "steps"),
+    [
+        ("", "dpm", 10),
+        ("--sampler ddim", "ddim", 250),
+        ("--sampler ddim --sampling_steps 20", "ddim", 20),
+        ("--sampling_steps 8", "dpm", 8),
+    ],
+)
+def test_each_sampler_has_its_own_number_of_steps(words, sampler, steps):
+    args = build_parser("").parse_args(words.split())
+    check(args)
+    settings = evaluation_settings(args)
+    assert (settings.sampler, settings.sampling_steps) == (sampler, steps)
 
 
 def test_help_names_every_option():
