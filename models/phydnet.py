@@ -4,12 +4,13 @@ Two recurrent branches share an encoder and a decoder: a cell whose dynamics are
 equation, and a ConvLSTM for what such an equation cannot express.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from models.winograd import WinogradConv
 from utils.errors import InputError
 
 NORM_GROUPS = 16  # of encoders and decoders
+SLOPE = 0.2  # of their leaky ReLUs
 DIVISOR = 4  # the branches work at a quarter of the resolution
 
 # Official parameter names -> ours. Layers are counted from 1 there, from 0 here.
@@ -55,10 +57,32 @@ class DirectConv:
         return maps
 
     def __call__(self, *operands: Tensor) -> Tensor:
-        return self.conv(torch.cat(operands, dim=1))
+        maps = torch.cat(operands, dim=1)
+        return F.conv2d(maps, self.conv.weight[:, : maps.shape[1]], self.conv.bias, padding=1)
 
 
 GateConv = DirectConv | WinogradConv
+
+
+class Twins:
+    """The physical and the residual stack of blocks as one, prepared for the steps of a rollout.
+
+    The channels are those of both, one after the other. A convolution takes the two halves apart if it has as many
+    channels as both, and gives both the same maps if it has as many as one.
+    """
+
+    def __init__(self, convolve: Callable[..., Tensor], physical: nn.Sequential, residual: nn.Sequential):
+        self.convolve = convolve  # function of the blocks' convolutions
+        self.blocks = [
+            [torch.cat(pair) for pair in zip(one.parameters(), other.parameters(), strict=True)]
+            for one, other in zip(physical, residual, strict=True)
+        ]
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        for weight, bias, gain, offset in self.blocks:
+            maps = self.convolve(maps, weight, bias, padding=1, groups=maps.shape[1] // weight.shape[1])
+            maps = F.leaky_relu(F.group_norm(maps, 2 * NORM_GROUPS, gain, offset), SLOPE, inplace=True)
+        return maps
 
 
 class State(NamedTuple):
@@ -69,9 +93,9 @@ class State(NamedTuple):
     lstm: list[tuple[Tensor, Tensor]]  # hidden state, as an operand of the gates, and cell state of every layer
 
     @property
-    def outputs(self) -> tuple[Tensor, Tensor]:
-        """What the decoders read."""
-        return self.physical, self.residual
+    def outputs(self) -> Tensor:
+        """What the decoders read: the channels of both branches."""
+        return torch.cat([self.physical, self.residual], dim=1)
 
 
 class PhyDNet(Backbone):
@@ -140,15 +164,17 @@ class PhyDNet(Backbone):
         device = frames_in.device.type
         precise = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
         with precise:
-            features = self._encode(rearrange(frames_in, "b t c h w -> (t b) c h w"))
+            encoders = Twins(F.conv2d, self.physical_encoder, self.residual_encoder)
+            decoders = Twins(F.conv_transpose2d, self.physical_decoder, self.residual_decoder)
+            features = self._encode(rearrange(frames_in, "b t c h w -> (t b) c h w"), encoders)
             gates = [cell.gate_convolution(*features[0].shape[-2:]) for cell in self.residual_cells]
             states = self._observe(*(branch.chunk(observed) for branch in features), gates)
-            outputs = (torch.cat(branch) for branch in zip(*(s.outputs for s in states[first - 1 :]), strict=True))
-            predictions = list(self._decode(*outputs).chunk(observed - first + 1))
+            outputs = torch.cat([s.outputs for s in states[first - 1 :]])
+            predictions = list(self._decode(outputs, decoders).chunk(observed - first + 1))
             state = states[-1]
             for _ in range(self.frames_out - 1):
-                state = self._update(*self._encode(predictions[-1]), gates, state)
-                predictions.append(self._decode(*state.outputs))
+                state = self._update(*self._encode(predictions[-1], encoders), gates, state)
+                predictions.append(self._decode(state.outputs, decoders))
         return torch.stack(predictions, dim=1)
 
     def _observe(self, physical: Sequence[Tensor], residual: Sequence[Tensor], gates: list[GateConv]) -> list[State]:
@@ -165,7 +191,7 @@ class PhyDNet(Backbone):
         lstm = []
         for cell, convolve in zip(self.residual_cells, gates, strict=True):
             memory = features.new_zeros(batch, cell.dim, height, width)
-            lstm.append((convolve.split(memory), memory))
+            lstm.append((convolve.split(memory[:, :0]), memory))  # missing channels count as zeros
         zeros = torch.zeros_like(features)
         return State(zeros, zeros, lstm)
 
@@ -178,12 +204,12 @@ class PhyDNet(Backbone):
             lstm.append((operand, memory))
         return State(self.physical_cell(physical, state.physical), residual, lstm)
 
-    def _encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.encoder(frames)
-        return self.physical_encoder(features), self.residual_encoder(features)
+    def _encode(self, frames: Tensor, encoders: Twins) -> tuple[Tensor, Tensor]:
+        return encoders(self.encoder(frames)).chunk(2, dim=1)
 
-    def _decode(self, physical: Tensor, residual: Tensor) -> Tensor:
-        return torch.sigmoid(self.decoder(self.physical_decoder(physical) + self.residual_decoder(residual)))
+    def _decode(self, outputs: Tensor, decoders: Twins) -> Tensor:
+        physical, residual = decoders(outputs).chunk(2, dim=1)
+        return torch.sigmoid(self.decoder(physical + residual))
 
 
 class PhyCell(nn.Module):
@@ -246,7 +272,7 @@ class ConvLSTMCell(nn.Module):
 def conv_block(dim_in: int, dim_out: int, stride: int = 1) -> nn.Sequential:
     """3x3 convolution, group norm, leaky ReLU; divides height and width by `stride`."""
     conv = nn.Conv2d(dim_in, dim_out, 3, stride, padding=1)
-    return nn.Sequential(conv, nn.GroupNorm(NORM_GROUPS, dim_out), nn.LeakyReLU(0.2))
+    return nn.Sequential(conv, nn.GroupNorm(NORM_GROUPS, dim_out), nn.LeakyReLU(SLOPE))
 
 
 def deconv(dim_in: int, dim_out: int, stride: int = 1) -> nn.ConvTranspose2d:
@@ -256,7 +282,7 @@ def deconv(dim_in: int, dim_out: int, stride: int = 1) -> nn.ConvTranspose2d:
 
 def deconv_block(dim_in: int, dim_out: int, stride: int = 1) -> nn.Sequential:
     """3x3 transposed convolution, group norm, leaky ReLU; multiplies height and width by `stride`."""
-    return nn.Sequential(deconv(dim_in, dim_out, stride), nn.GroupNorm(NORM_GROUPS, dim_out), nn.LeakyReLU(0.2))
+    return nn.Sequential(deconv(dim_in, dim_out, stride), nn.GroupNorm(NORM_GROUPS, dim_out), nn.LeakyReLU(SLOPE))
 
 
 def moment_basis(size: int) -> Tensor:

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_weight
 
 TILE, KERNEL = 4, 3
 PATCH = TILE + KERNEL - 1
+PENDING = 1024  # rows of operands that wait for their share of the kernel's gradient
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)  # and infinity; these round half as much as the usual 0, +-1, +-2
 
 
@@ -20,7 +22,7 @@ class WinogradConv:
     """The convolution of an `nn.Conv2d` (3x3, stride 1, padding 1) on maps of one size, prepared for many calls.
 
     `split` turns maps into the operands of a call, so that maps which several convolutions read are split once. The
-    object belongs to one forward pass: what the calls do to the weight's gradient is summed in place (see `Product`).
+    object belongs to one forward pass: the calls share one sum for the weight's gradient (see `KernelGradient`).
     """
 
     def __init__(self, conv: nn.Conv2d, height: int, width: int):
@@ -30,7 +32,8 @@ class WinogradConv:
         self.rows, self.columns = patches(patch, height), patches(patch, width)
         self.outputs = outputs
         weight = torch.kron(kernel, kernel) @ rearrange(conv.weight, "o i a b -> (a b) (i o)")
-        self.kernel = weight.unflatten(1, (conv.in_channels, -1))  # (36, C_in, C_out)
+        self.gradient = KernelGradient(len(self.rows) * len(self.columns) // PATCH**2)
+        self.kernel = Shared.apply(weight.unflatten(1, (conv.in_channels, -1)), self.gradient)  # (36, C_in, C_out)
 
     def split(self, maps: Tensor) -> Tensor:
         """Operand `(36, B * tiles, C)` from maps `(B, C, H, W)`."""
@@ -39,8 +42,11 @@ class WinogradConv:
         return rearrange(both, "b (i y) (j x) c -> (i j) (b y x) c", i=PATCH, j=PATCH)
 
     def __call__(self, *operands: Tensor) -> Tensor:
-        """Maps `(B, C_out, H, W)` from operands that stand for the concatenation of their maps' channels."""
-        products, self.kernel = Product.apply(torch.cat(operands, dim=-1), self.kernel)
+        """Maps `(B, C_out, H, W)` from operands that stand for the concatenation of their maps' channels.
+
+        Channels that are missing at the end count as zeros, and cost nothing.
+        """
+        products, self.kernel = Product.apply(torch.cat(operands, dim=-1), self.kernel, self.gradient)
         tall = self.outputs @ products.view(PATCH, -1)
         tiles = self.outputs @ tall.view(TILE, PATCH, -1)
         height, width = self.size
@@ -72,24 +78,82 @@ def patches(matrix: Tensor, size: int) -> Tensor:
     return banded[:, :, 1 : size + 1].flatten(0, 1)
 
 
-class Product(torch.autograd.Function):
-    """`operands @ kernel`, batched, and the kernel for the next product.
-
-    The kernel's gradient travels back along the chain of products and each adds its share in place: the kernel is
-    large, and a gradient of its own for every product would cost as much time in memory as it takes to compute.
-    """
+class Shared(torch.autograd.Function):
+    """The kernel as the first product takes it; its gradient is that of all products."""
 
     @staticmethod
-    def forward(ctx, operands: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx, kernel: Tensor, gradient: "KernelGradient") -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(operands, kernel)
-        return operands @ kernel, kernel.view_as(kernel)
+        ctx.gradient = gradient
+        return kernel.view_as(kernel)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor | None, later: Tensor | None):
+    def backward(ctx, reached: Tensor | None):
+        return None if reached is None else ctx.gradient.total(), None
+
+
+class Product(torch.autograd.Function):
+    """`operands @ kernel`, batched, and the kernel for the next product.
+
+    The kernel travels from product to product so that in a backward pass each knows whether a later one was reached,
+    and `Shared` comes last. What travels back is a sign without memory; the shares are with `KernelGradient`.
+    """
+
+    @staticmethod
+    def forward(ctx, operands: Tensor, kernel: Tensor, gradient: "KernelGradient") -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(operands, kernel)
+        ctx.gradient = gradient
+        return operands @ kernel[:, : operands.shape[-1]], kernel.view_as(kernel)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor | None, reached: Tensor | None):
         if grad is None:
-            return None, later
+            return None, reached, None
         operands, kernel = ctx.saved_tensors
-        total = operands.mT @ grad if later is None else later.baddbmm_(operands.mT, grad)
-        return grad @ kernel.mT, total
+        missing = kernel.shape[1] - operands.shape[-1]
+        if reached is None:
+            ctx.gradient.clear()  # what a pass that stopped before the kernel left
+        ctx.gradient.add(F.pad(operands, (0, missing)) if missing else operands, grad)
+        return grad @ kernel[:, : operands.shape[-1]].mT, grad.new_zeros(()).expand_as(kernel), None
+
+
+class KernelGradient:
+    """Sum of `operands.mT @ grad` over the products of a backward pass, taken many at a time.
+
+    A product of a small batch has too few rows for the fastest code; it waits until `PENDING` have come together.
+    """
+
+    def __init__(self, tiles: int):
+        self.tiles = tiles  # of one map
+        self.clear()
+
+    def clear(self) -> None:
+        self.sum, self.pending = None, []
+
+    def add(self, operands: Tensor, grad: Tensor) -> None:
+        self.pending.append((operands, grad))
+        if len(self.pending) * grad.shape[1] >= PENDING:
+            self._settle()
+
+    def total(self) -> Tensor:
+        self._settle()
+        total = self.sum
+        self.clear()
+        return total
+
+    def _settle(self) -> None:
+        if not self.pending:
+            return
+        if self.sum is None:
+            operands, grad = self.pending[0]
+            self.sum = grad.new_zeros(len(grad), operands.shape[-1], grad.shape[-1])
+        for point, total in enumerate(self.sum):
+            rows = (torch.cat([term[point] for term in terms]) for terms in zip(*self.pending, strict=True))
+            operands, grad = (rearrange(row, "(n t) c -> n c t 1", t=self.tiles) for row in rows)
+            # As the gradient of a 1x1 convolution's weight: oneDNN is faster than a BLAS without AVX-512
+            share = conv2d_weight(grad, (operands.shape[1], grad.shape[1], 1, 1), operands)
+            total += share[:, :, 0, 0]
+        self.pending = []

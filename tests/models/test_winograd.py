@@ -26,6 +26,18 @@ def test_values_are_those_of_a_direct_convolution(size):
     torch.testing.assert_close(convolve(conv, maps), conv(maps))
 
 
+def test_missing_channels_are_zeros():
+    conv, maps = example(6, 8)
+    winograd = WinogradConv(conv, 6, 8)
+    few = maps[:, :3]
+    padded = torch.cat([few, torch.zeros_like(maps[:, 3:])], dim=1)
+    ours, expected = winograd(winograd.split(few)), conv(padded)
+    torch.testing.assert_close(ours, expected)
+    variables = (maps, conv.weight, conv.bias)
+    expected_gradients = torch.autograd.grad(expected.sin().sum(), variables)
+    torch.testing.assert_close(torch.autograd.grad(ours.sin().sum(), variables), expected_gradients)
+
+
 def test_float32_rounds_no_more_than_a_direct_convolution_may():
     torch.manual_seed(0)
     conv = nn.Conv2d(64, 32, 3, padding=1)
@@ -36,7 +48,9 @@ def test_float32_rounds_no_more_than_a_direct_convolution_may():
     assert error.norm() < 2e-6 * exact.norm()
 
 
-def test_gradients_are_those_of_a_direct_convolution_used_at_every_step():
+@pytest.mark.parametrize("pending", [1, 16, 1000])  # a product has 8 rows
+def test_gradients_are_those_of_a_direct_convolution_used_at_every_step(monkeypatch, pending):
+    monkeypatch.setattr("models.winograd.PENDING", pending)
     conv, maps = example(7, 8)
     winograd = WinogradConv(conv, 7, 8)
 
