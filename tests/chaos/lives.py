@@ -135,7 +135,7 @@ class Spoilt(Dataset):
 
     def __init__(self, dataset: Dataset, indices: tuple[int, ...]):
         self.dataset, self.indices = dataset, indices
-        self.sequence_id = dataset.sequence_id
+        self.sequence_id, self.source = dataset.sequence_id, dataset.source
 
     def __len__(self) -> int:
         return len(self.dataset)

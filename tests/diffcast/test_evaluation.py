@@ -65,7 +65,7 @@ def test_a_killed_evaluation_goes_on_with_the_same_numbers(weights, storm_folder
         saved.append(number)
 
     monkeypatch.setattr(Parts, "save", die_after_two)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         run.main(arguments(storm_folder, tmp_path / "killed", *words))
     assert not (tmp_path / "killed/Diffsimvp_sevir/evaluation_best/metrics.json").exists()
 
