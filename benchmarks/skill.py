@@ -122,12 +122,12 @@ class Runner:
             )
             _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
+        if cost is not None:
+            add_cost(cost, usage.ru_utime + usage.ru_stime)
         if process.returncode != 0:
             self.stopped.set()
             raise InputError(f"{name} ended with status {process.returncode}: see {log}; the same command goes on.")
         self._say(f"{name}: done in {(time.monotonic() - started) / 60:.1f} min")
-        if cost is not None:
-            add_cost(cost, usage.ru_utime + usage.ru_stime)
 
     def _say(self, text: str) -> None:
         with self.lock:

@@ -190,7 +190,8 @@ def test_the_small_benchmark_names_the_log_of_what_failed(tmp_path, monkeypatch)
     monkeypatch.setattr(skill, "RUNS", tmp_path)
     runner = skill.Runner()
     with pytest.raises(InputError, match=r"broken ended with status 3: see .*broken\.log"):
-        runner.run("broken", ["-c", "raise SystemExit(3)"], tmp_path / "never")
+        runner.run("broken", ["-c", "raise SystemExit(3)"], tmp_path / "never", tmp_path / "cost.json")
+    assert json.loads((tmp_path / "cost.json").read_text())["cpu_seconds"] > 0
     runner.run("after", ["-c", "open('after', 'w')"], tmp_path / "after")
     assert not (tmp_path / "after.log").exists()  # nothing is started any more
 
