@@ -29,12 +29,12 @@ from tqdm import tqdm
 from dataset.frames_config import read_config
 from dataset.png import Sequence, read_sequences
 from dataset.source import VIL
+from diffcast.arguments import add_sampling, check_sampling
 from diffcast.evaluation import EvaluationSettings, forecast_all, score_table
 from diffcast.forecaster import load_forecaster, place
 from diffcast.loading import generators
 from diffcast.operational import Operation
 from diffcast.pictures import draw_case
-from diffcast.samplers import SAMPLERS, STEPS
 from utils.checkpoint import find_weights, load_metadata
 from utils.errors import InputError, exit_on_input_error
 from utils.files import writable_folder
@@ -63,14 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("samples"), help="folder for the results (default: %(default)s)"
     )
     parser.add_argument("--members", type=int, default=1, help="ensemble members (default: %(default)s)")
-    parser.add_argument(
-        "--sampler", default="dpm", choices=list(SAMPLERS), help="of the diffusion (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--sampling_steps",
-        type=int,
-        help="network evaluations per segment (default: 250 for ddim, 20 for heun, 10 for the others)",
-    )
+    add_sampling(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     newest = parser.add_argument_group("with --latest")
     newest.add_argument(
@@ -97,10 +90,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for values that are not possible, or not together."""
-    if args.sampling_steps is None:
-        args.sampling_steps = STEPS[args.sampler]
-    if not 1 <= args.sampling_steps <= 1000:
-        raise InputError(f"--sampling_steps must lie between 1 and 1000, not {args.sampling_steps}.")
+    check_sampling(args)
     if args.members < 1:
         raise InputError(f"--members must be at least 1, not {args.members}.")
     if args.seed < 0:

@@ -59,8 +59,7 @@ def _collect_seed(stages: Mapping[str, object]) -> dict:
 
 
 def _entry(stages: Mapping[str, object], stage: str, forecast: str) -> Entry:
-    folder = str(stages[stage].evaluation)
-    return find_entry(f"{folder}:{forecast}" if forecast else folder)
+    return find_entry(_entry_name(stages, stage, forecast))
 
 
 def _seconds(path: Path) -> float | None:

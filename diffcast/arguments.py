@@ -26,6 +26,7 @@ COURSE = (
 
 
 MAX_ARGUMENTS = 2**16  # bytes of an argument file
+TIMESTEPS = 1000  # of the diffusion process
 
 
 class Parser(argparse.ArgumentParser):
@@ -188,7 +189,7 @@ def _training_arguments(group) -> None:
     group.add_argument(
         "--gradient_checkpointing",
         action="store_true",
-        help="with --use_diff: compute activations again in the backward pass, a third slower, with far less memory",
+        help="with --use_diff: compute activations again in the backward pass, a third slower, with 40 %% less memory",
     )
     group.add_argument("--backbone_ckpt", metavar="CHECKPOINT", help="weights that DiffCast's backbone starts from")
     group.add_argument("--freeze_backbone", action="store_true", help="train the diffusion only")
@@ -213,14 +214,7 @@ def _evaluation_arguments(group) -> None:
         action="store_true",
         help="also score the trend plus residuals of unrelated training sequences: an ensemble without learning",
     )
-    group.add_argument(
-        "--sampler", default="dpm", choices=list(SAMPLERS), help="of the diffusion; the official one is ddim"
-    )
-    group.add_argument(
-        "--sampling_steps",
-        type=int,
-        help="network evaluations per segment; 250 for ddim, 20 for heun, 10 for the others if not given",
-    )
+    add_sampling(group)
     group.add_argument(
         "--eval_sequences", type=int, help="score only so many, evenly spread over the test split; all if not given"
     )
@@ -256,6 +250,27 @@ def _output_arguments(group) -> None:
     )
 
 
+def add_sampling(group) -> None:
+    """The options of every command line that forecasts; `check_sampling` completes what they leave open."""
+    group.add_argument(
+        "--sampler", default="dpm", choices=list(SAMPLERS), help="of the diffusion; the official one is ddim"
+    )
+    own = ", ".join(f"{steps} for {name}" for name, steps in STEPS.items())
+    group.add_argument(
+        "--sampling_steps",
+        type=int,
+        help=f"network evaluations per segment; if not given: {own}",
+    )
+
+
+def check_sampling(args: argparse.Namespace) -> None:
+    """Find impossible options of `add_sampling`, and give the sampler its own number of steps if none is given."""
+    if args.sampling_steps is None:
+        args.sampling_steps = STEPS[args.sampler]
+    if not 1 <= args.sampling_steps <= TIMESTEPS:
+        raise InputError(f"--sampling_steps must lie between 1 and {TIMESTEPS}, not {args.sampling_steps}.")
+
+
 def check(args: argparse.Namespace) -> None:
     """Find options that contradict each other before anything is built."""
     if args.frames_in + args.frames_out != args.seq_len:
@@ -267,7 +282,7 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--img_size takes one or two positive numbers, not {' '.join(map(str, args.img_size))}.")
     positive = (
         "frames_in frames_out img_channel batch_size grad_acc_step training_steps valid_every valid_sequences "
-        "keep_checkpoints max_bad_steps members sampling_steps stride eval_sequences forecast_batch"
+        "keep_checkpoints max_bad_steps members stride eval_sequences forecast_batch"
     )
     for name in positive.split():
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -277,10 +292,7 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"--{name} must not be negative, as {getattr(args, name)} is.")
     if args.img_channel != 1:
         raise InputError(f"--img_channel {args.img_channel}: the data sets have one channel; leave it at 1.")
-    if args.sampling_steps is None:
-        args.sampling_steps = STEPS[args.sampler]
-    if args.sampling_steps > 1000:
-        raise InputError(f"--sampling_steps {args.sampling_steps} exceeds the 1000 steps of the diffusion process.")
+    check_sampling(args)
     for option, name in {"ema_rate": "ema_rate", "lr-beta1": "lr_beta1", "lr-beta2": "lr_beta2"}.items():
         if not 0 <= getattr(args, name) < 1:
             raise InputError(f"--{option} must lie in [0, 1), not {getattr(args, name)}.")

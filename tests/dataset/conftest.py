@@ -1,4 +1,4 @@
-"""Tiny folders in SEVIR's layout."""
+"""Tiny folders in SEVIR's layout, and of frames."""
 
 import csv
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+
+from tests.dataset.archive import Archive
 
 COLUMNS = ("id", "file_name", "file_index", "img_type", "time_utc", "pct_missing")
 
@@ -65,3 +67,10 @@ def sevir(tmp_path) -> SevirFolder:
     folder = tmp_path / "sevir"
     folder.mkdir()
     return SevirFolder(folder)
+
+
+@pytest.fixture
+def archive(tmp_path) -> Archive:
+    """24 frames before 02:00 (training), 12 before 03:00 (validation), 12 after (test), bytes of 6 x 8 pixels."""
+    (tmp_path / "radar").mkdir()
+    return Archive(tmp_path / "radar").configure().add(range(48))

@@ -7,7 +7,7 @@ import torch
 from dataset.check import check, main
 from dataset.exclusions import EXCLUSIONS, read_exclusions
 from dataset.frames_names import frame_id, seconds
-from tests.dataset.test_frames import START, STEP, Archive, absurd, all_missing, hostile, truncated, wrong_size
+from tests.dataset.archive import START, STEP, Archive, absurd, all_missing, hostile, truncated, wrong_size
 from utils.errors import InputError
 
 SPLIT = {"valid_from": START + 60 * STEP, "test_from": START + 100 * STEP}
