@@ -9,7 +9,7 @@ from diffcast.results import without_nan
 from utils.files import replacing
 from utils.provenance import provenance
 from utils.report import write_comparison
-from utils.report.bootstrap import COMPARED, REPLICATES, differences
+from utils.report.bootstrap import REPLICATES, differences
 from utils.report.evaluation import Entry, find_entry
 
 SCORES = {  # key -> heading
@@ -125,12 +125,13 @@ def _score_table(seeds: dict) -> list[str]:
 
 def _difference_table(seeds: dict) -> list[str]:
     """DiffCast minus each other forecast, seed by seed, with 95 % intervals."""
-    keys = [key for key in SCORES if key in COMPARED or key in ("csi_181", "csi_219")]
+    others = next(iter(seeds.values()))["difference_to"]
+    keys = [key for key in SCORES if key in next(iter(others.values()))]
     lines = _head(["DiffCast minus", "seed", *(SCORES[key] for key in keys), "CRPS in %"])
-    for label in next(iter(seeds.values()))["difference_to"]:
+    for label in others:
         for seed, found in seeds.items():
             difference, other = found["difference_to"][label], found["scores"][label]["crps"]
-            cells = [_interval(difference.get(key), 1) for key in keys]
+            cells = [_interval(difference[key], 1) for key in keys]
             lines.append(_row([label, seed, *cells, _interval(difference["crps"], 100 / other, digits=1)]))
     return lines
 
@@ -157,8 +158,8 @@ def _mean(values: list[float | None]) -> str:
     return f"{mean:.4f}" + (f" ({max(abs(value - mean) for value in values):.4f})" if len(values) > 1 else "")
 
 
-def _interval(difference: dict | None, factor: float, digits: int = 4) -> str:
-    if difference is None or difference["value"] is None:
+def _interval(difference: dict, factor: float, digits: int = 4) -> str:
+    if difference["value"] is None:
         return ""
     if difference["low"] is None:
         return f"{factor * difference['value']:+.{digits}f}"
