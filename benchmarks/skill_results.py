@@ -1,10 +1,12 @@
 """Results of the small benchmark: scores, paired differences, tables and reports. See `benchmarks.skill`."""
 
+import itertools
 import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.skill_pictures import draw_results
 from diffcast.results import without_nan
 from utils.files import replacing
 from utils.provenance import provenance
@@ -30,27 +32,35 @@ FORECASTS = {  # label -> training, forecast of its evaluation ("" is the evalua
     "backbone alone": ("alone", ""),
     "backbone alone, dressed": ("alone", "dressed"),
 }
-BASELINES = ("persistence", "advection")
+BASELINES = {  # label -> forecast of the evaluation of advection
+    "persistence": "persistence",
+    "advection": "",
+    "advection, dressed": "dressed",
+}
+COURSES = ("csi_per_lead", "csi_pool4_per_lead", "crps_per_lead", "spectrum_frequency", "spectrum", "spectrum_target")
+REPRODUCED = ("crps", "csi_pool4")
 MEMBERS_MEAN = ("ensemble_mean", "pm_mean")
 STANDARD_ERRORS = 2 * 1.96  # in a 95 % interval
+STORED = Path(__file__).resolve().parent.parent / "resources" / "benchmark" / "results.json"
+
+Runs = Mapping[str, Mapping[int, Mapping[str, object]]]  # backbone -> seed -> stage -> training
 
 
-def collect(runs: Mapping[str, Mapping[int, Mapping[str, object]]]) -> dict:
-    """Scores and differences of trainings, by backbone and seed; JSON-ready."""
+def collect(runs: Runs, baselines: Path) -> dict:
+    """Scores and differences of trainings, by backbone and seed, and of an evaluation of advection; JSON-ready."""
     backbones = {
-        name: {str(seed): _collect_seed(stages) for seed, stages in seeds.items()} for name, seeds in runs.items()
+        name: {str(seed): _collect_seed(stages, baselines) for seed, stages in seeds.items()}
+        for name, seeds in runs.items()
     }
     return without_nan({"about": provenance(), "replicates": REPLICATES, "backbones": backbones})
 
 
-def _collect_seed(stages: Mapping[str, object]) -> dict:
-    entries = {label: _entry(stages, *where) for label, where in FORECASTS.items()}
-    baselines = {name: _entry(stages, "alone", name) for name in BASELINES}
-    diffcast, *others = entries.values()
-    found, _ = differences([diffcast, *others], REPLICATES)
+def _collect_seed(stages: Mapping[str, object], baselines: Path) -> dict:
+    entries = {label: find_entry(name) for label, name in _entry_names(stages, baselines).items()}
+    found, _ = differences(list(entries.values()), REPLICATES)
     return {
         "cpu_seconds": {stage: _seconds(run.cost) for stage, run in stages.items()},
-        "scores": {label: _scores(entry) for label, entry in (entries | baselines).items()},
+        "scores": {label: _scores(entry) for label, entry in entries.items()},
         "difference_to": {
             label: {key: _of_diffcast(difference) for key, difference in each.items()}
             for label, each in zip(list(entries)[1:], found, strict=True)
@@ -58,8 +68,11 @@ def _collect_seed(stages: Mapping[str, object]) -> dict:
     }
 
 
-def _entry(stages: Mapping[str, object], stage: str, forecast: str) -> Entry:
-    return find_entry(_entry_name(stages, stage, forecast))
+def _entry_names(stages: Mapping[str, object], baselines: Path) -> dict[str, str]:
+    """Label -> what `find_entry` and the report call the forecast; DiffCast's is the first."""
+    named = {label: (stages[stage].evaluation, forecast) for label, (stage, forecast) in FORECASTS.items()}
+    named |= {label: (baselines, forecast) for label, forecast in BASELINES.items()}
+    return {label: f"{folder}:{forecast}" if forecast else str(folder) for label, (folder, forecast) in named.items()}
 
 
 def _seconds(path: Path) -> float | None:
@@ -71,7 +84,7 @@ def _scores(entry: Entry) -> dict:
     thresholds = [f"csi_{threshold:g}" for threshold in entry.evaluation.source["thresholds"]]
     found = entry.scores | dict(zip(thresholds, entry.scores["csi_per_threshold"], strict=True))
     kept = {key: found.get(key) for key in (*SCORES, *thresholds, "mae", "crps_fair", "spread_skill_ratio")}
-    kept |= {key: found.get(key) for key in ("csi_per_lead", "crps_per_lead", "csi_pool4_per_lead")}
+    kept |= {key: found.get(key) for key in COURSES}
     for mean in MEMBERS_MEAN:
         if mean in found:
             kept[mean] = {key: found[mean].get(key) for key in ("csi", "csi_pool4", "hss", "mae", "csi_per_lead")}
@@ -84,22 +97,17 @@ def _of_diffcast(difference) -> dict:
     return {"value": value, "low": low, "high": high, "standard_error": (high - low) / STANDARD_ERRORS}
 
 
-def write_results(results: dict, runs: Mapping[str, Mapping[int, Mapping[str, object]]], folder: Path) -> None:
-    """Write `results.json`, `results.md` and a report of the first seed of each backbone."""
+def write_results(results: dict, runs: Runs, baselines: Path, folder: Path) -> None:
+    """Write `results.json`, `results.md`, the pictures, and a report of the first seed of each backbone."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "results.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
     with replacing(folder / "results.md") as temporary:
         temporary.write_text("\n".join(_page(results)) + "\n")
+    draw_results(results["backbones"], folder)
     for name, seeds in runs.items():
-        stages = next(iter(seeds.values()))
-        named = {label: _entry_name(stages, *where) for label, where in FORECASTS.items()}
-        named |= {baseline: _entry_name(stages, "alone", baseline) for baseline in BASELINES}
+        named = _entry_names(next(iter(seeds.values())), baselines)
         write_comparison(list(named.values()), folder / f"report_{name}.html", list(named))
-
-
-def _entry_name(stages: Mapping[str, object], stage: str, forecast: str) -> str:
-    return f"{stages[stage].evaluation}:{forecast}" if forecast else str(stages[stage].evaluation)
 
 
 def _page(results: dict) -> list[str]:
@@ -107,7 +115,7 @@ def _page(results: dict) -> list[str]:
     lines = []
     for name, seeds in results["backbones"].items():
         lines += [f"## {name}", "", *_score_table(seeds), "", *_difference_table(seeds), "", _cost(seeds), ""]
-    return lines
+    return lines + _reproduction_table(results["backbones"], json.loads(STORED.read_text())["backbones"])
 
 
 def _score_table(seeds: dict) -> list[str]:
@@ -134,6 +142,21 @@ def _difference_table(seeds: dict) -> list[str]:
             cells = [_interval(difference[key], 1) for key in keys]
             lines.append(_row([label, seed, *cells, _interval(difference["crps"], 100 / other, digits=1)]))
     return lines
+
+
+def _reproduction_table(backbones: dict, stored: dict) -> list[str]:
+    """DiffCast's differences beside those that come with the project, seed by seed."""
+    lines = _head(["backbone", "seed", "DiffCast minus", "score", "here", "stored", "within"])
+    for name, seeds in backbones.items():
+        for seed in [seed for seed in seeds if seed in stored.get(name, {})]:
+            here, there = (each[name][seed]["difference_to"] for each in (backbones, stored))
+            for label, key in itertools.product(FORECASTS, REPRODUCED):
+                if label in here and label in there:
+                    value, expected = here[label][key]["value"], there[label][key]
+                    within = "yes" if expected["low"] <= value <= expected["high"] else "**no**"
+                    cells = [f"{value:+.4f}", _interval(expected, 1), within]
+                    lines.append(_row([name, seed, label, SCORES[key], *cells]))
+    return ["## Compared with the results that come with the project", "", *lines]
 
 
 def _cost(seeds: dict) -> str:

@@ -101,9 +101,19 @@ class DiffCast(nn.Module):
         generator for each sequence makes the draws independent of how a batch is spread over processes.
         """
         b, shape = len(frames_in), (self.segments, self.segment_length, *frames_in.shape[2:])
-        time = _draw(partial(torch.randint, self.schedule.timesteps), b, (self.segments,), generator, frames_in.device)
+        time = self._draw_times(b, generator, frames_in.device)
         noise = _draw(torch.randn, b, shape, generator, frames_in.device)
         return self.objective(frames_in, frames_out, time, noise)
+
+    def _draw_times(self, sequences: int, generator: Generators, device: torch.device) -> Tensor:
+        """Diffusion times `(B, S)`, each uniform, those of a sequence one in each S-th part of all times.
+
+        Spread so, they make the loss less noisy than independent ones, and the training faster.
+        """
+        part = _draw(torch.rand, sequences, (self.segments,), generator, device).argsort(dim=1)
+        within = _draw(torch.rand, sequences, (1,), generator, device)
+        share = (part + within) / self.segments
+        return (share * self.schedule.timesteps).long().clamp(max=self.schedule.timesteps - 1)
 
     def objective(self, frames_in: Tensor, frames_out: Tensor, time: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """`forward` for given diffusion times `(B, S)` and noise `(B, S, L, C, H, W)` of the S segments.
