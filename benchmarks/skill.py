@@ -143,26 +143,32 @@ def add_cost(path: Path, seconds: float) -> None:
         temporary.write_text(json.dumps({"cpu_seconds": earlier + seconds}) + "\n")
 
 
-def run_all(backbones: list[str], seeds: list[int], jobs: int) -> None:
-    """Generate the data, train and evaluate."""
-    runner = Runner()
+def prepare(runner: Runner) -> None:
+    """Generate the data."""
     options = [word for name, value in DATA.items() for word in (f"--{name}", str(value))]
     runner.run("storms", ["-m", "dataset.synthetic", "--out", str(STORMS), *options], STORMS / "CATALOG.csv")
     size = str(DATA["size"])
     packed = STORMS / "packed" / f"sevir_official_{size}"
     runner.run("packed", ["-m", "dataset.packed", "--data_path", str(STORMS), "--img_size", size], packed)
+
+
+def train(runner: Runner, backbone: str, seed: int, stages: tuple[str, ...]) -> None:
+    """Train and evaluate, one stage after the other."""
+    for stage in stages:
+        training = Training(backbone, seed, stage)
+        words = ["run.py", *training.command(getattr(BUDGETS[backbone], stage))]
+        runner.run(training.name, words, training.evaluation / "metrics.json", training.cost)
+
+
+def run_all(backbones: list[str], seeds: list[int], jobs: int) -> None:
+    """Generate the data, train and evaluate."""
+    runner = Runner()
+    prepare(runner)
     advection = [f"@{PRESETS / f'mini_{backbones[0]}.args'}", "--backbone", "advection", "--backbone_options", "--eval"]
     runner.run("advection", ["run.py", *advection], RUNS / BASELINES / "metrics.json")
-
-    def chain(backbone: str, seed: int, stages: tuple[str, ...]) -> None:
-        for stage in stages:
-            training = Training(backbone, seed, stage)
-            words = ["run.py", *training.command(getattr(BUDGETS[backbone], stage))]
-            runner.run(training.name, words, training.evaluation / "metrics.json", training.cost)
-
     with ThreadPoolExecutor(jobs) as pool:
         futures: list[Future] = [
-            pool.submit(chain, backbone, seed, stages)
+            pool.submit(train, runner, backbone, seed, stages)
             for seed in seeds
             for backbone in backbones
             for stages in (("start", "diffcast"), ("alone",))

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.skill_pictures import draw_results
+from benchmarks.tables import interval, table_head, table_row
 from diffcast.results import without_nan
 from utils.files import replacing
 from utils.provenance import provenance
 from utils.report import write_comparison
-from utils.report.bootstrap import REPLICATES, differences
+from utils.report.bootstrap import REPLICATES, Difference, differences
 from utils.report.evaluation import Entry, find_entry
 
 SCORES = {  # key -> heading
@@ -59,8 +60,8 @@ def _collect_seed(stages: Mapping[str, object], baselines: Path) -> dict:
     entries = {label: find_entry(name) for label, name in _entry_names(stages, baselines).items()}
     found, _ = differences(list(entries.values()), REPLICATES)
     return {
-        "cpu_seconds": {stage: _seconds(run.cost) for stage, run in stages.items()},
-        "scores": {label: _scores(entry) for label, entry in entries.items()},
+        "cpu_seconds": {stage: cpu_seconds(run.cost) for stage, run in stages.items()},
+        "scores": {label: scores_of(entry) for label, entry in entries.items()},
         "difference_to": {
             label: {key: _of_diffcast(difference) for key, difference in each.items()}
             for label, each in zip(list(entries)[1:], found, strict=True)
@@ -75,11 +76,12 @@ def _entry_names(stages: Mapping[str, object], baselines: Path) -> dict[str, str
     return {label: f"{folder}:{forecast}" if forecast else str(folder) for label, (folder, forecast) in named.items()}
 
 
-def _seconds(path: Path) -> float | None:
+def cpu_seconds(path: Path) -> float | None:
+    """Processor time that a training took, if it is known."""
     return json.loads(path.read_text())["cpu_seconds"] if path.exists() else None
 
 
-def _scores(entry: Entry) -> dict:
+def scores_of(entry: Entry) -> dict:
     """The scores of the tables, and their course over lead time."""
     thresholds = [f"csi_{threshold:g}" for threshold in entry.evaluation.source["thresholds"]]
     found = entry.scores | dict(zip(thresholds, entry.scores["csi_per_threshold"], strict=True))
@@ -91,7 +93,7 @@ def _scores(entry: Entry) -> dict:
     return kept
 
 
-def _of_diffcast(difference) -> dict:
+def _of_diffcast(difference: Difference) -> dict:
     """DiffCast's score minus the other's; the bootstrap has it the other way round."""
     value, low, high = -difference.value, -difference.high, -difference.low
     return {"value": value, "low": low, "high": high, "standard_error": (high - low) / STANDARD_ERRORS}
@@ -120,14 +122,14 @@ def _page(results: dict) -> list[str]:
 
 def _score_table(seeds: dict) -> list[str]:
     """Means over the seeds and, in brackets, the largest distance of a seed from them."""
-    lines = _head(["", *SCORES.values()])
+    lines = table_head(["", *SCORES.values()])
     for label in next(iter(seeds.values()))["scores"]:
         each = [seed["scores"][label] for seed in seeds.values()]
-        lines.append(_row([label, *(_mean([scores[key] for scores in each]) for key in SCORES)]))
+        lines.append(table_row([label, *(_mean([scores[key] for scores in each]) for key in SCORES)]))
         for mean, of in (("ensemble_mean", "ensemble mean"), ("pm_mean", "probability-matched mean")):
             if all(mean in scores for scores in each):
                 values = [_mean([scores[mean].get(key) for scores in each]) for key in SCORES]
-                lines.append(_row([f"{label}, {of}", *values]))
+                lines.append(table_row([f"{label}, {of}", *values]))
     return lines
 
 
@@ -135,18 +137,18 @@ def _difference_table(seeds: dict) -> list[str]:
     """DiffCast minus each other forecast, seed by seed, with 95 % intervals."""
     others = next(iter(seeds.values()))["difference_to"]
     keys = [key for key in SCORES if key in next(iter(others.values()))]
-    lines = _head(["DiffCast minus", "seed", *(SCORES[key] for key in keys), "CRPS in %"])
+    lines = table_head(["DiffCast minus", "seed", *(SCORES[key] for key in keys), "CRPS in %"])
     for label in others:
         for seed, found in seeds.items():
             difference, other = found["difference_to"][label], found["scores"][label]["crps"]
-            cells = [_interval(difference[key], 1) for key in keys]
-            lines.append(_row([label, seed, *cells, _interval(difference["crps"], 100 / other, digits=1)]))
+            cells = [interval(difference[key]) for key in keys]
+            lines.append(table_row([label, seed, *cells, interval(difference["crps"], 100 / other, digits=1)]))
     return lines
 
 
 def _reproduction_table(backbones: dict, stored: dict) -> list[str]:
     """DiffCast's differences beside those that come with the project, seed by seed."""
-    lines = _head(["backbone", "seed", "DiffCast minus", "score", "here", "stored", "within"])
+    lines = table_head(["backbone", "seed", "DiffCast minus", "score", "here", "stored", "within"])
     for name, seeds in backbones.items():
         for seed in [seed for seed in seeds if seed in stored.get(name, {})]:
             here, there = (each[name][seed]["difference_to"] for each in (backbones, stored))
@@ -154,8 +156,8 @@ def _reproduction_table(backbones: dict, stored: dict) -> list[str]:
                 if label in here and label in there:
                     value, expected = here[label][key]["value"], there[label][key]
                     within = "yes" if expected["low"] <= value <= expected["high"] else "**no**"
-                    cells = [f"{value:+.4f}", _interval(expected, 1), within]
-                    lines.append(_row([name, seed, label, SCORES[key], *cells]))
+                    cells = [f"{value:+.4f}", interval(expected), within]
+                    lines.append(table_row([name, seed, label, SCORES[key], *cells]))
     return ["## Compared with the results that come with the project", "", *lines]
 
 
@@ -166,25 +168,8 @@ def _cost(seeds: dict) -> str:
     return f"Processor seconds, evaluations included: {', '.join(parts)}."
 
 
-def _head(cells: list[str]) -> list[str]:
-    return [_row(cells), "|" + "---|" * len(cells)]
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def _mean(values: list[float | None]) -> str:
     if any(value is None for value in values):
         return ""
     mean = statistics.mean(values)
     return f"{mean:.4f}" + (f" ({max(abs(value - mean) for value in values):.4f})" if len(values) > 1 else "")
-
-
-def _interval(difference: dict, factor: float, digits: int = 4) -> str:
-    if difference["value"] is None:
-        return ""
-    if difference["low"] is None:
-        return f"{factor * difference['value']:+.{digits}f}"
-    value, low, high = (factor * difference[key] for key in ("value", "low", "high"))
-    return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

@@ -21,6 +21,8 @@ from models.backbone import without_gaps
 from utils.errors import InputError
 from utils.official import prefixed
 
+PREVIOUS_RESIDUALS = ("true", "sampled")
+QUICK_STEPS = 5  # of the sampler, for the residuals that a training is conditioned on
 Generators = Generator | Sequence[Generator] | None  # one for all, or one for each sequence of the batch
 
 
@@ -55,6 +57,7 @@ class DiffCast(nn.Module):
         freeze_backbone: bool = False,  # keep the backbone as it is: no gradient, no loss term, evaluation mode
         residual_scale: float = 1.0,  # what the diffusion takes for 1, in units of [-1, 1]; the official code: 1
         loss_weight: str = "signal",  # of diffusion times in the loss, see `process.weighted_loss`
+        previous_residual: str = "true",  # one of PREVIOUS_RESIDUALS: what a segment is conditioned on in training
         gradient_checkpointing: bool = False,  # keep few activations and compute the others anew in the backward pass
     ):
         super().__init__()
@@ -63,6 +66,7 @@ class DiffCast(nn.Module):
         self.freeze_backbone = freeze_backbone
         self.residual_scale = residual_scale
         self.loss_weight = loss_weight
+        self.previous_residual = previous_residual
         self.gradient_checkpointing = gradient_checkpointing
         self.segments = math.ceil(backbone.frames_out / self.segment_length)
         channels = backbone.frame_shape[0]
@@ -103,7 +107,9 @@ class DiffCast(nn.Module):
         b, shape = len(frames_in), (self.segments, self.segment_length, *frames_in.shape[2:])
         time = self._draw_times(b, generator, frames_in.device)
         noise = _draw(torch.randn, b, shape, generator, frames_in.device)
-        return self.objective(frames_in, frames_out, time, noise)
+        sampled = self.previous_residual == "sampled"
+        start = _draw(torch.randn, b, shape, generator, frames_in.device) if sampled else None
+        return self.objective(frames_in, frames_out, time, noise, start)
 
     def _draw_times(self, sequences: int, generator: Generators, device: torch.device) -> Tensor:
         """Diffusion times `(B, S)`, each uniform, those of a sequence one in each S-th part of all times.
@@ -115,20 +121,28 @@ class DiffCast(nn.Module):
         share = (part + within) / self.segments
         return (share * self.schedule.timesteps).long().clamp(max=self.schedule.timesteps - 1)
 
-    def objective(self, frames_in: Tensor, frames_out: Tensor, time: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """`forward` for given diffusion times `(B, S)` and noise `(B, S, L, C, H, W)` of the S segments.
+    def objective(
+        self,
+        frames_in: Tensor,
+        frames_out: Tensor,
+        time: Tensor,  # (B, S)
+        noise: Tensor,  # (B, S, L, C, H, W)
+        start: Tensor | None = None,  # like `noise`: from which previous residuals are sampled; None: the true ones
+    ) -> dict[str, Tensor]:
+        """`forward` for given diffusion times and noise of the S segments.
 
-        All segments go through LocalResidual at once, each conditioned on the true residual of the one before.
-        Nothing is detached: the diffusion loss also shapes the backbone, through residual, condition and context.
-        Frames may hold NaN, where the radar saw nothing: there is no residual, and no weight in the loss.
+        All segments go through LocalResidual at once, each conditioned on the residual of the one before. Nothing but
+        sampled residuals is detached: the diffusion loss also shapes the backbone, through residual, condition and
+        context. Frames may hold NaN, where the radar saw nothing: there is no residual, and no weight in the loss.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
             trend = recomputed(self.gradient_checkpointing, self.backbone, frames_in, frames_out)
         mu = 2 * trend["forecast"].float() - 1
         valid = self._to_segments(~frames_out.isnan(), beyond=True)
         target = self._to_segments((2 * frames_out - 1 - mu) / self.residual_scale).where(valid, 0)
-        previous = F.pad(target, (0, 0) * 4 + (1, 0))[:, :-1]
         local, last = self._context(2 * without_gaps(frames_in) - 1, mu)
+        known = target if start is None else self._sampled_segments(start, local, last)
+        previous = F.pad(known, (0, 0) * 4 + (1, 0))[:, :-1]
         context = [
             rearrange([first] + [later] * (self.segments - 1), "s b c h w -> (b s) c h w")
             for first, later in zip(local, last, strict=True)
@@ -188,6 +202,13 @@ class DiffCast(nn.Module):
         forecast = ((mu[:, None] + drawn + 1) / 2).clamp(0, 1)
         return Generated(forecast, (mu + 1) / 2, drawn)
 
+    @torch.no_grad()
+    def _sampled_segments(self, start: Tensor, local: list[Tensor], last: list[Tensor]) -> Tensor:
+        """Scaled residuals of a quick forecast from start noise, both `(B, S, L, C, H, W)`; the last ones are zero."""
+        sample = partial(SAMPLERS["dpm"], schedule=self.schedule, steps=QUICK_STEPS, clip=1 / self.residual_scale)
+        drawn = self._sample_residual(start[:, None, :-1], local, last, sample, lambda denoise: denoise)
+        return self._to_segments(drawn[:, 0])
+
     def _sample_residual(self, noise: Tensor, local: list[Tensor], last: list[Tensor], sample, translate) -> Tensor:
         """Scaled residuals `(B, M, T, C, H, W)` from start noise `(B, M, S, L, C, H, W)`, segment after segment."""
         b = len(noise)
@@ -239,6 +260,7 @@ def build_diffcast(
     freeze_backbone: bool = False,
     residual_scale: float = 1.0,
     loss_weight: str = "signal",
+    previous_residual: str = "true",
     gradient_checkpointing: bool = False,
 ) -> DiffCast:
     """A DiffCast around a backbone, its options as in `DiffCast`; raises `InputError` where they contradict."""
@@ -271,6 +293,7 @@ def build_diffcast(
         freeze_backbone,
         residual_scale,
         loss_weight,
+        previous_residual,
         gradient_checkpointing,
     )
 

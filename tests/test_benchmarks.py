@@ -2,17 +2,15 @@
 
 import json
 import math
-import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import data, quality, skill, training
+from benchmarks import data, quality, training
 from dataset import build_dataset
 from tests.tiny import BACKBONES, tiny_architecture
 from utils.checkpoint import save_weights
-from utils.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -151,52 +149,3 @@ def test_data_reads_both_forms_with_and_without_workers(tmp_path, capsys):
     for row in result["rows"]:
         assert row["speedup"] == pytest.approx(row["packed"]["median"] / row["hdf5"]["median"])
     assert "in memory" in capsys.readouterr().out
-
-
-def test_the_small_benchmark_trains_what_is_missing_and_compares_it(storm_folder, tmp_path, monkeypatch, capsys):
-    storms = shutil.copytree(storm_folder, tmp_path / "storms")
-    words = "--backbone convgru --backbone_options dims=[8,8] kernel_sizes=[3,3] stem_dim=4 --dim 8 --dim_mults 1 2"
-    sizes = "--img_size 16 --num_workers 0 --batch_size 4 --epochs 0 --valid_every 9 --members 2 --dress"
-    costs = "--sampler dpm --sampling_steps 2 --eval_sequences 4 --cases 0"
-    (tmp_path / "mini_convgru.args").write_text(
-        f"--data_path {storms} {words} {sizes} {costs} --exp_dir {tmp_path / 'runs'}"
-    )
-    for name, value in {
-        "RUNS": tmp_path / "runs",
-        "PRESETS": tmp_path,
-        "STORMS": storms,
-        "DATA": {"size": 16},
-        "BUDGETS": {"convgru": skill.Budget(start=1, diffcast=2, alone=3)},
-    }.items():
-        monkeypatch.setattr(skill, name, value)
-    options = ["--backbones", "convgru", "--seeds", "5", "--jobs", "1"]
-    skill.main(options)
-    results = json.loads((tmp_path / "runs/results/results.json").read_text())["backbones"]["convgru"]["5"]
-    assert all(seconds > 0 for seconds in results["cpu_seconds"].values())
-    difference = results["difference_to"]["its backbone, dressed"]["crps"]
-    scores = {name: found["crps"] for name, found in results["scores"].items()}
-    assert difference["value"] == pytest.approx(scores["DiffCast"] - scores["its backbone, dressed"], abs=1e-6)
-    assert difference["low"] <= difference["value"] <= difference["high"]
-    assert scores["its backbone"] != scores["backbone alone"]
-    table = (tmp_path / "runs/results/results.md").read_text()
-    assert f"| {scores['DiffCast']:.4f} |" in table
-    assert "backbone alone, dressed" in (tmp_path / "runs/results/report_convgru.html").read_text()
-    capsys.readouterr()
-    skill.main(options)
-    assert "started" not in capsys.readouterr().out
-
-
-def test_the_small_benchmark_names_the_log_of_what_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(skill, "RUNS", tmp_path)
-    runner = skill.Runner()
-    with pytest.raises(InputError, match=r"broken ended with status 3: see .*broken\.log"):
-        runner.run("broken", ["-c", "raise SystemExit(3)"], tmp_path / "never", tmp_path / "cost.json")
-    assert json.loads((tmp_path / "cost.json").read_text())["cpu_seconds"] > 0
-    runner.run("after", ["-c", "open('after', 'w')"], tmp_path / "after")
-    assert not (tmp_path / "after.log").exists()  # nothing is started any more
-
-
-def test_processor_time_of_attempts_adds_up(tmp_path):
-    for seconds in (2.5, 4):
-        skill.add_cost(tmp_path / "cost.json", seconds)
-    assert json.loads((tmp_path / "cost.json").read_text()) == {"cpu_seconds": 6.5}

@@ -4,11 +4,13 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffcast import DiffCast, build_diffcast, process
 from diffcast.forecaster import Architecture
+from diffcast.model import QUICK_STEPS
 from models import Persistence
 from models.convgru import ConvGRU
 from models.phydnet import PhyDNet
@@ -298,6 +300,32 @@ class TestTraining:
         terms["loss"].backward()
         assert torch.equal(terms["loss"], terms["diffusion"])
         assert (model.backbone.factor.grad != 0).all()
+
+    def test_the_times_of_a_sequence_are_spread(self, tiny, monkeypatch):
+        model, frames = tiny(timesteps=1000), torch.rand(64, 5, 1, 16, 16)
+        monkeypatch.setattr(model, "objective", lambda _, __, time, *___: time)
+        time = model(frames, frames, seeded(*range(64)))
+        assert (time.sort(dim=1).values // 250).tolist() == 64 * [[0, 1, 2, 3]]
+        assert all(len(column.unique()) == 4 for column in (time // 250).T)
+        offsets = time % 250
+        assert offsets.min() < 10
+        assert offsets.max() >= 240
+
+    def test_sampled_previous_residuals_are_those_of_a_forecast(self, tiny):
+        model, frames = tiny(previous_residual="sampled", residual_scale=0.5), torch.rand(2, 25, 1, 16, 16)
+        noise, start = torch.randn(2, 2, 4, 5, 1, 16, 16)
+        calls = calls_of(model.residual)
+        model.objective(frames[:, :5], frames[:, 5:], torch.randint(1000, (2, 4)), noise, start)
+        forecast = model.generate(frames[:, :5], noise=start[:, None], sampler="dpm", sampling_steps=QUICK_STEPS)
+        expected = F.pad(forecast.residual[:, 0] / 0.5, (0, 0) * 3 + (5, 0))[:, :20]
+        torch.testing.assert_close(calls[0][0][2].reshape(expected.shape), expected, atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+    def test_sampled_previous_residuals_leave_the_gradients(self, tiny, precision):
+        model, frames = tiny(previous_residual="sampled"), torch.rand(2, 25, 1, 16, 16)
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            model(frames[:, :5], frames[:, 5:], seeded(1, 2))["diffusion"].backward()
+        assert all(p.grad is not None and p.grad.any() for p in model.residual.parameters())
 
     @pytest.mark.parametrize("weight", [0.25, 1])
     def test_the_loss_weighs_its_parts(self, tiny, weight):

@@ -1,0 +1,156 @@
+"""What each choice of training does: the small benchmark's DiffCast with one thing changed, at equal processor time.
+
+    python -m benchmarks.choices [--backbone convgru] [--seed 0] [--jobs 2]
+
+The recommended training is that of `python -m benchmarks.skill`, whose runs are used and, where missing, made first.
+What is finished is not done again. `choices.json` and `choices.md` appear in `Exps/benchmark/results`.
+"""
+
+import argparse
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import skill
+from benchmarks.skill_results import cpu_seconds, scores_of
+from benchmarks.tables import interval, table_head, table_row
+from diffcast.results import without_nan
+from utils.errors import InputError, exit_on_input_error
+from utils.files import replacing
+from utils.provenance import provenance
+from utils.report.bootstrap import REPLICATES, differences
+from utils.report.evaluation import find_entry
+
+SCORES = {
+    "crps": "CRPS",
+    "csi": "CSI-M",
+    "csi_pool4": "CSI-pool4",
+    "spread_skill_ratio": "spread / skill",
+    "spectrum_ratio_high": "octave",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A training of DiffCast: what differs from the recommended one."""
+
+    steps: int  # about as many as fit into the recommended training's time
+    options: str = ""  # of `run.py`, after the recommended ones
+    start: bool = True  # from the backbone that was trained by itself
+    frozen: bool = True  # which stays as it is
+
+
+CHOICES = {
+    "together": Choice(1080, "--diffusion_weight 0.5", frozen=False),
+    "together-0.9": Choice(1080, "--diffusion_weight 0.9", frozen=False),
+    "scratch": Choice(2150, "--diffusion_weight 0.5", start=False, frozen=False),
+    "sampled": Choice(900, "--previous_residual sampled"),
+    "signal": Choice(1300, "--loss_weight signal"),
+    "official": Choice(1300, "--loss_weight signal --residual_scale 1"),
+    "rate": Choice(1300, "--lr 1e-3"),
+    "batch": Choice(430, "--batch_size 16"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The training of one choice, and where its results appear."""
+
+    backbone: str
+    seed: int
+    choice: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.backbone}_choice_{self.choice}_{self.seed}"
+
+    @property
+    def evaluation(self) -> Path:
+        return skill.RUNS / f"Diff{self.backbone}_sevir_choice_{self.choice}_{self.seed}" / "evaluation_best"
+
+    @property
+    def cost(self) -> Path:
+        return skill.RUNS / "logs" / f"{self.name}.json"
+
+    def command(self) -> list[str]:
+        """The arguments of `run.py`."""
+        choice = CHOICES[self.choice]
+        words = skill.Training(self.backbone, self.seed, "diffcast").command(choice.steps)
+        if not choice.frozen:
+            words.remove("--freeze_backbone")
+        if not choice.start:
+            at = words.index("--backbone_ckpt")
+            del words[at : at + 2]
+        return [*words, *choice.options.split(), "--exp_note", f"choice_{self.choice}_{self.seed}"]
+
+
+def run_all(backbone: str, seed: int, jobs: int) -> dict[str, skill.Training | Run]:
+    """Train and evaluate what is missing; returns all runs, the recommended one first."""
+    runner = skill.Runner()
+    skill.prepare(runner)
+    skill.train(runner, backbone, seed, ("start", "diffcast"))
+    runs = {choice: Run(backbone, seed, choice) for choice in CHOICES}
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [
+            pool.submit(runner.run, run.name, ["run.py", *run.command()], run.evaluation / "metrics.json", run.cost)
+            for run in runs.values()
+        ]
+    for future in futures:
+        future.result()
+    return {"recommended": skill.Training(backbone, seed, "diffcast"), **runs}
+
+
+def collect(runs: dict[str, skill.Training | Run]) -> dict:
+    """Scores of all runs, and their differences to the first; JSON-ready."""
+    entries = [find_entry(str(run.evaluation)) for run in runs.values()]
+    found, _ = differences(entries, REPLICATES)
+    rows = {
+        name: {
+            "command": entry.evaluation.metrics["about"]["command"],
+            "training_steps": entry.evaluation.metrics["settings"]["training_steps"],
+            "cpu_seconds": cpu_seconds(run.cost),
+            "scores": scores_of(entry),
+            "trend": scores_of(find_entry(f"{run.evaluation}:trend")),
+            "dressed": scores_of(find_entry(f"{run.evaluation}:dressed")),
+        }
+        for (name, run), entry in zip(runs.items(), entries, strict=True)
+    }
+    for row, each in zip(list(rows.values())[1:], found, strict=True):
+        row["minus_recommended"] = {key: difference._asdict() for key, difference in each.items()}
+    return without_nan({"about": provenance(), "replicates": REPLICATES, "rows": rows})
+
+
+def write_results(results: dict, folder: Path) -> str:
+    """Write `choices.json` and the table `choices.md`, which is returned."""
+    lines = table_head(["choice", "options", "steps", *SCORES.values(), "CRPS minus recommended"])
+    for name, row in results["rows"].items():
+        choice = CHOICES.get(name, Choice(row["training_steps"]))
+        scores = [f"{row['scores'][key]:.4f}" for key in SCORES]
+        difference = interval(row["minus_recommended"]["crps"]) if name in CHOICES else ""
+        lines.append(table_row([name, choice.options, str(row["training_steps"]), *scores, difference]))
+    folder.mkdir(parents=True, exist_ok=True)
+    table = "\n".join(lines) + "\n"
+    for file, text in {"choices.json": json.dumps(results, indent=1) + "\n", "choices.md": table}.items():
+        with replacing(folder / file) as temporary:
+            temporary.write_text(text)
+    return table
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what is missing, and gather the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="convgru", choices=list(skill.BUDGETS), help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time (default: one per processor)")
+    args = parser.parse_args(argv)
+    with exit_on_input_error():
+        if args.jobs < 1:
+            raise InputError(f"--jobs must be at least 1, not {args.jobs}.")
+        os.chdir(skill.ROOT)
+        print(write_results(collect(run_all(args.backbone, args.seed, args.jobs)), skill.RUNS / "results"))
+
+
+if __name__ == "__main__":
+    main()

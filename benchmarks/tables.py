@@ -1,0 +1,21 @@
+"""Tables in Markdown."""
+
+
+def table_head(cells: list[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [table_row(cells), "|" + "---|" * len(cells)]
+
+
+def table_row(cells: list[str]) -> str:
+    """A line of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def interval(difference: dict, factor: float = 1, digits: int = 4) -> str:
+    """`value [low, high]`, each times a factor; the value alone if it has no interval, nothing if it is unknown."""
+    if difference["value"] is None:
+        return ""
+    if difference["low"] is None:
+        return f"{factor * difference['value']:+.{digits}f}"
+    value, low, high = (factor * difference[key] for key in ("value", "low", "high"))
+    return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
