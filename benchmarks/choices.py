@@ -30,27 +30,29 @@ SCORES = {
     "spread_skill_ratio": "spread / skill",
     "spectrum_ratio_high": "octave",
 }
+DIGITS = {"crps": 4, "csi": 3, "csi_pool4": 3, "spread_skill_ratio": 2, "spectrum_ratio_high": 2}
 
 
 @dataclass(frozen=True)
 class Choice:
     """A training of DiffCast: what differs from the recommended one."""
 
+    about: str
     steps: int  # about as many as fit into the recommended training's time
-    options: str = ""  # of `run.py`, after the recommended ones
+    options: str  # of `run.py`, after the recommended ones
     start: bool = True  # from the backbone that was trained by itself
     frozen: bool = True  # which stays as it is
 
 
 CHOICES = {
-    "together": Choice(1080, "--diffusion_weight 0.5", frozen=False),
-    "together-0.9": Choice(1080, "--diffusion_weight 0.9", frozen=False),
-    "scratch": Choice(2150, "--diffusion_weight 0.5", start=False, frozen=False),
-    "sampled": Choice(900, "--previous_residual sampled"),
-    "signal": Choice(1300, "--loss_weight signal"),
-    "official": Choice(1300, "--loss_weight signal --residual_scale 1"),
-    "rate": Choice(1300, "--lr 1e-3"),
-    "batch": Choice(430, "--batch_size 16"),
+    "together": Choice("backbone and diffusion together", 1080, "--diffusion_weight 0.5", frozen=False),
+    "together-0.9": Choice("the same, another alpha", 1080, "--diffusion_weight 0.9", frozen=False),
+    "scratch": Choice("end to end from scratch", 2150, "--diffusion_weight 0.5", start=False, frozen=False),
+    "sampled": Choice("sampled previous residual", 900, "--previous_residual sampled"),
+    "signal": Choice("official loss weight", 1300, "--loss_weight signal"),
+    "official": Choice("and official scale", 1300, "--loss_weight signal --residual_scale 1"),
+    "rate": Choice("lower learning rate", 1300, "--lr 1e-3"),
+    "batch": Choice("larger batches", 430, "--batch_size 16"),
 }
 
 
@@ -122,20 +124,24 @@ def collect(runs: dict[str, skill.Training | Run]) -> dict:
     return without_nan({"about": provenance(), "replicates": REPLICATES, "rows": rows})
 
 
-def write_results(results: dict, folder: Path) -> str:
-    """Write `choices.json` and the table `choices.md`, which is returned."""
-    lines = table_head(["choice", "options", "steps", *SCORES.values(), "CRPS minus recommended"])
-    for name, row in results["rows"].items():
-        choice = CHOICES.get(name, Choice(row["training_steps"]))
-        scores = [f"{row['scores'][key]:.4f}" for key in SCORES]
-        difference = interval(row["minus_recommended"]["crps"]) if name in CHOICES else ""
-        lines.append(table_row([name, choice.options, str(row["training_steps"]), *scores, difference]))
+def table(rows: dict) -> list[str]:
+    """The table of the project's README."""
+    lines = table_head(["", "options", "steps", *SCORES.values(), "CRPS minus recommended"])
+    for name, row in rows.items():
+        about, options = (CHOICES[name].about, f"`{CHOICES[name].options}`") if name in CHOICES else (f"**{name}**", "")
+        scores = [f"{row['scores'][key]:.{digits}f}" for key, digits in DIGITS.items()]
+        difference = interval(row["minus_recommended"]["crps"]) if "minus_recommended" in row else ""
+        lines.append(table_row([about, options, str(row["training_steps"]), *scores, difference]))
+    return lines
+
+
+def write_results(results: dict, folder: Path) -> None:
+    """Write `choices.json` and `choices.md`."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = "\n".join(lines) + "\n"
-    for file, text in {"choices.json": json.dumps(results, indent=1) + "\n", "choices.md": table}.items():
+    texts = {"choices.json": json.dumps(results, indent=1), "choices.md": "\n".join(table(results["rows"]))}
+    for file, text in texts.items():
         with replacing(folder / file) as temporary:
-            temporary.write_text(text)
-    return table
+            temporary.write_text(text + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -149,7 +155,9 @@ def main(argv: list[str] | None = None) -> None:
         if args.jobs < 1:
             raise InputError(f"--jobs must be at least 1, not {args.jobs}.")
         os.chdir(skill.ROOT)
-        print(write_results(collect(run_all(args.backbone, args.seed, args.jobs)), skill.RUNS / "results"))
+        results = collect(run_all(args.backbone, args.seed, args.jobs))
+        write_results(results, skill.RUNS / "results")
+        print("\n".join(table(results["rows"])))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ SCORES = {  # key -> heading
     "ssim": "SSIM",
     "spectrum_ratio_high": "octave",
 }
+DIGITS = {"crps": 4, "spectrum_ratio_high": 2}  # others: 3
+TITLES = {"simvp": "SimVP", "convgru": "ConvGRU", "phydnet": "PhyDNet", "earthformer": "Earthformer"}
 FORECASTS = {  # label -> training, forecast of its evaluation ("" is the evaluated one)
     "DiffCast": ("diffcast", ""),
     "its backbone": ("diffcast", "trend"),
@@ -112,9 +114,42 @@ def write_results(results: dict, runs: Runs, baselines: Path, folder: Path) -> N
         write_comparison(list(named.values()), folder / f"report_{name}.html", list(named))
 
 
+def summary(backbones: dict) -> list[str]:
+    """The two tables of the project's README: scores, means over seeds, and by how much DiffCast's CRPS is lower."""
+    scores = table_head(["", *SCORES.values()])
+    margins = table_head(["CRPS of DiffCast minus that of", "seed", *(f"{label}, %" for label in list(FORECASTS)[1:])])
+    for name, seeds in backbones.items():
+        title = TITLES[name]
+        names = (
+            f"**DiffCast around {title}**",
+            f"its {title}",
+            "the same, dressed",
+            f"{title} alone",
+            "the same, dressed",
+        )
+        scores += [_score_row(row, label, seeds) for row, label in zip(names, FORECASTS, strict=True)]
+        margins += [table_row([title, seed, *_margins(found)]) for seed, found in seeds.items()]
+    scores += [_score_row(label, label, seeds) for label in BASELINES]
+    return [*scores, "", *margins]
+
+
+def _score_row(row: str, label: str, seeds: dict) -> str:
+    each = [seed["scores"][label] for seed in seeds.values()]
+    means = {key: _mean_of([scores[key] for scores in each]) for key in SCORES}
+    return table_row([row, *("" if mean is None else f"{mean:.{DIGITS.get(key, 3)}f}" for key, mean in means.items())])
+
+
+def _margins(found: dict) -> list[str]:
+    """DiffCast's CRPS relative to that of the other forecasts with backbones, in %."""
+    return [
+        interval(found["difference_to"][label]["crps"], 100 / found["scores"][label]["crps"], digits=1)
+        for label in list(FORECASTS)[1:]
+    ]
+
+
 def _page(results: dict) -> list[str]:
     """The tables in Markdown."""
-    lines = []
+    lines = [*summary(results["backbones"]), ""]
     for name, seeds in results["backbones"].items():
         lines += [f"## {name}", "", *_score_table(seeds), "", *_difference_table(seeds), "", _cost(seeds), ""]
     return lines + _reproduction_table(results["backbones"], json.loads(STORED.read_text())["backbones"])
@@ -154,11 +189,17 @@ def _reproduction_table(backbones: dict, stored: dict) -> list[str]:
             here, there = (each[name][seed]["difference_to"] for each in (backbones, stored))
             for label, key in itertools.product(FORECASTS, REPRODUCED):
                 if label in here and label in there:
-                    value, expected = here[label][key]["value"], there[label][key]
-                    within = "yes" if expected["low"] <= value <= expected["high"] else "**no**"
-                    cells = [f"{value:+.4f}", interval(expected), within]
+                    ours, theirs = here[label][key], there[label][key]
+                    cells = [interval(ours | {"low": None}), interval(theirs), _within(ours, theirs)]
                     lines.append(table_row([name, seed, label, SCORES[key], *cells]))
     return ["## Compared with the results that come with the project", "", *lines]
+
+
+def _within(here: dict, stored: dict) -> str:
+    """Whether a difference lies in the interval of another; nothing if that is not known."""
+    if here["value"] is None or stored["low"] is None:
+        return ""
+    return "yes" if stored["low"] <= here["value"] <= stored["high"] else "**no**"
 
 
 def _cost(seeds: dict) -> str:
@@ -169,7 +210,11 @@ def _cost(seeds: dict) -> str:
 
 
 def _mean(values: list[float | None]) -> str:
-    if any(value is None for value in values):
+    mean = _mean_of(values)
+    if mean is None:
         return ""
-    mean = statistics.mean(values)
     return f"{mean:.4f}" + (f" ({max(abs(value - mean) for value in values):.4f})" if len(values) > 1 else "")
+
+
+def _mean_of(values: list[float | None]) -> float | None:
+    return None if any(value is None for value in values) else statistics.mean(values)

@@ -32,8 +32,8 @@ def folder(storm_folder, tmp_path_factory):
         choices: {
             "REPLICATES": 20,
             "CHOICES": {
-                "scratch": choices.Choice(1, "--diffusion_weight 0.9", start=False, frozen=False),
-                "sampled": choices.Choice(2, "--previous_residual sampled"),
+                "scratch": choices.Choice("other", 1, "--diffusion_weight 0.9", start=False, frozen=False),
+                "sampled": choices.Choice("other", 2, "--previous_residual sampled"),
             },
         },
         skill_results: {"REPLICATES": 20},
@@ -62,18 +62,18 @@ def test_results_compare_diffcast_with_all_others(folder):
 
 def test_what_is_finished_is_not_done_again_and_compared_with_what_is_stored(folder, monkeypatch, capsys):
     stored = json.loads((folder / "results.json").read_text())
-    difference = stored["backbones"]["convgru"]["5"]["difference_to"]["its backbone"]
-    difference["csi_pool4"] |= {"low": difference["csi_pool4"]["value"] + 1, "high": 2}
+    differences = stored["backbones"]["convgru"]["5"]["difference_to"]
+    differences["backbone alone"]["crps"] |= {"low": 1, "high": 2}
+    differences["its backbone, dressed"]["crps"] |= {"low": None, "high": None}
     monkeypatch.setattr(skill_results, "STORED", folder / "stored.json")
     skill_results.STORED.write_text(json.dumps(stored))
     capsys.readouterr()
     skill.main(OPTIONS)
     out = capsys.readouterr().out
     assert "started" not in out
-    (compared,) = [line for line in out.splitlines() if "| its backbone | CRPS |" in line]
-    assert compared.endswith("| yes |")
-    (compared,) = [line for line in out.splitlines() if "| its backbone | CSI-pool4 |" in line]
-    assert compared.endswith("| **no** |")
+    for label, within in {"its backbone": "yes", "backbone alone": "**no**", "its backbone, dressed": ""}.items():
+        (line,) = [line for line in out.splitlines() if f"| {label} | CRPS |" in line]
+        assert line.endswith(f"| {within} |")
 
 
 def test_choices_differ_from_the_recommended_training_in_what_they_say(folder, capsys):
