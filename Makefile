@@ -8,8 +8,8 @@ RUN := $(VENV)/bin/python
 demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and draw its forecasts
 	test -f demo/sevir/CATALOG.csv || $(RUN) -m dataset.synthetic --out demo/sevir --events 120 --seed 1
 	$(RUN) -m dataset.packed --data_path demo/sevir --img_size 32
-	$(RUN) run.py @resources/demo.args --lr 2e-3 --training_steps 1000 --resume
-	$(RUN) run.py @resources/demo.args --lr 1e-3 --training_steps 500 --resume --use_diff --freeze_backbone \
+	$(RUN) run.py @resources/demo.args --lr 4e-3 --training_steps 1000 --resume
+	$(RUN) run.py @resources/demo.args --lr 6e-3 --training_steps 500 --resume --use_diff --freeze_backbone \
 	    --backbone_ckpt Exps/demo/Singleconvgru_sevir/checkpoints/best.safetensors
 	$(RUN) sample_batch.py --members 8 --out demo/samples
 

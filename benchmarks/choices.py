@@ -1,21 +1,23 @@
 """What each choice of training does: the small benchmark's DiffCast with one thing changed, at equal processor time.
 
-    python -m benchmarks.choices [--backbone convgru] [--seed 0] [--jobs 2]
+    python -m benchmarks.choices [--seed 0] [--jobs 2]
 
 The recommended training is that of `python -m benchmarks.skill`, whose runs are used and, where missing, made first.
-What is finished is not done again. `choices.json` and `choices.md` appear in `Exps/benchmark/results`.
+What is finished is not done again. `choices.json` and `choices.md` appear in `Exps/benchmark/choices`.
 """
 
 import argparse
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks import skill
-from benchmarks.skill_results import cpu_seconds, scores_of
-from benchmarks.tables import interval, table_head, table_row
+from benchmarks.jobs import processors, run_together
+from benchmarks.skill_results import scores_of, training_steps
+from benchmarks.tables import interval, number, table_head, table_row
 from diffcast.results import without_nan
 from utils.errors import InputError, exit_on_input_error
 from utils.files import replacing
@@ -23,6 +25,7 @@ from utils.provenance import provenance
 from utils.report.bootstrap import REPLICATES, differences
 from utils.report.evaluation import find_entry
 
+BACKBONE = "convgru"
 SCORES = {
     "crps": "CRPS",
     "csi": "CSI-M",
@@ -45,9 +48,9 @@ class Choice:
 
 
 CHOICES = {
-    "together": Choice("backbone and diffusion together", 1080, "--diffusion_weight 0.5", frozen=False),
-    "together-0.9": Choice("the same, another alpha", 1080, "--diffusion_weight 0.9", frozen=False),
-    "scratch": Choice("end to end from scratch", 2150, "--diffusion_weight 0.5", start=False, frozen=False),
+    "together": Choice("backbone and diffusion together", 1080, "--lr 2e-3 --diffusion_weight 0.5", frozen=False),
+    "together-0.9": Choice("the same, another alpha", 1080, "--lr 2e-3 --diffusion_weight 0.9", frozen=False),
+    "scratch": Choice("end to end from scratch", 2150, "--lr 4e-3 --diffusion_weight 0.5", start=False, frozen=False),
     "sampled": Choice("sampled previous residual", 900, "--previous_residual sampled"),
     "signal": Choice("official loss weight", 1300, "--loss_weight signal"),
     "official": Choice("and official scale", 1300, "--loss_weight signal --residual_scale 1"),
@@ -60,26 +63,25 @@ CHOICES = {
 class Run:
     """The training of one choice, and where its results appear."""
 
-    backbone: str
     seed: int
     choice: str
 
     @property
     def name(self) -> str:
-        return f"{self.backbone}_choice_{self.choice}_{self.seed}"
+        return f"{BACKBONE}_choice_{self.choice}_{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return skill.RUNS / f"Diff{BACKBONE}_sevir_choice_{self.choice}_{self.seed}"
 
     @property
     def evaluation(self) -> Path:
-        return skill.RUNS / f"Diff{self.backbone}_sevir_choice_{self.choice}_{self.seed}" / "evaluation_best"
-
-    @property
-    def cost(self) -> Path:
-        return skill.RUNS / "logs" / f"{self.name}.json"
+        return self.folder / "evaluation_best"
 
     def command(self) -> list[str]:
         """The arguments of `run.py`."""
         choice = CHOICES[self.choice]
-        words = skill.Training(self.backbone, self.seed, "diffcast").command(choice.steps)
+        words = skill.Training(BACKBONE, self.seed, "diffcast").command(choice.steps)
         if not choice.frozen:
             words.remove("--freeze_backbone")
         if not choice.start:
@@ -88,31 +90,32 @@ class Run:
         return [*words, *choice.options.split(), "--exp_note", f"choice_{self.choice}_{self.seed}"]
 
 
-def run_all(backbone: str, seed: int, jobs: int) -> dict[str, skill.Training | Run]:
-    """Train and evaluate what is missing; returns all runs, the recommended one first."""
-    runner = skill.Runner()
-    skill.prepare(runner)
-    skill.train(runner, backbone, seed, ("start", "diffcast"))
-    runs = {choice: Run(backbone, seed, choice) for choice in CHOICES}
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [
-            pool.submit(runner.run, run.name, ["run.py", *run.command()], run.evaluation / "metrics.json", run.cost)
-            for run in runs.values()
-        ]
-    for future in futures:
-        future.result()
-    return {"recommended": skill.Training(backbone, seed, "diffcast"), **runs}
+def run_all(seed: int, jobs: int) -> dict:
+    """Train and evaluate what is missing; returns the results, JSON-ready."""
+    runner = skill.prepared_runner()
+    skill.train(runner, BACKBONE, seed, ("start", "diffcast"))
+    runs = {choice: Run(seed, choice) for choice in CHOICES}
+    tasks = [
+        partial(runner.run, run.name, ["run.py", *run.command()], run.folder, "evaluation_best/metrics.json")
+        for run in runs.values()
+    ]
+    run_together(runner, jobs, tasks)
+    recommended = skill.Training(BACKBONE, seed, "diffcast")
+    rows = collect({"recommended": recommended, **runs}, runner.cpu_seconds)
+    return without_nan(
+        {"about": provenance(), "backbone": BACKBONE, "seed": seed, "replicates": REPLICATES, "rows": rows}
+    )
 
 
-def collect(runs: dict[str, skill.Training | Run]) -> dict:
-    """Scores of all runs, and their differences to the first; JSON-ready."""
+def collect(runs: dict[str, skill.Training | Run], cpu_seconds: Callable[[str], float]) -> dict:
+    """Scores of all runs, and their differences to the first."""
     entries = [find_entry(str(run.evaluation)) for run in runs.values()]
     found, _ = differences(entries, REPLICATES)
     rows = {
         name: {
             "command": entry.evaluation.metrics["about"]["command"],
-            "training_steps": entry.evaluation.metrics["settings"]["training_steps"],
-            "cpu_seconds": cpu_seconds(run.cost),
+            "training_steps": training_steps(run.evaluation),
+            "cpu_seconds": cpu_seconds(run.name),
             "scores": scores_of(entry),
             "trend": scores_of(find_entry(f"{run.evaluation}:trend")),
             "dressed": scores_of(find_entry(f"{run.evaluation}:dressed")),
@@ -121,7 +124,7 @@ def collect(runs: dict[str, skill.Training | Run]) -> dict:
     }
     for row, each in zip(list(rows.values())[1:], found, strict=True):
         row["minus_recommended"] = {key: difference._asdict() for key, difference in each.items()}
-    return without_nan({"about": provenance(), "replicates": REPLICATES, "rows": rows})
+    return rows
 
 
 def table(rows: dict) -> list[str]:
@@ -129,7 +132,7 @@ def table(rows: dict) -> list[str]:
     lines = table_head(["", "options", "steps", *SCORES.values(), "CRPS minus recommended"])
     for name, row in rows.items():
         about, options = (CHOICES[name].about, f"`{CHOICES[name].options}`") if name in CHOICES else (f"**{name}**", "")
-        scores = [f"{row['scores'][key]:.{digits}f}" for key, digits in DIGITS.items()]
+        scores = [number(row["scores"][key], digits) for key, digits in DIGITS.items()]
         difference = interval(row["minus_recommended"]["crps"]) if "minus_recommended" in row else ""
         lines.append(table_row([about, options, str(row["training_steps"]), *scores, difference]))
     return lines
@@ -147,16 +150,15 @@ def write_results(results: dict, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run what is missing, and gather the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="convgru", choices=list(skill.BUDGETS), help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time (default: one per processor)")
+    parser.add_argument("--jobs", type=int, default=processors(), help="at a time (default: one per processor)")
     args = parser.parse_args(argv)
     with exit_on_input_error():
         if args.jobs < 1:
             raise InputError(f"--jobs must be at least 1, not {args.jobs}.")
         os.chdir(skill.ROOT)
-        results = collect(run_all(args.backbone, args.seed, args.jobs))
-        write_results(results, skill.RUNS / "results")
+        results = run_all(args.seed, args.jobs)
+        write_results(results, skill.RUNS / "choices")
         print("\n".join(table(results["rows"])))
 
 

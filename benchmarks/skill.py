@@ -11,41 +11,28 @@ For each backbone and seed three trainings of `run.py` with the arguments of `re
 All are evaluated on the same sequences of the test split, each backbone, and advection, also dressed in residuals of
 training sequences. Budgets are steps, chosen so that `start` and `diffcast` together take the processor time of `alone`
 (see BUDGETS); what they really took is in the results. What is finished is not done again, what was interrupted is
-resumed. The results appear in `Exps/benchmark/results`: `results.json`, `results.md` with tables and a comparison with
-the results that come with the project, pictures, and a report for each backbone.
+resumed, and what another command made is refused. The results appear in `Exps/benchmark/results`, of some backbones
+in `Exps/benchmark/results_<backbones>`: `results.json`, `results.md` with tables and a comparison with the results that
+come with the project, pictures, and a report for each backbone.
 """
 
 import argparse
-import json
 import os
-import subprocess
-import sys
-import threading
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
+from benchmarks.jobs import Runner, processors, run_together
 from benchmarks.skill_results import collect, write_results
 from utils.errors import InputError, exit_on_input_error
-from utils.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("Exps/benchmark")
 PRESETS = Path("resources")
 STORMS = Path("data/mini")
 DATA = {"events": 4000, "size": 24, "resolution": 24, "seed": 0}
-BASELINES = "Singleadvection_sevir/evaluation_advection"
+BASELINES = "Singleadvection_sevir"
 BACKBONE_LR, DIFFUSION_LR = "4e-3", "6e-3"
-# One thread per job: jobs that share cores slow each other many-fold. Freed memory is kept: returning it after each
-# step, only to ask for it again, takes a fifth of the time.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-}
 
 
 @dataclass(frozen=True)
@@ -87,11 +74,6 @@ class Training:
     def evaluation(self) -> Path:
         return self.folder / "evaluation_best"
 
-    @property
-    def cost(self) -> Path:
-        """The file with the seconds that it took."""
-        return RUNS / "logs" / f"{self.name}.json"
-
     def command(self, steps: int) -> list[str]:
         """The arguments of `run.py`."""
         words = [f"@{PRESETS / f'mini_{self.backbone}.args'}", "--seed", str(self.seed), "--resume"]
@@ -103,53 +85,15 @@ class Training:
         return [*words, "--lr", DIFFUSION_LR, "--mixed_precision", "bf16"]
 
 
-class Runner:
-    """Runs commands as processes of their own, each with a log."""
-
-    def __init__(self):
-        self.stopped = threading.Event()
-        self.lock = threading.Lock()
-
-    def run(self, name: str, words: list[str], finished: Path, cost: Path | None = None) -> None:
-        """Run `python words...` unless the file `finished` is there; raises `InputError` if it fails."""
-        if finished.exists() or self.stopped.is_set():
-            return
-        log = RUNS / "logs" / f"{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._say(f"{name}: started, {log}")
-        started = time.monotonic()
-        with log.open("ab") as file:
-            process = subprocess.Popen(
-                [sys.executable, *words], cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if cost is not None:
-            add_cost(cost, usage.ru_utime + usage.ru_stime)
-        if process.returncode != 0:
-            self.stopped.set()
-            raise InputError(f"{name} ended with status {process.returncode}: see {log}; the same command goes on.")
-        self._say(f"{name}: done in {(time.monotonic() - started) / 60:.1f} min")
-
-    def _say(self, text: str) -> None:
-        with self.lock:
-            tqdm.write(f"{time.strftime('%H:%M')} {text}", file=sys.stdout)
-
-
-def add_cost(path: Path, seconds: float) -> None:
-    """Add processor seconds to those of earlier attempts."""
-    earlier = json.loads(path.read_text())["cpu_seconds"] if path.exists() else 0.0
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps({"cpu_seconds": earlier + seconds}) + "\n")
-
-
-def prepare(runner: Runner) -> None:
-    """Generate the data."""
+def prepared_runner() -> Runner:
+    """What runs the commands, once it has generated the data."""
+    runner = Runner(ROOT, RUNS / "logs")
     options = [word for name, value in DATA.items() for word in (f"--{name}", str(value))]
-    runner.run("storms", ["-m", "dataset.synthetic", "--out", str(STORMS), *options], STORMS / "CATALOG.csv")
+    runner.run("storms", ["-m", "dataset.synthetic", "--out", str(STORMS), *options], STORMS, "CATALOG.csv")
     size = str(DATA["size"])
-    packed = STORMS / "packed" / f"sevir_official_{size}"
-    runner.run("packed", ["-m", "dataset.packed", "--data_path", str(STORMS), "--img_size", size], packed)
+    words = ["-m", "dataset.packed", "--data_path", str(STORMS), "--img_size", size]
+    runner.run("packed", words, STORMS / "packed", f"sevir_official_{size}")
+    return runner
 
 
 def train(runner: Runner, backbone: str, seed: int, stages: tuple[str, ...]) -> None:
@@ -157,24 +101,22 @@ def train(runner: Runner, backbone: str, seed: int, stages: tuple[str, ...]) -> 
     for stage in stages:
         training = Training(backbone, seed, stage)
         words = ["run.py", *training.command(getattr(BUDGETS[backbone], stage))]
-        runner.run(training.name, words, training.evaluation / "metrics.json", training.cost)
+        runner.run(training.name, words, training.folder, "evaluation_best/metrics.json")
 
 
-def run_all(backbones: list[str], seeds: list[int], jobs: int) -> None:
-    """Generate the data, train and evaluate."""
-    runner = Runner()
-    prepare(runner)
-    advection = [f"@{PRESETS / f'mini_{backbones[0]}.args'}", "--backbone", "advection", "--backbone_options", "--eval"]
-    runner.run("advection", ["run.py", *advection], RUNS / BASELINES / "metrics.json")
-    with ThreadPoolExecutor(jobs) as pool:
-        futures: list[Future] = [
-            pool.submit(train, runner, backbone, seed, stages)
-            for seed in seeds
-            for backbone in backbones
-            for stages in (("start", "diffcast"), ("alone",))
-        ]
-    for future in futures:
-        future.result()
+def run_all(backbones: list[str], seeds: list[int], jobs: int) -> Runner:
+    """Generate the data, train and evaluate; returns what ran it all."""
+    runner = prepared_runner()
+    advection = [f"@{PRESETS / 'mini_convgru.args'}", "--backbone", "advection", "--backbone_options", "--eval"]
+    runner.run("advection", ["run.py", *advection], RUNS / BASELINES, "evaluation_advection/metrics.json")
+    tasks = [
+        partial(train, runner, backbone, seed, stages)
+        for seed in seeds
+        for backbone in backbones
+        for stages in (("start", "diffcast"), ("alone",))
+    ]
+    run_together(runner, jobs, tasks)
+    return runner
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -182,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", nargs="+", default=list(BUDGETS), choices=list(BUDGETS), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time (default: one per processor)")
+    parser.add_argument("--jobs", type=int, default=processors(), help="at a time (default: one per processor)")
     return parser
 
 
@@ -193,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.jobs < 1:
             raise InputError(f"--jobs must be at least 1, not {args.jobs}.")
         os.chdir(ROOT)
-        run_all(args.backbones, args.seeds, args.jobs)
+        runner = run_all(args.backbones, args.seeds, args.jobs)
         runs = {
             backbone: {
                 seed: {stage: Training(backbone, seed, stage) for stage in ("start", "diffcast", "alone")}
@@ -201,9 +143,10 @@ def main(argv: list[str] | None = None) -> None:
             }
             for backbone in args.backbones
         }
-        baselines = RUNS / BASELINES
-        write_results(collect(runs, baselines), runs, baselines, RUNS / "results")
-        print((RUNS / "results" / "results.md").read_text())
+        folder = RUNS / "_".join(["results"] + (args.backbones if set(args.backbones) != set(BUDGETS) else []))
+        baselines = RUNS / BASELINES / "evaluation_advection"
+        write_results(collect(runs, baselines, runner.cpu_seconds), runs, baselines, folder)
+        print((folder / "results.md").read_text())
 
 
 if __name__ == "__main__":

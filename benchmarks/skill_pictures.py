@@ -33,7 +33,7 @@ def draw_results(backbones: dict, folder: Path) -> None:
 
 
 def _draw(backbones: dict, path: Path, draw_panel) -> None:
-    figure = Figure(figsize=(0.8 + 3.6 * len(backbones), 4.4), layout="constrained")
+    figure = Figure(figsize=(1.0 + 3.6 * len(backbones), 4.4), layout="constrained")
     panels = figure.subplots(1, len(backbones), sharey=True, squeeze=False)[0]
     for axes, (name, seeds) in zip(panels, backbones.items(), strict=True):
         axes.set_title(name)
@@ -41,10 +41,11 @@ def _draw(backbones: dict, path: Path, draw_panel) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         draw_panel(axes, [seed["scores"] for seed in seeds.values()])
-    panels[0].set_ylabel(panels[0].get_ylabel(), visible=True)
     for axes in panels[1:]:
         axes.set_ylabel("")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, 2 * len(panels)), frameon=False
+    )
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
@@ -52,7 +53,7 @@ def _draw(backbones: dict, path: Path, draw_panel) -> None:
 def _crps(axes: Axes, seeds: list[dict]) -> None:
     for label in STYLES:
         _curve(axes, label, [scores[label]["crps_per_lead"] for scores in seeds])
-    axes.set_ylabel("CRPS (a single forecast's: mean absolute error)")
+    axes.set_ylabel("CRPS, share of full scale")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("lead time (min)")
 
@@ -62,7 +63,7 @@ def _csi(axes: Axes, seeds: list[dict]) -> None:
     for label in shown:
         _curve(axes, label, [scores[label]["csi_per_lead"] for scores in seeds])
     matched = [scores["DiffCast"]["pm_mean"]["csi_per_lead"] for scores in seeds]
-    _curve(axes, "DiffCast", matched, name="DiffCast, probability-matched mean", dash="--")
+    _curve(axes, "DiffCast", matched, name="probability-matched mean", dash="--")
     axes.set_ylabel("CSI-M (DiffCast: mean over members)")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("lead time (min)")

@@ -11,6 +11,11 @@ def table_row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def number(value: float | None, digits: int) -> str:
+    """A number; nothing if it is unknown."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
 def interval(difference: dict, factor: float = 1, digits: int = 4) -> str:
     """`value [low, high]`, each times a factor; the value alone if it has no interval, nothing if it is unknown."""
     if difference["value"] is None:

@@ -107,7 +107,7 @@ class DiffCast(nn.Module):
         b, shape = len(frames_in), (self.segments, self.segment_length, *frames_in.shape[2:])
         time = self._draw_times(b, generator, frames_in.device)
         noise = _draw(torch.randn, b, shape, generator, frames_in.device)
-        sampled = self.previous_residual == "sampled"
+        sampled = self.previous_residual == "sampled" and self.segments > 1
         start = _draw(torch.randn, b, shape, generator, frames_in.device) if sampled else None
         return self.objective(frames_in, frames_out, time, noise, start)
 

@@ -1,33 +1,41 @@
 """The small benchmark and the choices of training run at toy size, compare what they should, and repeat nothing."""
 
+import copy
 import json
-import shutil
+import os
+import signal
+import threading
+import time
+from functools import partial
 
+import matplotlib.figure
 import pytest
 
 from benchmarks import choices, skill, skill_results
+from benchmarks.jobs import Runner, run_together
+from benchmarks.skill_pictures import draw_results
 from utils.errors import InputError
 from utils.report import bootstrap
 
 MODEL = "--backbone convgru --backbone_options dims=[8,8] kernel_sizes=[3,3] stem_dim=4 --dim 8 --dim_mults 1 2"
 SIZES = "--img_size 16 --num_workers 0 --batch_size 4 --epochs 0 --valid_every 9 --members 2 --dress"
 COSTS = "--sampler dpm --sampling_steps 2 --eval_sequences 4 --cases 0"
-OPTIONS = ["--backbones", "convgru", "--seeds", "5", "--jobs", "1"]
+OPTIONS = ["--backbones", "convgru", "--seeds", "5", "--jobs", "2"]
 
 
 @pytest.fixture(scope="module")
-def folder(storm_folder, tmp_path_factory):
-    """The folder of results of a benchmark that has run."""
+def folder(tmp_path_factory):
+    """The folder of a benchmark that has run."""
     path = tmp_path_factory.mktemp("benchmark")
-    storms = shutil.copytree(storm_folder, path / "storms")
-    (path / "mini_convgru.args").write_text(f"--data_path {storms} {MODEL} {SIZES} {COSTS} --exp_dir {path / 'runs'}")
+    runs, storms = path / "runs", path / "storms"
+    (path / "mini_convgru.args").write_text(f"--data_path {storms} {MODEL} {SIZES} {COSTS} --exp_dir {runs}")
     small = {
         skill: {
-            "RUNS": path / "runs",
+            "RUNS": runs,
             "PRESETS": path,
             "STORMS": storms,
-            "DATA": {"size": 16},
-            "BUDGETS": {"convgru": skill.Budget(start=1, diffcast=2, alone=3)},
+            "DATA": {"events": 24, "size": 16, "resolution": 16, "seed": 0},
+            "BUDGETS": {"convgru": skill.Budget(start=1, diffcast=2, alone=3), "simvp": skill.Budget(1, 1, 1)},
         },
         choices: {
             "REPLICATES": 20,
@@ -44,29 +52,41 @@ def folder(storm_folder, tmp_path_factory):
             for name, value in values.items():
                 patch.setattr(module, name, value)
         skill.main(OPTIONS)
-        yield path / "runs" / "results"
+        yield runs
 
 
-def test_results_compare_diffcast_with_all_others(folder):
-    results = json.loads((folder / "results.json").read_text())["backbones"]["convgru"]["5"]
-    assert all(seconds > 0 for seconds in results["cpu_seconds"].values())
-    scores = {name: found["crps"] for name, found in results["scores"].items()}
+@pytest.fixture
+def results(folder):
+    """What the benchmark found."""
+    return json.loads((folder / "results_convgru" / "results.json").read_text())
+
+
+@pytest.fixture
+def runner(tmp_path):
+    return Runner(tmp_path, tmp_path / "logs")
+
+
+def test_results_compare_diffcast_with_all_others(folder, results):
+    found = results["backbones"]["convgru"]["5"]
+    assert found["training_steps"] == {"start": 1, "diffcast": 2, "alone": 3}
+    assert all(seconds > 0 for seconds in found["cpu_seconds"].values())
+    scores = {name: each["crps"] for name, each in found["scores"].items()}
     assert len(set(scores.values())) == len(scores) == 8
-    for name, found in results["difference_to"].items():
-        assert found["crps"]["value"] == pytest.approx(scores["DiffCast"] - scores[name], abs=1e-6)
-        assert found["crps"]["low"] <= found["crps"]["value"] <= found["crps"]["high"]
-    assert f"| {scores['DiffCast']:.4f} |" in (folder / "results.md").read_text()
-    assert "backbone alone, dressed" in (folder / "report_convgru.html").read_text()
-    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("crps.png", "csi.png", "spectra.png"))
+    for name, difference in found["difference_to"].items():
+        assert difference["crps"]["value"] == pytest.approx(scores["DiffCast"] - scores[name], abs=1e-6)
+        assert difference["crps"]["low"] <= difference["crps"]["value"] <= difference["crps"]["high"]
+    made = folder / "results_convgru"
+    assert f"| {scores['DiffCast']:.4f} |" in (made / "results.md").read_text()
+    assert "backbone alone, dressed" in (made / "report_convgru.html").read_text()
+    assert all((made / name).read_bytes().startswith(b"\x89PNG") for name in ("crps.png", "csi.png", "spectra.png"))
 
 
-def test_what_is_finished_is_not_done_again_and_compared_with_what_is_stored(folder, monkeypatch, capsys):
-    stored = json.loads((folder / "results.json").read_text())
-    differences = stored["backbones"]["convgru"]["5"]["difference_to"]
+def test_what_is_finished_is_not_done_again_and_compared_with_what_is_stored(folder, results, monkeypatch, capsys):
+    differences = results["backbones"]["convgru"]["5"]["difference_to"]
     differences["backbone alone"]["crps"] |= {"low": 1, "high": 2}
     differences["its backbone, dressed"]["crps"] |= {"low": None, "high": None}
     monkeypatch.setattr(skill_results, "STORED", folder / "stored.json")
-    skill_results.STORED.write_text(json.dumps(stored))
+    skill_results.STORED.write_text(json.dumps(results))
     capsys.readouterr()
     skill.main(OPTIONS)
     out = capsys.readouterr().out
@@ -76,9 +96,42 @@ def test_what_is_finished_is_not_done_again_and_compared_with_what_is_stored(fol
         assert line.endswith(f"| {within} |")
 
 
+def test_results_of_another_budget_are_refused(folder, monkeypatch, capsys):
+    monkeypatch.setitem(skill.BUDGETS, "convgru", skill.Budget(start=1, diffcast=2, alone=4))
+    with pytest.raises(SystemExit, match="2"):
+        skill.main(OPTIONS)
+    assert "Singleconvgru_sevir_alone_5 was not made by the present command" in capsys.readouterr().err
+
+
+def test_tables_and_pictures_take_several_backbones_and_seeds(results, tmp_path, monkeypatch):
+    one = results["backbones"]["convgru"]["5"]
+    other = copy.deepcopy(one)
+    other["scores"]["DiffCast"] |= {"crps": 0.5, "ssim": None}
+    other["scores"]["its backbone"]["crps"] = 0.8
+    other["difference_to"]["its backbone"]["crps"] |= {"value": -0.3, "low": -0.4, "high": -0.2}
+    one["scores"]["DiffCast"]["crps"] = 0.25
+    backbones = {"convgru": {"5": one, "6": other}, "simvp": {"5": one, "6": other}}
+    lines = skill_results.summary(backbones)
+    (row,) = [line for line in lines if "DiffCast around SimVP" in line]
+    assert "| 0.3750 |  |" in row  # the mean CRPS, and an SSIM that one seed lacks
+    assert "| SimVP | 6 | -37.5 [-50.0, -25.0] |" in "\n".join(lines)
+    legends = []
+    save = matplotlib.figure.Figure.savefig
+
+    def measured(figure, *args, **kwargs):
+        save(figure, *args, **kwargs)
+        legends.append(figure.legends[0].get_window_extent().x0)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", measured)
+    for shown in (backbones, {"convgru": backbones["convgru"]}):
+        draw_results(shown, tmp_path)
+    assert len(legends) == 6
+    assert min(legends) >= 0  # centred: what fits on the left fits on the right
+
+
 def test_choices_differ_from_the_recommended_training_in_what_they_say(folder, capsys):
     choices.main(["--seed", "5", "--jobs", "1"])
-    rows = json.loads((folder / "choices.json").read_text())["rows"]
+    rows = json.loads((folder / "choices" / "choices.json").read_text())["rows"]
     assert list(rows) == ["recommended", "scratch", "sampled"]
     assert "--freeze_backbone" in rows["sampled"]["command"]
     assert "--backbone_ckpt" not in rows["scratch"]["command"]
@@ -94,17 +147,40 @@ def test_choices_differ_from_the_recommended_training_in_what_they_say(folder, c
     assert f"| {crps['sampled']:.4f} |" in out
 
 
-def test_the_small_benchmark_names_the_log_of_what_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(skill, "RUNS", tmp_path)
-    runner = skill.Runner()
+def test_a_failure_names_its_log_and_stops_the_others(runner, tmp_path):
+    slow = ["-c", f"import time, pathlib; pathlib.Path('{tmp_path}/slow').touch(); time.sleep(60)"]
+    late = ["-c", f"open('{tmp_path}/late', 'w')"]
+    broken = [
+        "-c",
+        f"import os, time\nwhile not os.path.exists('{tmp_path}/slow'): time.sleep(0.01)\nraise SystemExit(3)",
+    ]
+    commands = {"slow": slow, "broken": broken, "late": late}
+    tasks = [partial(runner.run, name, words, tmp_path / name, "never") for name, words in commands.items()]
+    started = time.monotonic()
     with pytest.raises(InputError, match=r"broken ended with status 3: see .*broken\.log"):
-        runner.run("broken", ["-c", "raise SystemExit(3)"], tmp_path / "never", tmp_path / "cost.json")
-    assert json.loads((tmp_path / "cost.json").read_text())["cpu_seconds"] > 0
-    runner.run("after", ["-c", "open('after', 'w')"], tmp_path / "after")
-    assert not (tmp_path / "after.log").exists()  # nothing is started any more
+        run_together(runner, 2, tasks)
+    assert time.monotonic() - started < 40
+    assert not (tmp_path / "late").exists()
+    assert runner.cpu_seconds("broken") > 0
 
 
-def test_processor_time_of_attempts_adds_up(tmp_path):
-    for seconds in (2.5, 4):
-        skill.add_cost(tmp_path / "cost.json", seconds)
-    assert json.loads((tmp_path / "cost.json").read_text()) == {"cpu_seconds": 6.5}
+def test_sigterm_stops_the_commands(runner, tmp_path):
+    words = ["-c", f"import time, pathlib; pathlib.Path('{tmp_path}/slow').touch(); time.sleep(60)"]
+
+    def terminate():
+        while not (tmp_path / "slow").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_together(runner, 1, [partial(runner.run, "slow", words, tmp_path / "slow_made", "never")])
+    assert not runner.running
+
+
+def test_processor_time_of_attempts_adds_up(runner, tmp_path):
+    words, seconds = ["-c", "sum(range(10**6))"], []
+    for _ in range(2):
+        runner.run("job", words, tmp_path / "made", "never")
+        seconds.append(runner.cpu_seconds("job"))
+    assert 0 < seconds[0] < seconds[1]

@@ -320,6 +320,10 @@ class TestTraining:
         expected = F.pad(forecast.residual[:, 0] / 0.5, (0, 0) * 3 + (5, 0))[:, :20]
         torch.testing.assert_close(calls[0][0][2].reshape(expected.shape), expected, atol=1e-5, rtol=1e-4)
 
+    def test_a_single_segment_has_no_previous_residual_to_sample(self, tiny):
+        model, frames = tiny(previous_residual="sampled", segment_length=20), torch.rand(1, 25, 1, 16, 16)
+        assert model(frames[:, :5], frames[:, 5:])["loss"].isfinite()
+
     @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
     def test_sampled_previous_residuals_leave_the_gradients(self, tiny, precision):
         model, frames = tiny(previous_residual="sampled"), torch.rand(2, 25, 1, 16, 16)
