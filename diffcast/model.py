@@ -114,7 +114,7 @@ class DiffCast(nn.Module):
     def _draw_times(self, sequences: int, generator: Generators, device: torch.device) -> Tensor:
         """Diffusion times `(B, S)`, each uniform, those of a sequence one in each S-th part of all times.
 
-        Spread so, they make the loss less noisy than independent ones, and the training faster.
+        Spread so, they make the loss less noisy than independent ones would.
         """
         part = _draw(torch.rand, sequences, (self.segments,), generator, device).argsort(dim=1)
         within = _draw(torch.rand, sequences, (1,), generator, device)
