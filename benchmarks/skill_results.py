@@ -187,8 +187,8 @@ def _reproduction_table(backbones: dict, stored: dict) -> list[str]:
     lines = table_head(["backbone", "seed", "DiffCast minus", "score", "here", "stored", "in the stored interval"])
     for name, seeds in backbones.items():
         for seed, here in seeds.items():
-            there = stored.get(name, {}).get(seed)
-            if there is None or there["training_steps"] != here["training_steps"]:
+            there = stored.get(name, {}).get(seed, {})
+            if there.get("training_steps") != here["training_steps"]:
                 continue
             for label, key in itertools.product(list(FORECASTS)[1:], REPRODUCED):
                 ours, theirs = (each["difference_to"][label][key] for each in (here, there))
