@@ -54,7 +54,6 @@ CHOICES = {
     "sampled": Choice("sampled previous residual", 900, "--previous_residual sampled"),
     "signal": Choice("official loss weight", 1300, "--loss_weight signal"),
     "official": Choice("and official scale", 1300, "--loss_weight signal --residual_scale 1"),
-    "batch": Choice("larger batches", 430, "--batch_size 16"),
 }
 
 
