@@ -194,7 +194,7 @@ def _reproduction_table(backbones: dict, stored: dict) -> list[str]:
                 ours, theirs = (each["difference_to"][label][key] for each in (here, there))
                 cells = [interval(ours | {"low": None}), interval(theirs), _within(ours, theirs)]
                 lines.append(table_row([name, seed, label, SCORES[key], *cells]))
-    note = "The intervals tell what other test events would change; another machine's rounding changes less."
+    note = "The intervals tell what other test events would change. On another machine, rounding makes other trainings."
     return ["## Compared with the results that come with the project", "", note, "", *lines]
 
 

@@ -1,5 +1,6 @@
 """What the README shows runs."""
 
+import json
 import re
 import shlex
 
@@ -7,6 +8,8 @@ import pytest
 
 import run
 import sample_batch
+from benchmarks import skill_results
+from benchmarks.choices import table as choices_table
 from dataset import check, download, packed, prepare, synthetic
 from tests.tiny import ROOT, arguments
 from utils import official
@@ -63,6 +66,13 @@ def test_commands_have_known_options(command, capsys):
             PARSERS[words[0]]().parse_args(words[1:])
     else:
         assert PARSERS[words[0]]().parse_args(words[1:])
+
+
+def test_tables_of_results_are_those_of_the_numbers_beside_it():
+    stored = ROOT / "resources" / "benchmark"
+    results, choices = (json.loads((stored / f"{name}.json").read_text()) for name in ("results", "choices"))
+    for table in (skill_results.summary(results["backbones"]), choices_table(choices["rows"])):
+        assert set(filter(None, table)) <= set(README.splitlines())
 
 
 def test_every_file_that_is_named_exists():
