@@ -129,19 +129,17 @@ def test_tables_and_pictures_take_several_backbones_and_seeds(results, tmp_path,
     assert min(legends) >= 0  # centred: what fits on the left fits on the right
 
 
-def test_choices_differ_from_the_recommended_training_in_what_they_say(folder, capsys):
+def test_choices_differ_from_the_benchmarks_training_in_what_they_say(folder, capsys):
     choices.main(["--seed", "5", "--jobs", "1"])
     rows = json.loads((folder / "choices" / "choices.json").read_text())["rows"]
-    assert list(rows) == ["recommended", "scratch", "sampled"]
+    assert list(rows) == ["benchmark", "scratch", "sampled"]
     assert "--freeze_backbone" in rows["sampled"]["command"]
     assert "--backbone_ckpt" not in rows["scratch"]["command"]
     assert "--freeze_backbone" not in rows["scratch"]["command"]
     crps = {name: row["scores"]["crps"] for name, row in rows.items()}
     assert len(set(crps.values())) == 3
     for name in ("scratch", "sampled"):
-        assert rows[name]["minus_recommended"]["crps"]["value"] == pytest.approx(
-            crps[name] - crps["recommended"], abs=1e-7
-        )
+        assert rows[name]["minus_benchmark"]["crps"]["value"] == pytest.approx(crps[name] - crps["benchmark"], abs=1e-7)
     out = capsys.readouterr().out
     assert "diffcast_5: started" not in out
     assert f"| {crps['sampled']:.4f} |" in out
