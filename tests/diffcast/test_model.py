@@ -285,7 +285,7 @@ class TestTraining:
 
     def test_times_and_noise_are_uniform_and_normal(self, tiny, monkeypatch):
         model, frames = tiny(timesteps=10), torch.rand(32, 5, 1, 16, 16)
-        monkeypatch.setattr(model, "objective", lambda _, __, time, noise: (time, noise))
+        monkeypatch.setattr(model, "objective", lambda _, __, time, noise, ___: (time, noise))
         for generator in (torch.Generator().manual_seed(0), seeded(*range(32)), None):
             time, noise = model(frames, frames, generator)
             assert time.shape == (32, 4)

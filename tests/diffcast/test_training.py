@@ -126,7 +126,8 @@ def interrupt_second_validation(patch):
 
 def test_diffcast_overfits_two_sequences(storm_folder, tmp_path):
     torch.manual_seed(0)
-    model = replace(tiny_architecture("simvp", use_diff=True), dim=16).build()
+    architecture = replace(tiny_architecture("simvp", use_diff=True), dim=16, residual_scale=0.22)
+    model = architecture.build(loss_weight="uniform")
     whole = build_dataset("sevir", "train", storm_folder, 16)
     two = torch.utils.data.Subset(whole, [0, 20])
     two.source, two.sequence_id = whole.source, whole.sequence_id
@@ -156,8 +157,7 @@ def test_diffcast_overfits_two_sequences(storm_folder, tmp_path):
         {},
     )
     crps = {name: values["crps"] for name, values in scores.items()}
-    assert crps["diffcast"] < 0.7 * crps["trend"], crps
-    assert crps["diffcast"] < 0.5 * crps["persistence"], crps
+    assert crps["diffcast"] < 0.3 * min(crps["trend"], crps["persistence"]), crps
 
 
 def test_validation_repeats_itself(storm_folder, tmp_path):
