@@ -12,6 +12,7 @@ from pathlib import Path
 PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: nothing is wrong, the same run may go on later
 MARKER = "PREEMPTED"  # a file that a run leaves when it ends with that status, and removes when it goes on
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+AGAIN = 2.0  # seconds after which a `Stopped` that was lost is raised again
 ECHO = 1.0  # seconds in which a signal may arrive twice: from the terminal, and passed on by a launcher
 
 
@@ -56,9 +57,23 @@ class Preemption:
 
 
 class Stopping(Preemption):
-    """While this context lasts, the first of `SIGNALS` raises `Stopped` where the process happens to be."""
+    """While this context lasts, the first of `SIGNALS` raises `Stopped` where the process happens to be.
+
+    Where that is a callback of compiled code, such as h5py's, the exception may be lost; it is raised again until the
+    context ends.
+    """
+
+    def __exit__(self, *_) -> None:
+        if self.received is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        super().__exit__()
 
     def _note(self) -> None:
+        self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._raise)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+        self._raise()
+
+    def _raise(self, *_) -> None:
         raise Stopped(self.received)
 
 

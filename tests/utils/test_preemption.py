@@ -1,23 +1,26 @@
 """The first signal is noted, its echo too, and another one ends the process."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from utils.preemption import PREEMPTED, SIGNALS, Preemption, exit_when_stopped
+from utils import preemption
+from utils.preemption import PREEMPTED, SIGNALS, Preemption, Stopped, exit_when_stopped
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_and_its_echo_are_survived(number):
     before = signal.getsignal(number)
-    with Preemption() as preemption:
+    with Preemption() as noted:
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
-        assert preemption.received == number.name
+        assert noted.received == number.name
     assert signal.getsignal(number) == before
 
 
@@ -53,7 +56,24 @@ def test_a_run_that_may_be_repeated_is_stopped_at_once(number, tmp_path, capsys)
     assert signal.getsignal(number) == before
 
 
+def test_a_stop_that_a_callback_loses_is_repeated(monkeypatch, capsys):
+    monkeypatch.setattr(preemption, "AGAIN", 0.1)
+    before = signal.getsignal(signal.SIGALRM)
+
+    def stopped_in_a_callback():
+        with contextlib.suppress(Stopped):  # as compiled code does
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+
+    with pytest.raises(SystemExit) as stop, exit_when_stopped("again"):
+        stopped_in_a_callback()
+    assert stop.value.code == PREEMPTED
+    assert "stopped after SIGTERM" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
 def test_a_training_within_notes_the_signal_instead():
-    with exit_when_stopped("again"), Preemption() as preemption:
+    with exit_when_stopped("again"), Preemption() as noted:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.received == "SIGTERM"
+        assert noted.received == "SIGTERM"
