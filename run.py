@@ -45,7 +45,7 @@ from diffcast.validation import agreed
 from utils import checkpoint
 from utils.errors import InputError, exit_on_input_error
 from utils.files import locked, replacing, writable_folder
-from utils.launch import patience, reporting_lost_processes, start_missing_processes
+from utils.launch import ending_loaders, patience, reporting_lost_processes, start_missing_processes
 from utils.log import format_table, start_logging
 from utils.preemption import MARKER, Stopped, exit_when_stopped
 from utils.provenance import provenance, sha256
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     advice = "the same command goes on" if args.eval or args.resume == "auto" else "the same with --resume goes on"
     marker = None if args.dry_run else run_folder(args) / MARKER
-    with exit_on_input_error(), exit_when_stopped(advice, marker), reporting_lost_processes():
+    with ending_loaders(), exit_on_input_error(), exit_when_stopped(advice, marker), reporting_lost_processes():
         arguments.check(args)
         run(args)
 

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dataset.sevir import EventWindows
+from utils.errors import InputError
 
 
 def derived_seed(*keys: int) -> int:
@@ -105,7 +106,10 @@ def load_batches(
     device: torch.device,
     worker_init: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Indices `(B,)` and frames `(B, T, C, H, W)` of each batch; frames on the device, in [0, 1], NaN where missing."""
+    """Indices `(B,)` and frames `(B, T, C, H, W)` of each batch; frames on the device, in [0, 1], NaN where missing.
+
+    Raises `InputError` if the system has no room for the processes that load data.
+    """
     loader = DataLoader(
         Numbered(dataset),
         batch_sampler=batches,
@@ -114,7 +118,14 @@ def load_batches(
         prefetch_factor=4 if workers and len(batches) else None,
         worker_init_fn=worker_init,
     )
-    for indices, frames in loader:
+    try:
+        loaded = iter(loader)
+    except OSError as error:
+        raise InputError(
+            f"cannot start processes that load data ({error.strerror}); provide more shared memory (/dev/shm), or give "
+            "--num_workers 0."
+        ) from None
+    for indices, frames in loaded:
         yield indices, as_frames(frames.to(device, non_blocking=True))
 
 

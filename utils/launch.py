@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -68,26 +69,47 @@ def _set_patience(timeout: timedelta) -> None:
 
 
 @contextlib.contextmanager
+def ending_loaders() -> Iterator[None]:
+    """Kill the processes that load data when the block ends, however it ends.
+
+    They outlive one SIGTERM (see `shield_worker`), which is all that they get from multiprocessing before it waits for
+    them at the interpreter's exit.
+    """
+    try:
+        yield
+    finally:
+        if left := multiprocessing.active_children():
+            before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would report their end as an error
+            for process in left:
+                process.kill()
+            for process in left:
+                process.join()
+            signal.signal(signal.SIGCHLD, before)
+
+
+@contextlib.contextmanager
 def reporting_lost_processes() -> Iterator[None]:
     """Turn the errors of a process that has lost one it depends on into an `InputError`, which names the loss."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError, EOFError, MemoryError) as error:
         text = str(error)
-        if "DataLoader worker" in text:
-            raise _lost_worker(text) from error
+        handing_over = isinstance(error, ConnectionError | EOFError)  # a batch, when the loading process was lost
+        if "DataLoader worker" in text or handing_over:
+            raise _lost_loader(text or "it ended while it handed over a batch") from error
         if isinstance(error, torch.distributed.DistError) or "gloo" in text.lower():
             raise InputError(
                 "another process of this run was lost or stopped answering; find its own message, and go on with "
                 f"--resume ({text.splitlines()[0].rstrip('.')})."
             ) from error
         raise
-    except (ConnectionError, EOFError) as error:  # it was just handing over a batch
-        raise _lost_worker(str(error)) from error
 
 
-def _lost_worker(reason: str) -> InputError:
+def _lost_loader(text: str) -> InputError:
+    """The cause: the first line of an error, the last one of an error that arrives with its traceback."""
+    lines = text.splitlines()
+    cause = lines[-1 if lines[0].startswith("Caught ") else 0].strip(" .")
     return InputError(
-        f"a process that loads data was lost ({reason.splitlines()[0].strip(' .') if reason else 'end of its data'}); "
-        "if memory was short, lower --num_workers, and go on with --resume."
+        f"a process that loads data was lost ({cause}); if memory or shared memory (/dev/shm) was short, provide more "
+        "or lower --num_workers, and go on with --resume."
     )

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 import run
 from tests.chaos import disk
+from utils.errors import InputError
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.chaos.lives"])
@@ -122,24 +123,36 @@ def be_impatient(seconds: float) -> None:
 
 def spoil(*indices: int) -> None:
     """Let training sequences be infinite."""
+    _replace_training_set(lambda index, frames: frames.fill_(float("inf")) if index in indices else frames)
+
+
+def damage() -> None:
+    """Let no training sequence be readable."""
+
+    def fail(*_):
+        raise InputError("Cannot read an event; download the file again.")
+
+    _replace_training_set(fail)
+
+
+def _replace_training_set(change: Callable) -> None:
     whole = run.open_split
 
-    def spoilt(args, split):
-        return Spoilt(whole(args, split), indices) if split == "train" else whole(args, split)
+    def changed(args, split):
+        return Changed(whole(args, split), change) if split == "train" else whole(args, split)
 
-    run.open_split = spoilt
+    run.open_split = changed
 
 
-class Spoilt(Dataset):
-    """A data set of which some sequences are infinite."""
+class Changed(Dataset):
+    """A data set whose items are changed by a function of index and frames."""
 
-    def __init__(self, dataset: Dataset, indices: tuple[int, ...]):
-        self.dataset, self.indices = dataset, indices
+    def __init__(self, dataset: Dataset, change: Callable):
+        self.dataset, self.change = dataset, change
         self.sequence_id, self.source = dataset.sequence_id, dataset.source
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int):
-        frames = self.dataset[index]
-        return frames.fill_(float("inf")) if index in self.indices else frames
+        return self.change(index, self.dataset[index])

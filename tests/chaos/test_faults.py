@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffcast.loading import TrainingBatches
-from tests.chaos.lives import Life, be_impatient, fill_disk_at, spoil
+from tests.chaos.lives import Life, be_impatient, damage, fill_disk_at, spoil
 from tests.tiny import arguments, read_losses
 from utils import checkpoint
 from utils.preemption import PREEMPTED
@@ -90,6 +90,13 @@ def test_processes_that_load_data_survive_what_asks_their_run_to_stop(begin, is_
         assert life.wait(60), life.told()
         assert life.statuses == [PREEMPTED], life.told()
     assert checkpoint.newest_whole(checkpoints)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_ends_a_run_together_with_the_processes_that_load_its_data(begin, processes):
+    with begin("--num_workers", "2", processes=processes, prepare=(damage,)) as life:
+        stops_with_one_sentence(life, "error: Cannot read an event; download the file again.")
+        assert life.statuses == [2] * processes
 
 
 def test_a_full_disk_ends_all_processes_and_keeps_the_last_checkpoint(begin, checkpoints):
