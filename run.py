@@ -12,7 +12,8 @@ Results appear in Exps/<exp_dir>/<Diff|Single><backbone>_<dataset>[_<exp_note>].
 Exit status 0 is success, 2 a mistake, told in one sentence, and 75 a run that was asked to stop and may go on: upon
 SIGTERM, SIGINT or SIGUSR1, a training finishes its step and writes a checkpoint, everything else stops at once, and an
 evaluation keeps the parts that it has scored. A second signal ends the run at once. The same command, a training's with
---resume, goes on. A run that was stopped leaves a file PREEMPTED in its folder and removes it when it goes on.
+--resume, goes on. A training that was stopped leaves a file PREEMPTED in its folder and removes it when it goes on; an
+evaluation is finished when its folder holds metrics.json.
 
 With several processes the launcher's status arrives instead: torchrun and accelerate end with 1 for whatever is not 0,
 and with 128 plus its number if the signal ends the launcher itself, so a job script asks for PREEMPTED. torchrun passes
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     args = build_parser().parse_args(argv)
     advice = "the same command goes on" if args.eval or args.resume == "auto" else "the same with --resume goes on"
-    marker = None if args.dry_run else run_folder(args) / MARKER
+    marker = None if args.dry_run or args.eval else run_folder(args) / MARKER
     with ending_loaders(), exit_on_input_error(), exit_when_stopped(advice, marker), reporting_lost_processes():
         arguments.check(args)
         run(args)
@@ -87,8 +88,6 @@ def run(args) -> None:
     if args.dry_run:
         dry_run(args, model, accelerator)
         return
-    with contextlib.suppress(OSError):
-        (folder / MARKER).unlink()
     if not args.eval:
         finished = start_training(args, accelerator, model, architecture, folder)
         accelerator.free_memory()
@@ -119,6 +118,8 @@ def start_training(args, accelerator: Accelerator, model, architecture: Architec
     writable_folder(checkpoints, "the checkpoints")
     with alone_in(folder, accelerator):
         if accelerator.is_main_process:
+            with contextlib.suppress(OSError):
+                (folder / MARKER).unlink()
             with replacing(folder / "params.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(plain_settings(args), sort_keys=False))
         start_logging(folder / "run.log", accelerator.is_main_process)

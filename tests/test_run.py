@@ -11,6 +11,7 @@ import pytest
 import run
 from diffcast.arguments import build_parser, check, evaluation_settings
 from tests.tiny import arguments, read_losses, run_py
+from utils.preemption import MARKER
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +181,18 @@ def test_a_damaged_checkpoint_is_not_resumed_by_its_name(trained, storm_folder, 
         run.main(arguments(storm_folder, tmp_path, "--use_diff", "--resume", str(path)))
     assert stop.value.code == 2
     assert "ckpt-9 is damaged: the bytes of training.pt differ" in capsys.readouterr().err
+
+
+def test_only_a_training_that_goes_on_removes_the_mark_of_a_stopped_one(trained, storm_folder, tmp_path):
+    folder = shutil.copytree(trained[1], tmp_path / "Diffsimvp_sevir")
+    (folder / MARKER).write_text("stopped\n")
+    for words in ("--resume --lr 9", "--resume --data_path /not/mounted", "--dim 16", ""):
+        with pytest.raises(SystemExit):
+            run.main(arguments(storm_folder, tmp_path, "--use_diff", *words.split()))
+    run.main(arguments(storm_folder, tmp_path, "--use_diff", "--eval", "--ckpt_milestone", "best"))
+    assert (folder / MARKER).exists()
+    run.main(arguments(storm_folder, tmp_path, "--use_diff", "--members", "2", "--resume"))
+    assert not (folder / MARKER).exists()
 
 
 def test_a_diverging_training_says_so(storm_folder, tmp_path, capsys):

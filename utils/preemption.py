@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: nothing is wrong, the same run may go on later
-MARKER = "PREEMPTED"  # a file that a run leaves when it ends with that status, and removes when it goes on
+MARKER = "PREEMPTED"  # a file that a training leaves when it ends with that status, and removes when it goes on
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 AGAIN = 2.0  # seconds after which a `Stopped` that was lost is raised again
 ECHO = 1.0  # seconds in which a signal may arrive twice: from the terminal, and passed on by a launcher
