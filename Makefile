@@ -6,12 +6,14 @@ RUN := $(VENV)/bin/python
 .PHONY: demo benchmark test chaos fuzz lint clean
 
 demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and draw its forecasts
-	test -f demo/sevir/CATALOG.csv || $(RUN) -m dataset.synthetic --out demo/sevir --events 120 --seed 1
-	$(RUN) -m dataset.packed --data_path demo/sevir --img_size 32
-	$(RUN) run.py @resources/demo.args --lr 4e-3 --training_steps 1000 --resume
-	$(RUN) run.py @resources/demo.args --lr 6e-3 --training_steps 500 --resume --use_diff --freeze_backbone \
+	@echo "1 of 4, about 15 s: 120 synthetic events, and a packed cache of them"
+	@test -f demo/sevir/CATALOG.csv || $(RUN) -m dataset.synthetic --out demo/sevir --events 120 --seed 1
+	@$(RUN) -m dataset.packed --data_path demo/sevir --img_size 32
+	@echo "2 of 4, about 2 min: train the backbone"
+	@$(RUN) run.py @resources/demo.args --lr 4e-3 --training_steps 1000 --resume
+	@echo "3 of 4, about 2 min: train DiffCast around it; 4 of 4, about 1 min: evaluate it with 8 members"
+	@$(RUN) run.py @resources/demo.args --lr 6e-3 --training_steps 500 --resume --use_diff --freeze_backbone \
 	    --backbone_ckpt Exps/demo/Singleconvgru_sevir/checkpoints/best.safetensors
-	$(RUN) sample_batch.py --members 8 --out demo/samples
 
 benchmark: $(VENV)/ready  ## what DiffCast adds to each backbone, or to one: make benchmark BACKBONE=simvp
 	$(RUN) -m benchmarks.skill $(if $(BACKBONE),--backbones $(BACKBONE))
@@ -35,5 +37,6 @@ clean:
 $(VENV)/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed.")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "installing PyTorch and some forty packages into $(VENV): one to ten minutes"
+	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@

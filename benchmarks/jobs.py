@@ -28,11 +28,6 @@ ENVIRONMENT = {
 }
 
 
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Runner:
     """Runs commands and keeps, for each, `<name>.log` and `<name>.json`: the command and the seconds that it took."""
 

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.jobs import Runner, processors, run_together
+from benchmarks.jobs import Runner, run_together
 from benchmarks.skill_results import collect, write_results
 from utils.errors import InputError, exit_on_input_error
+from utils.processors import processors
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("Exps/benchmark")

@@ -22,6 +22,7 @@ from dataset.radar_h5 import LAYOUTS
 from dataset.sevir import Sevir
 from dataset.sevir_lr import SevirLR
 from utils.errors import InputError, exit_on_input_error
+from utils.processors import loading_processes
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Check a data set; exits with status 1 if something is wrong and stays so."""
     args = build_parser().parse_args(arguments)
-    if args.num_workers < 0:
-        raise InputError(f"--num_workers {args.num_workers} is not possible; use 0 or more.")
-    report = check(args.dataset, args.data_path, args.split_scheme, args.num_workers)
+    report = check(args.dataset, args.data_path, args.split_scheme, loading_processes(args.num_workers))
     logger.info("%s", format_report(report))
     faults = fix(report) if args.fix and report.faults else report.faults
     if faults:

@@ -34,6 +34,7 @@ from dataset.sevir import (
 )
 from dataset.synthetic import ensure
 from utils.errors import InputError, exit_on_input_error
+from utils.processors import loading_processes
 
 logger = logging.getLogger(__name__)
 
@@ -306,10 +307,11 @@ def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     if args.dataset == "synthetic":
         ensure(args.data_path)
-    folder = pack(args.dataset, args.data_path, args.img_size, args.split_scheme, args.out, args.num_workers)
+    workers = loading_processes(args.num_workers)
+    folder = pack(args.dataset, args.data_path, args.img_size, args.split_scheme, args.out, workers)
     logger.info("the packed cache %s is complete", folder)
     if args.verify:
-        wrong = verify(folder, args.data_path, args.img_size, args.split_scheme, args.num_workers)
+        wrong = verify(folder, args.data_path, args.img_size, args.split_scheme, workers)
         if wrong:
             raise InputError(
                 f"{len(wrong)} events in {folder} differ from their source, the first is {wrong[0]}; "

@@ -17,6 +17,7 @@ from diffcast.samplers import SAMPLERS, STEPS
 from diffcast.training import TrainingSettings
 from models import BACKBONES
 from utils.errors import InputError
+from utils.processors import loading_processes
 
 # What a resumed training must have in common with the interrupted one, so that it is the same training.
 COURSE = (
@@ -148,7 +149,12 @@ def _data_arguments(group) -> None:
     group.add_argument("--seq_len", type=int, default=25, help="frames of a sequence")
     group.add_argument("--frames_in", type=int, default=5, help="of these, observed")
     group.add_argument("--frames_out", type=int, default=20, help="of these, to forecast")
-    group.add_argument("--num_workers", type=int, default=4, help="processes that load data, per process")
+    group.add_argument(
+        "--num_workers",
+        type=int,
+        default=4,
+        help="processes that load data for each process of the run, at most one per processor",
+    )
 
 
 def _training_arguments(group) -> None:
@@ -294,9 +300,10 @@ def check(args: argparse.Namespace) -> None:
     for name in positive.split():
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name} must be at least 1, not {getattr(args, name)}.")
-    for name in ["epochs", "warmup_steps", "num_workers", "early_stop", "cases", "seed"]:
+    for name in ["epochs", "warmup_steps", "early_stop", "cases", "seed"]:
         if getattr(args, name) < 0:
             raise InputError(f"--{name} must not be negative, as {getattr(args, name)} is.")
+    args.num_workers = loading_processes(args.num_workers)
     if args.img_channel != 1:
         raise InputError(f"--img_channel {args.img_channel}: the data sets have one channel; leave it at 1.")
     check_sampling(args)
