@@ -1,0 +1,150 @@
+"""The training loop on a GPU: speed, memory, where its host's time goes, and whether it repeats itself."""
+
+import math
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+import run
+from benchmarks.training import packed_storms
+from dataset import build_dataset
+from diffcast.arguments import architecture_of, training_settings
+from diffcast.summary import training_cost
+from diffcast.training import Trainer
+
+
+
+class Timed(Trainer):
+    """A training that ends after some readings of its losses, and knows what its host waited for.
+
+    Each reading waits until the device has done what it was asked for, so the time from one to the next is that of the
+    steps between them.
+    """
+
+    readings: list[tuple[float, float, float]]  # when each ended; seconds that were waited for data, for the device
+    rounds: int  # stretches from one reading to the next to time, after a first one
+    until: float  # the time after which it ends at the next reading
+
+    def run(self) -> bool:
+        self.readings, self.data, self.device = [], 0.0, 0.0
+        self.left = self.started = time.perf_counter()
+        return super().run()
+
+    def row(self) -> dict:
+        """The numbers."""
+        steps = self.step // len(self.readings)
+        ends = [end for end, *_ in self.readings]
+        (first, *before), (last, *after) = self.readings[0], self.readings[-1]
+        per_step = statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False)) / steps
+        data, device = ((b - a) / (last - first) for a, b in zip(before, after, strict=True))
+        return {
+            "s to first reading": first - self.started,
+            "steps/s": 1 / per_step,
+            "sequences/s": self.settings.batch_size * self.accelerator.num_processes / per_step,
+            "waits for data": data,
+            "waits for device": device,
+            "launching": 1 - data - device,
+        }
+
+    def _accumulate(self, number: int, frames: Tensor) -> dict[str, Tensor]:
+        self.data += time.perf_counter() - self.left
+        terms = super()._accumulate(number, frames)
+        self.left = time.perf_counter()
+        return terms
+
+    def _update(self) -> Tensor:
+        norm = super()._update()
+        self.left = time.perf_counter()
+        return norm
+
+    def _read(self, *given) -> None:
+        started = time.perf_counter()
+        super()._read(*given)
+        self.left = time.perf_counter()
+        self.device += self.left - started
+        self.readings.append((self.left, self.data, self.device))
+
+    def _is_stale(self) -> bool:
+        late = len(self.readings) > 1 and time.time() > self.until
+        return late or len(self.readings) > self.rounds
+
+
+def words(sizes, backbone: str, *more: str) -> list[str]:
+    """Arguments of `run.py` for a training."""
+    return [
+        *("--use_diff", "--backbone", backbone, "--backbone_options", *sizes.backbones[backbone]),
+        *("--img_size", str(sizes.img_size), "--dim", str(sizes.dim), "--dim_mults", *map(str, sizes.dim_mults)),
+        *("--batch_size", str(sizes.batch), "--num_workers", str(sizes.workers)),
+        *("--max_bad_steps", str(sizes.steps), "--training_steps", "1000000", "--valid_every", "1000000"),
+        *more,
+    ]
+
+
+def prepared(folder: Path, given: list[str]):
+    """Arguments, model and accelerator as `run.py` makes them."""
+    args = run.build_parser().parse_args(given)
+    torch.manual_seed(args.seed)
+    model = architecture_of(args).build(gradient_checkpointing=args.gradient_checkpointing)
+    return args, model, run.make_accelerator(args, folder)
+
+
+def storms(accelerator: Accelerator, folder: Path, img_size: int):
+    """Packed storms, which the first who asks writes."""
+    data = folder / f"storms_{img_size}"
+    with accelerator.main_process_first():
+        if not data.exists():
+            partial = data.with_suffix(".partial")
+            packed_storms(partial, img_size, 25)
+            partial.rename(data)
+    return build_dataset("sevir", "train", data, img_size, 25)
+
+
+def trained(bench, backbone: str, *more: str, until: float) -> dict:
+    """Speed of a training, and its share of the peak."""
+    args, model, accelerator = prepared(bench.folder, words(bench.sizes, backbone, *more))
+    data = storms(accelerator, bench.folder, bench.sizes.img_size)
+    run_folder = bench.folder / f"run_{time.monotonic_ns()}"
+    if accelerator.is_main_process:
+        (run_folder / "checkpoints").mkdir(parents=True)
+    flops = training_cost(architecture_of(args).build())[0] * bench.sizes.batch
+    training = Timed(accelerator, model, data, data, training_settings(args), run_folder, {})
+    training.rounds = bench.sizes.rounds
+    training.until = math.inf if accelerator.num_processes > 1 else until
+    training.run()
+    row = training.row()
+    rate = flops * row["steps/s"] / 1e12
+    peak = bench.peak(torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32)
+    return row | {"TFLOP/step": flops / 1e12, "TFLOP/s": rate, "of peak": rate / peak}
+
+
+def repeated(bench, deterministic: bool) -> dict:
+    """Three steps, the same again, and the third one again from a checkpoint after the second."""
+    torch.backends.cudnn.deterministic = deterministic
+    name = "deterministic" if deterministic else "default"
+    weights, losses = {}, {}
+    for kind, resume in {"first": None, "again": None, "resumed": f"{name}_first"}.items():
+        args, model, accelerator = prepared(
+            bench.folder,
+            words(bench.sizes, "simvp", "--lr", "1e-3", "--warmup_steps", "0", "--scheduler", "constant")
+            + ["--training_steps", "3", "--epochs", "0", "--valid_every", "2", "--valid_sequences", "2"],
+        )
+        data = storms(accelerator, bench.folder, bench.sizes.img_size)
+        run_folder = bench.folder / f"{name}_{kind}"
+        (run_folder / "checkpoints").mkdir(parents=True)
+        path = resume and bench.folder / resume / "checkpoints" / "ckpt-2"
+        run.train(accelerator, model, data, data, training_settings(args), run_folder, {}, path)
+        weights[kind] = torch.cat([p.detach().flatten() for p in model.parameters()])
+        losses[kind] = (run_folder / "losses.csv").read_text().splitlines()[-1]
+        accelerator.free_memory()
+    torch.backends.cudnn.deterministic = False
+    differences = {kind: (weights[kind] - weights["first"]).abs().max().item() for kind in ("again", "resumed")}
+    return {
+        "again, weights": differences["again"],
+        "again, loss": "equal" if losses["again"] == losses["first"] else "differs",
+        "resumed, weights": differences["resumed"],
+        "resumed, loss": "equal" if losses["resumed"] == losses["first"] else "differs",
+    }
