@@ -168,7 +168,8 @@ def official_forecast(official: DiffCast, frames: Tensor, steps: int) -> Tensor:
     local, last = official.motion(torch.cat([2 * frames - 1, mu], dim=1), official.frames_in)
     segments = [frames.new_zeros(1, official.segment_length, *official.frame_shape)]
     for s in range(official.segments):
-        given = {"condition": segments[-1], "context": last if s else local, "segment": torch.tensor([s], device=frames.device)}
+        index = torch.tensor([s], device=frames.device)
+        given = {"condition": segments[-1], "context": last if s else local, "segment": index}
         denoise = partial(direct, official.residual, **given)
         segments.append(SAMPLERS["ddim"](denoise, torch.randn_like(segments[-1]), official.schedule, steps))
     return torch.cat(segments[1:], dim=1)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu --out gpu.json [--budget 7.5] [--only device golden] [--toy]
 
-Each section (see `SECTIONS`) runs in a process of its own, is stopped at its time limit, and goes to the file as soon as
-it is done; what it measured until it failed or was stopped is kept. A section that no longer fits into the budget is
-skipped. The exit status is 1 if anything failed. Without a GPU the same runs on the processor, which takes hours unless
-it is at `--toy` sizes. Peak memory is that of PyTorch's allocator, the share of the peak is against a matrix product
+Each section (see `SECTIONS`) runs in a process of its own, is stopped at its time limit, and goes to the file as soon
+as it is done; what it measured until it failed or was stopped is kept. A section that no longer fits into the budget is
+skipped. The exit status is 1 if anything failed. Without a GPU the same runs on the processor, which takes hours but at
+`--toy` sizes. Peak memory is that of PyTorch's allocator, the share of the peak is against a matrix product
 measured by the same process, float32 multiplies in TF32 except for golden outputs and the references of precision.
 """
 

@@ -106,7 +106,7 @@ def comparisons(device: torch.device) -> Iterator[tuple[str, Callable[[], Pairs]
         with torch.enable_grad():
             terms = model.objective(given["frames_in"], given["frames_gt"], given["t"].T, noise)
             terms["loss"].backward()
-        names = dict(deterministic="det_loss", diffusion="diff_loss_mean", loss="total")
+        names = {"deterministic": "det_loss", "diffusion": "diff_loss_mean", "loss": "total"}
         norms = dict(zip(golden["grad_names"], golden["grad_norms"], strict=True))
         norms = rename(norms, model.official_names, model.official_dropped)
         ratios = torch.stack([p.grad.norm() / float(norms[name]) for name, p in model.named_parameters()])

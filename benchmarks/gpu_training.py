@@ -1,8 +1,11 @@
 """The training loop on a GPU: speed, memory, where its host's time goes, and whether it repeats itself."""
 
+import itertools
 import math
 import statistics
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,12 +13,44 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import run
+from benchmarks.gpu_bench import Bench, Case, Sizes
 from benchmarks.training import packed_storms
 from dataset import build_dataset
 from diffcast.arguments import architecture_of, training_settings
 from diffcast.summary import training_cost
 from diffcast.training import Trainer
 
+THREE_STEPS = [
+    "--lr",
+    "1e-4",
+    "--warmup_steps",
+    "0",
+    "--scheduler",
+    "constant",
+    "--epochs",
+    "0",
+    "--training_steps",
+    "3",
+    "--valid_every",
+    "2",
+    "--valid_sequences",
+    "2",
+]
+SECONDS = 12  # of one training, once it has read its losses twice
+
+
+def training(bench: Bench, precision: str) -> Iterator[Case]:
+    """Steps of both forecasters, with and without gradient checkpointing."""
+    for more in ((), ("--gradient_checkpointing",)):
+        for backbone in bench.sizes.backbones:
+            words = [backbone, "--mixed_precision", precision, *more]
+            yield " ".join([backbone, *more]), SECONDS, partial(trained, bench, *words)
+
+
+def compiled(bench: Bench) -> Iterator[Case]:
+    """Steps with torch.compile, whose first ones take long."""
+    for backbone in bench.sizes.backbones:
+        yield backbone, 40, partial(trained, bench, backbone, "--mixed_precision", "bf16", "--compile")
 
 
 class Timed(Trainer):
@@ -39,7 +74,7 @@ class Timed(Trainer):
         steps = self.step // len(self.readings)
         ends = [end for end, *_ in self.readings]
         (first, *before), (last, *after) = self.readings[0], self.readings[-1]
-        per_step = statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False)) / steps
+        per_step = statistics.median(b - a for a, b in itertools.pairwise(ends)) / steps
         data, device = ((b - a) / (last - first) for a, b in zip(before, after, strict=True))
         return {
             "s to first reading": first - self.started,
@@ -73,7 +108,7 @@ class Timed(Trainer):
         return late or len(self.readings) > self.rounds
 
 
-def words(sizes, backbone: str, *more: str) -> list[str]:
+def words(sizes: Sizes, backbone: str, *more: str) -> list[str]:
     """Arguments of `run.py` for a training."""
     return [
         *("--use_diff", "--backbone", backbone, "--backbone_options", *sizes.backbones[backbone]),
@@ -103,7 +138,7 @@ def storms(accelerator: Accelerator, folder: Path, img_size: int):
     return build_dataset("sevir", "train", data, img_size, 25)
 
 
-def trained(bench, backbone: str, *more: str, until: float) -> dict:
+def trained(bench: Bench, backbone: str, *more: str) -> dict:
     """Speed of a training, and its share of the peak."""
     args, model, accelerator = prepared(bench.folder, words(bench.sizes, backbone, *more))
     data = storms(accelerator, bench.folder, bench.sizes.img_size)
@@ -113,7 +148,7 @@ def trained(bench, backbone: str, *more: str, until: float) -> dict:
     flops = training_cost(architecture_of(args).build())[0] * bench.sizes.batch
     training = Timed(accelerator, model, data, data, training_settings(args), run_folder, {})
     training.rounds = bench.sizes.rounds
-    training.until = math.inf if accelerator.num_processes > 1 else until
+    training.until = math.inf if accelerator.num_processes > 1 else time.time() + SECONDS
     training.run()
     row = training.row()
     rate = flops * row["steps/s"] / 1e12
@@ -121,17 +156,13 @@ def trained(bench, backbone: str, *more: str, until: float) -> dict:
     return row | {"TFLOP/step": flops / 1e12, "TFLOP/s": rate, "of peak": rate / peak}
 
 
-def repeated(bench, deterministic: bool) -> dict:
+def repeated(bench: Bench, deterministic: bool) -> dict:
     """Three steps, the same again, and the third one again from a checkpoint after the second."""
     torch.backends.cudnn.deterministic = deterministic
     name = "deterministic" if deterministic else "default"
     weights, losses = {}, {}
     for kind, resume in {"first": None, "again": None, "resumed": f"{name}_first"}.items():
-        args, model, accelerator = prepared(
-            bench.folder,
-            words(bench.sizes, "simvp", "--lr", "1e-3", "--warmup_steps", "0", "--scheduler", "constant")
-            + ["--training_steps", "3", "--epochs", "0", "--valid_every", "2", "--valid_sequences", "2"],
-        )
+        args, model, accelerator = prepared(bench.folder, words(bench.sizes, "simvp", *THREE_STEPS))
         data = storms(accelerator, bench.folder, bench.sizes.img_size)
         run_folder = bench.folder / f"{name}_{kind}"
         (run_folder / "checkpoints").mkdir(parents=True)
