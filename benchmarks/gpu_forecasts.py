@@ -28,7 +28,7 @@ def forecasts(bench: Bench) -> Iterator[Case]:
     for backbone in sizes.backbones:
         official = bench.model(backbone)
         ours = place(copy.deepcopy(official), bench.device)
-        yield f"{backbone}, official", 15, partial(against_official, bench, official, ours)
+        yield f"{backbone}, official", 15, partial(against_official, bench, backbone, official, ours)
         for precision in PRECISIONS:
             for members in (1, sizes.members):
                 yield f"{backbone}, dpm, {precision}", 5, partial(parts, bench, ours, members, precision)
@@ -39,12 +39,12 @@ def forecasts(bench: Bench) -> Iterator[Case]:
 
 
 @torch.no_grad()
-def against_official(bench: Bench, official: DiffCast, ours: DiffCast) -> list[dict]:
+def against_official(bench: Bench, name: str, official: DiffCast, ours: DiffCast) -> list[dict]:
     """Rows of `benchmarks.forecast` for whole forecasts."""
     rows = compare_forecasts(official, ours, bench.sizes.members, bench.sizes.rounds, full=False)
     return [
         {
-            "case": f"{row['form']}, {row['sampler']} {row['steps']}, {row['precision']}"
+            "case": f"{name}, {row['form']}, {row['sampler']} {row['steps']}, {row['precision']}"
             + ", extrapolated" * row["extrapolated"],
             "members": row["members"],
             "s": row["median"],

@@ -3,6 +3,7 @@
 import argparse
 import gc
 import json
+import os
 import subprocess
 import sys
 import time
@@ -96,14 +97,14 @@ def processes(bench: Bench) -> Iterator[Case]:
     if (number := torch.cuda.device_count()) < 2:
         yield "two processes", 0, lambda: {"skipped": f"this machine has {number} GPU(s)"}
         return
-    yield "two processes", 30, partial(two_processes, bench, "--multi_gpu")
+    yield "two processes", 30, partial(two_processes, bench)
 
 
-def two_processes(bench: Bench, launch: str) -> list[dict]:
+def two_processes(bench: Bench) -> list[dict]:
     """Rows of the section `two`, run by two processes."""
     rows = bench.folder / "two.json"
     words = ["two", rows, "--folder", bench.folder, "--until", bench.until, *["--toy"] * (bench.sizes is TOY)]
-    launcher = ["-m", "accelerate.commands.launch", launch, "--num_processes", 2, "-m"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "-m"]
     command(*launcher, "benchmarks.gpu_sections", *words)
     return json.loads(rows.read_text())
 
@@ -148,8 +149,9 @@ def run(name: str, bench: Bench, out: Path) -> bool:
             rows.append({"case": case, "skipped": "no time left"})
         else:
             rows += measured(bench, case, compute)
-        with replacing(out) as temporary:
-            temporary.write_text(json.dumps(rows, indent=1) + "\n")
+        if os.environ.get("RANK", "0") == "0":
+            with replacing(out) as temporary:
+                temporary.write_text(json.dumps(rows, indent=1) + "\n")
     return not any("failed" in row for row in rows)
 
 
