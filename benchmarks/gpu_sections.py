@@ -26,6 +26,8 @@ from utils.provenance import ROOT
 def device(bench: Bench) -> Iterator[Case]:
     """What it is, and what it can do at most."""
     yield "", 1, lambda: [{"case": name, "value": value} for name, value in facts(bench).items()]
+    if bench.device.type == "cuda":
+        yield "driver", 1, driver
     for name, dtype, on in (
         ("bfloat16", torch.bfloat16, True),
         ("TF32", torch.float32, True),
@@ -40,7 +42,6 @@ def facts(bench: Bench) -> dict:
     if bench.device.type != "cuda":
         return about
     properties = torch.cuda.get_device_properties(0)
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     return about | {
         "name": properties.name,
         "GPUs": torch.cuda.device_count(),
@@ -48,8 +49,13 @@ def facts(bench: Bench) -> dict:
         "compute capability": f"{properties.major}.{properties.minor}",
         "TF32": properties.major >= 8,
         "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
-        "driver": subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0],
     }
+
+
+def driver() -> dict:
+    """The version of NVIDIA's driver."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return {"value": subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0]}
 
 
 def peak(bench: Bench, dtype: torch.dtype, on: bool) -> dict:
