@@ -60,6 +60,7 @@ class Bench:
         self.folder = folder  # for data, checkpoints and other files
         self.until = until  # Unix time after which nothing new is started
         self.device = default_device()
+        self.flops: dict[str, int] = {}  # of a training step, by backbone
 
     def peak(self, dtype: torch.dtype) -> float:
         """TFLOP/s of a large matrix product."""

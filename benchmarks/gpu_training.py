@@ -133,15 +133,16 @@ def trained(bench: Bench, backbone: str, *more: str) -> dict:
     run_folder = bench.folder / f"run_{time.monotonic_ns()}"
     if accelerator.is_main_process:
         (run_folder / "checkpoints").mkdir(parents=True)
-    flops = training_cost(architecture_of(args).build())[0] * bench.sizes.batch
+    if backbone not in bench.flops:
+        bench.flops[backbone] = training_cost(architecture_of(args).build())[0] * bench.sizes.batch
     training = Timed(accelerator, model, data, data, training_settings(args), run_folder, {})
     training.rounds = bench.sizes.rounds
     training.until = math.inf if accelerator.num_processes > 1 else time.time() + SECONDS
     training.run()
     row = training.row()
-    rate = flops * row["steps/s"] / 1e12
+    rate = bench.flops[backbone] * row["steps/s"] / 1e12
     peak = bench.peak(torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32)
-    return row | {"TFLOP/step": flops / 1e12, "TFLOP/s": rate, "of peak": rate / peak}
+    return row | {"TFLOP/step": bench.flops[backbone] / 1e12, "TFLOP/s": rate, "of peak": rate / peak}
 
 
 def repeated(bench: Bench, deterministic: bool) -> dict:
