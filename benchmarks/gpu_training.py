@@ -22,7 +22,7 @@ from diffcast.training import Trainer
 
 THREE_STEPS = [  # a checkpoint after two of them
     *("--warmup_steps", "0", "--scheduler", "constant", "--epochs", "0", "--training_steps", "3"),
-    *("--valid_every", "2", "--valid_sequences", "2"),
+    *("--valid_every", "2", "--max_bad_steps", "10"),
 ]
 SECONDS = 12  # of one training, once it has read its losses twice
 
@@ -145,26 +145,43 @@ def trained(bench: Bench, backbone: str, *more: str) -> dict:
     return row | {"TFLOP/step": bench.flops[backbone] / 1e12, "TFLOP/s": rate, "of peak": rate / peak}
 
 
+class Unvalidated(Trainer):
+    """A training that writes a checkpoint where it would validate, except after its last step."""
+
+    def _validate(self) -> bool:
+        self.pending = False
+        if self.step < self.total:
+            self._save(None)
+        return True
+
+
 def repeated(bench: Bench, deterministic: bool) -> dict:
     """Three steps, the same again, and the third one again from a checkpoint after the second."""
     torch.backends.cudnn.deterministic = deterministic
-    name = "deterministic" if deterministic else "default"
-    weights, losses = {}, {}
-    for kind, resume in {"first": None, "again": None, "resumed": f"{name}_first"}.items():
-        args, model, accelerator = prepared(bench.folder, words(bench.sizes, "simvp", *THREE_STEPS))
-        data = storms(accelerator, bench.folder, bench.sizes.img_size)
-        run_folder = bench.folder / f"{name}_{kind}"
-        (run_folder / "checkpoints").mkdir(parents=True)
-        path = resume and bench.folder / resume / "checkpoints" / "ckpt-2"
-        run.train(accelerator, model, data, data, training_settings(args), run_folder, {}, path)
-        weights[kind] = torch.cat([p.detach().flatten() for p in model.parameters()])
-        losses[kind] = (run_folder / "losses.csv").read_text().splitlines()[-1]
-        accelerator.free_memory()
+    folder = bench.folder / f"repeated_{deterministic}"
+    weights, losses = zip(*(three_steps(bench, folder / kind) for kind in ("first", "again")), strict=True)
+    resumed = three_steps(bench, folder / "resumed", folder / "first" / "checkpoints" / "ckpt-2")
     torch.backends.cudnn.deterministic = False
-    differences = {kind: (weights[kind] - weights["first"]).abs().max().item() for kind in ("again", "resumed")}
+    found = {"again": (weights[1], losses[1]), "resumed": resumed}
     return {
-        "again, weights": differences["again"],
-        "again, loss": "equal" if losses["again"] == losses["first"] else "differs",
-        "resumed, weights": differences["resumed"],
-        "resumed, loss": "equal" if losses["resumed"] == losses["first"] else "differs",
+        name: value
+        for kind, (its_weights, its_losses) in found.items()
+        for name, value in {
+            f"{kind}, weights": (its_weights - weights[0]).abs().max().item(),
+            f"{kind}, loss": "equal" if its_losses == losses[0] else "differs",
+        }.items()
     }
+
+
+def three_steps(bench: Bench, folder: Path, resume: Path | None = None) -> tuple[Tensor, str]:
+    """Weights after the third step of a training, and the last line of its losses."""
+    args, model, accelerator = prepared(bench.folder, words(bench.sizes, "simvp", *THREE_STEPS))
+    data = storms(accelerator, bench.folder, bench.sizes.img_size)
+    (folder / "checkpoints").mkdir(parents=True)
+    trainer = Unvalidated(accelerator, model, data, data, training_settings(args), folder, {})
+    if resume is not None:
+        trainer.restore(resume)
+    trainer.run()
+    accelerator.free_memory()
+    losses = (folder / "losses.csv").read_text().splitlines()
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), losses[-1]
