@@ -44,7 +44,7 @@ SECTIONS = {
     "forecasts": Section("Forecasts", 40, 120),
     "determinism": Section("Determinism", 25, 60),
     "commands": Section("The commands, at toy size", 20, 60),
-    "precision": Section("Precision and torch.compile against float32 (TF32 off)", 40, 100),
+    "precision": Section("Precision and torch.compile against float32 (TF32 off)", 40, 140),
     "compile": Section("Training steps in bfloat16, compiled", 60, 120),
     "processes": Section("Two processes on two GPUs", 30, 60),
 }
