@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffcast import DiffCast
 from diffcast.forecaster import Architecture, place
@@ -84,14 +84,35 @@ def direct_attention(attention: LargeKernelAttention, x: Tensor) -> Tensor:
     return x + normed + attention.project_out(channel[..., None, None] * spatial * u)
 
 
-def in_precision(precision: str, form: Form) -> Form:
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where its weights are."""
+    return next(model.parameters()).device
+
+
+def in_precision(precision: str, form: Form, device: torch.device) -> Form:
     """The form, computed in float32 or under autocast."""
 
     def run() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             return form()
 
     return run
+
+
+def seconds_of(form: Form) -> float:
+    """Seconds until all that it asks of the device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    form()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def in_turn(forms: dict[str, Form], rounds: int) -> dict[str, dict[str, float]]:
@@ -99,17 +120,16 @@ def in_turn(forms: dict[str, Form], rounds: int) -> dict[str, dict[str, float]]:
     times = {name: [] for name in forms}
     for _ in range(1 + rounds):
         for name, form in forms.items():
-            started = time.perf_counter()
-            form()
-            times[name].append(time.perf_counter() - started)
+            times[name].append(seconds_of(form))
     return {name: {"median": statistics.median(t[1:]), "shortest": min(t[1:])} for name, t in times.items()}
 
 
 def evaluation_forms(official: DiffCast, ours: DiffCast, members: int) -> dict[str, Form]:
     """One LocalResidual evaluation for members of one sequence: official, and ours with what is computed once done."""
-    noisy, condition = torch.randn(2, members, ours.segment_length, *ours.frame_shape)
-    now, segment = torch.full((members,), 500), torch.tensor([1])
-    frames = 2 * torch.rand(1, ours.frames_in + ours.frames_out, *ours.frame_shape) - 1
+    device = device_of(ours)
+    noisy, condition = torch.randn(2, members, ours.segment_length, *ours.frame_shape, device=device)
+    now, segment = torch.full((members,), 500, device=device), torch.tensor([1], device=device)
+    frames = 2 * torch.rand(1, ours.frames_in + ours.frames_out, *ours.frame_shape, device=device) - 1
     _, context = official.motion(frames, ours.frames_in)
     repeated = [x.expand(members, -1, -1, -1).contiguous() for x in context]
     forms = {
@@ -117,8 +137,8 @@ def evaluation_forms(official: DiffCast, ours: DiffCast, members: int) -> dict[s
     }
     context = [x.to(memory_format=torch.channels_last) for x in context]
     for precision in PRECISIONS:
-        denoise = in_precision(precision, lambda: ours.residual.conditioned(condition, context, segment))()
-        forms[precision] = in_precision(precision, lambda denoise=denoise: denoise(noisy, now))
+        denoise = in_precision(precision, lambda: ours.residual.conditioned(condition, context, segment), device)()
+        forms[precision] = in_precision(precision, lambda denoise=denoise: denoise(noisy, now), device)
     return forms
 
 
@@ -126,7 +146,7 @@ def compare_evaluations(official: DiffCast, ours: DiffCast, members: int, rounds
     """Seconds of each form of an evaluation, and how far its result is from the official one (relative RMS)."""
     forms = evaluation_forms(official, ours, members)
     # Around all calls, as around a forecast: leaving the outermost autocast forgets the converted weights.
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(device_of(ours).type, enabled=False):
         expected = forms["official"]()
         differences = {name: (form() - expected).norm() / expected.norm() for name, form in forms.items()}
         seconds = in_turn(forms, rounds)
@@ -146,9 +166,10 @@ def official_forecast(official: DiffCast, frames: Tensor, steps: int) -> Tensor:
     """The residual `(1, T, C, H, W)` that the official procedure draws with some number of steps per segment."""
     mu = 2 * official.backbone.trend(frames) - 1
     local, last = official.motion(torch.cat([2 * frames - 1, mu], dim=1), official.frames_in)
-    segments = [torch.zeros(1, official.segment_length, *official.frame_shape)]
+    segments = [frames.new_zeros(1, official.segment_length, *official.frame_shape)]
     for s in range(official.segments):
-        given = {"condition": segments[-1], "context": last if s else local, "segment": torch.tensor([s])}
+        index = torch.tensor([s], device=frames.device)
+        given = {"condition": segments[-1], "context": last if s else local, "segment": index}
         denoise = partial(direct, official.residual, **given)
         segments.append(SAMPLERS["ddim"](denoise, torch.randn_like(segments[-1]), official.schedule, steps))
     return torch.cat(segments[1:], dim=1)
@@ -162,15 +183,14 @@ def time_official(official: DiffCast, frames: Tensor, forms: dict[str, Form], ro
     per_step = {kind: (few[kind] - one[kind]) / (EXTRAPOLATED_FROM - 1) for kind in one}
     seconds["official"] = {kind: one[kind] + (OFFICIAL_STEPS - 1) * per_step[kind] for kind in one}
     if full:
-        started = time.perf_counter()
-        official_forecast(official, frames, OFFICIAL_STEPS)
-        seconds["official"] = dict.fromkeys(one, time.perf_counter() - started)
+        taken = seconds_of(partial(official_forecast, official, frames, OFFICIAL_STEPS))
+        seconds["official"] = dict.fromkeys(one, taken)
     return seconds
 
 
 def compare_forecasts(official: DiffCast, ours: DiffCast, members: int, rounds: int, full: bool) -> list[dict]:
     """Seconds of whole forecasts of one sequence, by setting, against the official procedure."""
-    frames = torch.rand(1, ours.frames_in, *ours.frame_shape)
+    frames = torch.rand(1, ours.frames_in, *ours.frame_shape, device=device_of(ours))
     settings = {(*setting, 1): setting for setting in SETTINGS} | {(*DEFAULT, members): DEFAULT}
     forms = {}
     for name, (sampler, steps, precision) in settings.items():
@@ -243,8 +263,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     args = parser.parse_args()
     torch.manual_seed(0)
-    official = Architecture(args.backbone, True, (1, args.img_size, args.img_size)).build().eval()
-    ours = place(copy.deepcopy(official), torch.device("cpu"))
+    official = Architecture(args.backbone, True, (1, args.img_size, args.img_size)).build().to(default_device()).eval()
+    ours = place(copy.deepcopy(official), default_device())
     size = f"{args.img_size} x {args.img_size}"
     print(f"DiffCast + {args.backbone}, 5 -> 20 frames, {size}, {torch.get_num_threads()} thread(s)\n")
     evaluations = [

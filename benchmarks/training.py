@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from benchmarks.forecast import default_device
 from dataset import build_dataset
 from dataset.packed import pack
 from dataset.synthetic import write_sevir
@@ -111,7 +112,7 @@ def measure(
     model: nn.Module, dataset: Dataset, batch_size: int, workers: int, accumulated: int, steps: int, rounds: int
 ) -> list[dict]:
     """The row of each form, timed in turn."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     forms = [
         Form("float32, contiguous", False, torch.float32, 1),
         Form("float32", True, torch.float32, 1),

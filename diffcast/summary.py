@@ -22,7 +22,7 @@ def summarise(model: nn.Module, training: TrainingSettings, evaluation: Evaluati
     weights = sum(p.numel() for p in model.parameters())
     rows = [[f"parameters of {name}", f"{_count(part):,}"] for name, part in _parts(model).items()]
     rows.append(["parameters in all", f"{weights:,}"])
-    flops, saved = _training_cost(_on_meta(model))
+    flops, saved = training_cost(model)
     if saved:
         sequences = training.batch_size * training.grad_acc_step
         rows += [
@@ -70,11 +70,11 @@ def _frames(model: nn.Module, number: int) -> torch.Tensor:
     return torch.zeros(1, number, *model.frame_shape, device="meta")
 
 
-def _training_cost(model: nn.Module) -> tuple[int, int]:
+def training_cost(model: nn.Module) -> tuple[int, int]:
     """Floating-point operations of forward and backward pass of one sequence, and bytes kept between the two."""
     if not any(p.requires_grad for p in model.parameters()):
         return 0, 0
-    kept = {}
+    model, kept = _on_meta(model), {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
