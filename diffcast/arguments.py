@@ -188,7 +188,7 @@ def _training_arguments(group) -> None:
         "--mixed_precision",
         default="no",
         choices=["no", "fp16", "bf16", "auto"],
-        help="precision of the forward pass in training. auto is bf16 where the device computes in it natively, else no",
+        help="precision of the forward pass in training. auto is bf16 where that is native to the device, else no",
     )
     group.add_argument(
         "--early_stop", type=int, default=10, help="validations without improvement before stopping; 0: never"
