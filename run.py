@@ -30,8 +30,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from accelerate import Accelerator, PartialState
+from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
 from dataset import build_dataset
 from diffcast import arguments
@@ -39,9 +39,11 @@ from diffcast.arguments import COURSE, architecture_of, evaluation_settings, pla
 from diffcast.dressed import dress
 from diffcast.evaluation import evaluate
 from diffcast.forecaster import Architecture, load_forecaster_weights
+from diffcast.precision import training_precision, warn_if_emulated
 from diffcast.results import data_differences, describe_source
+from diffcast.schedule import describe_length, total_steps
 from diffcast.summary import summarise
-from diffcast.training import total_steps, train
+from diffcast.training import train
 from diffcast.validation import agreed
 from utils import checkpoint
 from utils.errors import InputError, exit_on_input_error
@@ -94,7 +96,8 @@ def run(args) -> None:
         if not finished:
             accelerator.end_training()
             raise Stopped("a signal")
-    start_evaluation(args, accelerator, model, architecture, folder)
+    if not args.no_eval:
+        start_evaluation(args, accelerator, model, architecture, folder)
     accelerator.end_training()
 
 
@@ -123,9 +126,12 @@ def start_training(args, accelerator: Accelerator, model, architecture: Architec
             with replacing(folder / "params.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(plain_settings(args), sort_keys=False))
         start_logging(folder / "run.log", accelerator.is_main_process)
-        LOG.info("training %s on %d sequences for %d steps", folder.name, len(train_set), steps)
+        length = describe_length(steps, settings)
+        LOG.info("training %s on %d sequences for %s", folder.name, len(train_set), length)
+        where = f"{accelerator.num_processes} process(es), {accelerator.device}"
         start = resume or "the beginning"
-        LOG.info("on %d process(es), %s, from %s", accelerator.num_processes, accelerator.device, start)
+        LOG.info("on %s, --mixed_precision %s, from %s", where, args.mixed_precision, start)
+        warn_if_emulated("--mixed_precision", args.mixed_precision, accelerator.device)
         start_trackers(args, accelerator, folder.name)
         accelerator.wait_for_everyone()
         with patience(TRAINING_PATIENCE, PATIENCE):
@@ -173,6 +179,8 @@ def start_evaluation(args, accelerator: Accelerator, model, architecture: Archit
     if args.dress:
         dressed = dress(model, open_split(args, "train"), settings.members, args.seed, accelerator.device)
     LOG.info("evaluating %s on the test split", milestone or label)
+    if args.use_diff:
+        warn_if_emulated("--forecast_precision", args.forecast_precision, accelerator.device)
     name = ("diffcast_" if args.use_diff else "") + args.backbone.replace(":", ".")
     about = {"about": provenance(), "settings": plain_settings(args), "checkpoint": origin}
     evaluate(accelerator, model, test_set, settings, results, name, about, dressed)
@@ -224,9 +232,11 @@ def dry_run(args, model, accelerator: Accelerator) -> None:
         data = open_split(args, split)
         rows.append([f"{split} split", f"{len(data):,} sequences of {len(data.event_ids):,} events"])
         if split == "train":
-            steps = total_steps(len(data), training_settings(args), accelerator.num_processes)
-            rows.append(["training steps", f"{steps:,}"])
+            settings = training_settings(args)
+            length = describe_length(total_steps(len(data), settings, accelerator.num_processes), settings)
+            rows.append(["training", length])
     rows.append(["device", f"{accelerator.num_processes} x {accelerator.device.type}"])
+    warn_if_emulated("--mixed_precision", args.mixed_precision, accelerator.device)
     LOG.info(
         "\n%s", format_table(["", ""], rows + summarise(model, training_settings(args), evaluation_settings(args)))
     )
@@ -239,15 +249,19 @@ def run_folder(args) -> Path:
 
 
 def make_accelerator(args, folder: Path) -> Accelerator:
-    """Accelerate's view of devices, processes, precision and trackers; GPUs may multiply float32 in TF32."""
+    """Accelerate's view of devices, processes, precision and trackers; GPUs may multiply float32 in TF32.
+
+    From here on `args.mixed_precision` is what the device computes in, not auto.
+    """
     torch.set_float32_matmul_precision("high")
+    state = PartialState(parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+    args.mixed_precision = training_precision(args.mixed_precision, state.device)
     try:
         return Accelerator(
             mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=args.grad_acc_step,
             log_with=args.log_with or None,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     except ValueError as error:
         raise InputError(f"--mixed_precision {args.mixed_precision} is not possible here: {error}.") from None

@@ -80,10 +80,10 @@ class Training:
         words = [f"@{PRESETS / f'mini_{self.backbone}.args'}", "--seed", str(self.seed), "--resume"]
         words += ["--training_steps", str(steps), "--exp_note", f"{self.stage}_{self.seed}"]
         if self.stage != "diffcast":
-            return [*words, "--lr", BACKBONE_LR]
+            return [*words, "--lr", BACKBONE_LR, "--mixed_precision", "no"]  # as the budgets were measured
         start = Training(self.backbone, self.seed, "start").folder / "checkpoints" / "best.safetensors"
         words += ["--use_diff", "--backbone_ckpt", str(start), "--freeze_backbone"]
-        return [*words, "--lr", DIFFUSION_LR, "--mixed_precision", "bf16"]
+        return [*words, "--lr", DIFFUSION_LR]
 
 
 def prepared_runner() -> Runner:

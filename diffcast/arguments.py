@@ -54,7 +54,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the description's lines and shows defaults."""
+    """Keeps the description's lines and shows defaults, but for those that the help text tells itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -163,8 +166,18 @@ def _training_arguments(group) -> None:
         "--augment", action="store_true", help="flip and (square frames) rotate each training sequence at random"
     )
     group.add_argument("--grad_acc_step", type=int, default=1, help="batches per optimiser step")
-    group.add_argument("--epochs", type=int, default=20, help="the longer of --epochs")
-    group.add_argument("--training_steps", type=int, default=200_000, help="and --training_steps counts")
+    group.add_argument(
+        "--epochs",
+        type=int,
+        help=f"minimum number of epochs. The default is {TrainingSettings.epochs}, or 0 if --training_steps is given",
+    )
+    group.add_argument(
+        "--training_steps",
+        type=int,
+        help="minimum number of optimiser steps. Without --epochs it is their exact number. "
+        f"The default is {TrainingSettings.training_steps}",
+    )
+    group.add_argument("--no_eval", action="store_true", help="skip the evaluation that follows a training")
     group.add_argument("--lr", type=float, default=1e-4, help="learning rate of AdamW")
     group.add_argument("--lr-beta1", type=float, default=0.90, help="its first decay rate")
     group.add_argument("--lr-beta2", type=float, default=0.95, help="its second decay rate")
@@ -177,7 +190,12 @@ def _training_arguments(group) -> None:
     )
     group.add_argument("--warmup_steps", type=int, default=1000, help="of the learning rate")
     group.add_argument("--ema_rate", type=float, default=0.95, help="decay of the averaged weights per 20 steps")
-    group.add_argument("--mixed_precision", default="no", choices=["no", "fp16", "bf16"], help="of the forward pass")
+    group.add_argument(
+        "--mixed_precision",
+        default="no",
+        choices=["no", "fp16", "bf16", "auto"],
+        help="precision of the forward pass in training. auto is bf16 where that is native to the device, else no",
+    )
     group.add_argument(
         "--early_stop", type=int, default=10, help="validations without improvement before stopping; 0: never"
     )
@@ -284,8 +302,17 @@ def check_sampling(args: argparse.Namespace) -> None:
         raise InputError(f"--sampling_steps must lie between 1 and {TIMESTEPS}, not {args.sampling_steps}.")
 
 
+def complete_length(args: argparse.Namespace) -> None:
+    """Give `epochs` and `training_steps` their defaults; steps alone count alone."""
+    if args.epochs is None:
+        args.epochs = TrainingSettings.epochs if args.training_steps is None else 0
+    if args.training_steps is None:
+        args.training_steps = TrainingSettings.training_steps
+
+
 def check(args: argparse.Namespace) -> None:
     """Find options that contradict each other before anything is built."""
+    complete_length(args)
     if args.frames_in + args.frames_out != args.seq_len:
         raise InputError(
             f"--frames_in {args.frames_in} + --frames_out {args.frames_out} is not --seq_len {args.seq_len}; "
@@ -322,6 +349,8 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"--{name} belongs to --use_diff: give both or neither.")
     if args.ckpt_milestone and not args.eval:
         raise InputError("--ckpt_milestone names weights to evaluate: add --eval, or use --resume to go on training.")
+    if args.eval and args.no_eval:
+        raise InputError("--eval only evaluates and --no_eval leaves that out; give one of them.")
     if args.eval and args.resume:
         raise InputError("--eval evaluates and --resume goes on training; give one of them.")
     if args.eval and not args.ckpt_milestone and (args.use_diff or args.backbone not in BASELINES):

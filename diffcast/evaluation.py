@@ -18,11 +18,12 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from diffcast.dressed import Dressed
-from diffcast.forecaster import forecast_precision, place
+from diffcast.forecaster import place
 from diffcast.loading import generators, load_batches, spread
 from diffcast.model import DiffCast, Generators
 from diffcast.parts import Part, Parts, split_into_parts
 from diffcast.pictures import draw_case
+from diffcast.precision import forecast_precision
 from diffcast.results import describe_source, score_table, warn_of_gaps, write_lead_times, write_metrics
 from diffcast.validation import agreed
 from models import build_backbone

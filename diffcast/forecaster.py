@@ -113,18 +113,6 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
-def forecast_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The type that `auto`, `float32` or `bfloat16` means on a device; `auto` is bfloat16 where that is native."""
-    if wanted != "auto":
-        return getattr(torch, wanted)
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return torch.bfloat16 if native else torch.float32
-
-
 def load_forecaster(
     path: Path,  # our safetensors or an official checkpoint
     img_size: int | None = None,  # these three for an official checkpoint: what it does not tell, or tells otherwise

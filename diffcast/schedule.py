@@ -23,8 +23,8 @@ class TrainingSettings:
     grad_acc_step: int = 1  # batches per step
     batch_size: int = 6  # sequences per process and batch
     augment: bool = False  # flip and rotate sequences at random
-    epochs: int = 20  # the longer of epochs and
-    training_steps: int = 200_000  # steps counts
+    epochs: int = 20  # minimum number; see `total_steps`
+    training_steps: int = 200_000  # minimum number
     early_stop: int = 10  # validations without improvement; 0: never
     valid_every: int = 2000  # steps between validations, each of which writes a checkpoint
     valid_sequences: int = 256  # evenly spread over the validation split
@@ -48,6 +48,12 @@ def steps_per_epoch(sequences: int, settings: TrainingSettings, processes: int) 
 def total_steps(sequences: int, settings: TrainingSettings, processes: int) -> int:
     """The longer of `training_steps` and `epochs`, in optimiser steps."""
     return max(settings.training_steps, settings.epochs * steps_per_epoch(sequences, settings, processes))
+
+
+def describe_length(steps: int, settings: TrainingSettings) -> str:
+    """The total number of steps, and which option decides it."""
+    decisive = f"--epochs {settings.epochs}" if steps > settings.training_steps else "--training_steps"
+    return f"{steps:,} steps, decided by {decisive}"
 
 
 def lr_factor(step: int, scheduler: str, warmup: int, total: int) -> float:

@@ -61,8 +61,12 @@ def without_gaps(frames: Tensor) -> Tensor:
     return frames.nan_to_num(nan=0.0)
 
 
-def squared_error(forecast: Tensor, target: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
-    """Mean squared error along `dim` (None: over everything), without what is NaN in the target; 0 if all of it is."""
+def squared_error(forecast: Tensor, target: Tensor, dim: tuple[int, ...] = (1, 2, 3, 4)) -> Tensor:
+    """Mean squared error of each sequence along `dim`, averaged over the sequences.
+
+    Values that are NaN in the target do not count, and a mean without any value is 0. Every sequence has the same
+    weight, so a step has the same loss and gradient however it is split into batches and processes.
+    """
     valid = ~target.isnan()
     squares = torch.where(valid, forecast - target, 0).square()
-    return squares.sum(dim) / valid.sum(dim).clamp(min=1)
+    return (squares.sum(dim) / valid.sum(dim).clamp(min=1)).mean(0)

@@ -150,7 +150,7 @@ class PhyDNet(Backbone):
         """See `Backbone.forward`; the loss is the sum of the frames' squared errors and of `PhyCell.moment_errors`."""
         predictions = self.predict(without_gaps(frames_in))
         targets = torch.cat([frames_in[:, 1:], frames_out], dim=1)
-        frame_errors = squared_error(predictions, targets, dim=(0, 2, 3, 4))
+        frame_errors = squared_error(predictions, targets, dim=(2, 3, 4))
         loss = frame_errors.sum() + self.physical_cell.moment_errors().sum()
         return {"loss": loss, "deterministic": loss, "forecast": predictions[:, frames_in.shape[1] - 1 :]}
 

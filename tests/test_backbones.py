@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import run
 from diffcast.forecaster import load_forecaster, place
+from tests.diffcast.first_steps import first_steps
 from tests.tiny import BACKBONES, ROOT, arguments, read_losses, tiny_architecture
 from utils.checkpoint import load_pickle
 
@@ -59,42 +60,33 @@ def test_half_precision_stays_finite(backbone, use_diff):
 
 
 @pytest.fixture(scope="module")
-def first_steps(storm_folder, tmp_path_factory):
-    """Losses and gradients of all forecasters by number of processes."""
-    found = {}
-    for processes in (1, 2):
-        out = tmp_path_factory.mktemp("gradients") / f"{processes}.safetensors"
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        script = [str(ROOT / "tests/diffcast/save_gradients.py"), str(storm_folder), str(4 // processes), str(out)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "True", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [sys.executable, *launch, *script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[processes] = load_file(out)
-    return found
+def on_two_processes(tmp_path_factory):
+    """What `first_steps` finds on two processes, for all forecasters."""
+    out = tmp_path_factory.mktemp("steps") / "two.safetensors"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "True", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *launch, str(ROOT / "tests/diffcast/first_steps.py"), str(out)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(out)
 
 
 @each_forecaster
-def test_two_processes_find_the_gradients_of_one(backbone, use_diff, first_steps):
-    one, two = (
-        {name: value for name, value in first_steps[processes].items() if name.startswith(f"{backbone} {use_diff} ")}
-        for processes in (1, 2)
-    )
-    assert one.keys() == two.keys()
-    assert len(one) > 10
-    if backbone == "phydnet":
-        # Half a batch rounds otherwise, and where it is dry its norms and its recurrence make 3 % of that, with direct
-        # convolutions, too; a process left out would be more than half.
-        difference, size = (
-            sum(float(values(name).double().square().sum()) for name in one) ** 0.5
-            for values in (lambda name: two[name] - one[name], one.get)
-        )
-        assert difference < 0.1 * size
-        return
-    largest = max(float(value.abs().max()) for value in one.values())
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6 * largest)
+def test_parts_of_a_batch_with_gaps_train_as_the_whole(backbone, use_diff, on_two_processes):
+    whole, accumulated = (first_steps(backbone, use_diff, batches) for batches in (1, 2))
+    spread = {name: on_two_processes[f"{backbone} {use_diff} {name}"] for name in whole}
+    largest = max(float(value.abs().max()) for name, value in whole.items() if not name.startswith("loss"))
+    assert len(whole) > 10
+    for parts in (accumulated, spread):
+        for name, value in whole.items():
+            exactness = {"rtol": 1e-6, "atol": 0} if name.startswith("loss") else {"rtol": 0, "atol": 5e-6 * largest}
+            torch.testing.assert_close(parts[name], value, **exactness)
 
 
 def test_any_kind_of_layer_can_be_placed():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import run
-from diffcast.arguments import build_parser, check, evaluation_settings
+from diffcast.arguments import build_parser, check, evaluation_settings, training_settings
+from diffcast.schedule import describe_length, total_steps
 from tests.tiny import arguments, read_losses, run_py
 from utils.preemption import MARKER
 
@@ -73,6 +74,7 @@ def test_dry_run_tells_the_cost_and_writes_nothing(storm_folder, tmp_path, capsy
     printed = capsys.readouterr().out
     assert re.search(r"train split +45 sequences of 9 events", printed)
     assert re.search(r"parameters of LocalResidual +[\d,]+", printed)
+    assert re.search(r"training +11 steps, decided by --epochs 1", printed)
     assert re.search(r"GFLOPs per training step and process +[\d.]+", printed)
     assert re.search(r"memory for training, about +[\d.]+ GiB", printed)
     assert list(tmp_path.iterdir()) == []
@@ -98,6 +100,36 @@ def test_each_sampler_has_its_own_number_of_steps(words, sampler, steps):
     check(args)
     settings = evaluation_settings(args)
     assert (settings.sampler, settings.sampling_steps) == (sampler, steps)
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "decisive"),
+    [
+        ("", 200_000, "--training_steps"),
+        ("--training_steps 5", 5, "--training_steps"),
+        ("--epochs 2", 200_000, "--training_steps"),
+        ("--epochs 30000", 210_000, "--epochs 30000"),
+        ("--epochs 2 --training_steps 5", 14, "--epochs 2"),
+        ("--epochs 2 --training_steps 15", 15, "--training_steps"),
+    ],
+)
+def test_steps_alone_count_alone_and_otherwise_the_longer(words, steps, decisive):
+    args = build_parser("").parse_args(words.split())
+    check(args)
+    settings = training_settings(args)
+    assert total_steps(45, settings, processes=1) == steps
+    assert describe_length(steps, settings) == f"{steps:,} steps, decided by {decisive}"
+
+
+def test_steps_alone_are_trained_and_not_evaluated_if_so_asked(storm_folder, tmp_path):
+    words = arguments(storm_folder, tmp_path, "--training_steps", "2", "--valid_every", "2", "--no_eval")
+    at = words.index("--epochs")
+    run.main(words[:at] + words[at + 2 :])
+    folder = tmp_path / "Singlesimvp_sevir"
+    assert len(read_losses(folder)) == 2
+    assert "for 2 steps, decided by --training_steps" in (folder / "run.log").read_text()
+    assert (folder / "checkpoints" / "best.safetensors").is_file()
+    assert list(folder.glob("evaluation*")) == []
 
 
 def test_help_names_every_option():
@@ -135,6 +167,8 @@ BAD_ARGUMENTS = {
     "option that is no value": ("--backbone_options spatial_width=[1,", "spatial_width"),
     "option that follows from others": ("--backbone_options frames_in=3", "frames_in"),
     "module without a name": ("--backbone :Net", ":Net"),
+    "evaluation and none": ("--eval --ckpt_milestone best --no_eval", "--no_eval"),
+    "half precision on a processor": ("--mixed_precision fp16", "--mixed_precision fp16 needs a GPU"),
     "milestone without evaluation": ("--ckpt_milestone best", "--eval"),
     "nothing to resume for a frozen backbone": ("--use_diff --freeze_backbone --resume", "--backbone_ckpt"),
 }

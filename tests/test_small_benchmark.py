@@ -18,7 +18,7 @@ from utils.errors import InputError
 from utils.report import bootstrap
 
 MODEL = "--backbone convgru --backbone_options dims=[8,8] kernel_sizes=[3,3] stem_dim=4 --dim 8 --dim_mults 1 2"
-SIZES = "--img_size 16 --num_workers 0 --batch_size 4 --epochs 0 --valid_every 9 --members 2 --dress"
+SIZES = "--img_size 16 --num_workers 0 --batch_size 4 --valid_every 9 --members 2 --dress"
 COSTS = "--sampler dpm --sampling_steps 2 --eval_sequences 4 --cases 0"
 OPTIONS = ["--backbones", "convgru", "--seeds", "5", "--jobs", "2"]
 

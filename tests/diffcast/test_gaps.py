@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from diffcast.evaluation import EvaluationSettings, forecast_all
 from diffcast.loading import Numbered
+from diffcast.schedule import TrainingSettings
+from diffcast.validation import validation_loss
+from tests.diffcast.first_steps import frames_with_gaps
 from tests.tiny import BACKBONES, tiny_architecture
 from utils.metrics import Scores
 
@@ -44,6 +48,17 @@ def test_gaps_have_no_weight_in_the_loss(frames, backbone, use_diff):
     exact = torch.cat([frames[:, :5], perfect], dim=1)
     if backbone != "phydnet":  # its loss has more terms
         assert losses(model, exact)[0]["deterministic"] < 1e-12
+
+
+@pytest.mark.parametrize("use_diff", [False, True], ids=["alone", "diffcast"])
+def test_validation_loss_does_not_depend_on_the_batch_size(use_diff):
+    torch.manual_seed(0)
+    model = tiny_architecture("simvp", use_diff).build()
+    found = [
+        validation_loss(Accelerator(cpu=True), model, frames_with_gaps(), settings, stop=lambda: False)
+        for settings in (TrainingSettings(batch_size=size, num_workers=0) for size in (1, 3, 4))
+    ]
+    assert found[1:] == [pytest.approx(found[0], rel=1e-6)] * 2
 
 
 def test_gaps_are_drawn_scored_and_forecast_over(frames):
