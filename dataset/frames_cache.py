@@ -125,8 +125,8 @@ def listed_frames(config: FramesConfig) -> tuple[np.ndarray, np.ndarray]:
     if len(off):
         name = config.pattern.name_of(moment(off["time"][0]))
         logger.warning(
-            "%d frames in %s are left out, for none is the nearest within %s: %s is the first of them",
-            *(len(off), config.folder, marks, name),
+            "%d frames in %s are left out, such as %s: they are not within %s, or another one is nearer to it",
+            *(len(off), config.folder, name, marks),
         )
     return found[counts], found[excluded]
 
