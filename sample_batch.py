@@ -5,11 +5,11 @@
     python sample_batch.py --seqs my_frames --ckpt_milestone Exps/.../checkpoints/best.safetensors
     python sample_batch.py --latest /radar --ckpt_milestone Exps/.../checkpoints/best.safetensors --members 20 --watch
 
-`--seqs` is a folder of sequences, each a folder with `inputs/` (at least as many frames as the model observes) and, if
-the future is known, `targets/`: square grey 8-bit PNG frames, in order of their names. They are resized to what the
-model was trained on. A strip (PNG) and an animation (GIF) of each sequence appear in `--out`, and with `--members`
-above 1 a second pair, `<sequence>_ensemble`: mean, spread, and the probabilities of VIL >= 74 and >= 133, which are
-shares of the members. Where targets are given, scores are printed.
+`--seqs` is a folder of sequences, or one sequence: a folder with `inputs/` (at least as many frames as the model
+observes) and, if the future is known, `targets/`: square grey 8-bit PNG frames, in order of their names. They are
+resized to what the model was trained on. A strip (PNG) and an animation (GIF) of each sequence appear in `--out`, and
+with `--members` above 1 a second pair, `<sequence>_ensemble`: mean, spread, and the probabilities of VIL >= 74 and >=
+133, which are shares of the members. Where targets are given, scores are printed.
 
 `--latest` is a folder of frames that their names date, with a `frames.yaml` (see `resources/frames_example.yaml`). The
 newest ones are forecast from: `forecast_<time of the newest>.nc` appears in `--out`, a NetCDF-4 file with the members,
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_mutually_exclusive_group()
-    data.add_argument("--seqs", type=Path, default=DEMO, help="folder of sequences (default: the demo's)")
+    data.add_argument("--seqs", type=Path, default=DEMO, help="folder of sequences, or one (default: the demo's)")
     data.add_argument("--latest", type=Path, help="folder of dated frames, to forecast from the newest")
     parser.add_argument(
         "--ckpt_milestone",

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, TextIO
 
 from dataset.exclusions import EXCLUSIONS, read_exclusions
+from dataset.hdf5 import file_size, reason_of
 from utils.errors import InputError
 
 SPLITS = ("train", "valid", "test")
@@ -71,14 +72,14 @@ class Event(NamedTuple):
 
 def catalog_path(data_path: str | Path) -> Path:
     """Path of the catalogue in a data folder; `InputError` if either is missing, or the catalogue too large."""
-    folder = Path(data_path)
-    if not folder.is_dir():
+    folder, path = Path(data_path), Path(data_path, "CATALOG.csv")
+    size = file_size(path)
+    if size is None:
+        if folder.is_dir():
+            raise InputError(f"{folder} holds no CATALOG.csv; download SEVIR there or pass another data folder.")
         fault = "is no folder" if folder.exists() else "does not exist"
         raise InputError(f"The data folder {folder} {fault}; pass the folder that holds CATALOG.csv.")
-    path = folder / "CATALOG.csv"
-    if not path.is_file():
-        raise InputError(f"{folder} holds no CATALOG.csv; download SEVIR there or pass another data folder.")
-    if path.stat().st_size > MAX_BYTES:
+    if size > MAX_BYTES:
         raise InputError(f"{path} is no catalogue: it has more than {MAX_BYTES} bytes; download it again.")
     return path
 
@@ -87,14 +88,6 @@ def files_root(data_path: str | Path) -> Path:
     """Folder from which the catalogue's file names count."""
     data = Path(data_path, "data")
     return data if data.is_dir() else data.parent
-
-
-def file_size(path: Path) -> int | None:
-    """Size of a file in bytes, None if there is none."""
-    try:
-        return path.stat().st_size if path.is_file() else None
-    except OSError:  # a name that no file can have
-        return None
 
 
 def fingerprint(data_path: str | Path) -> str:
@@ -184,7 +177,15 @@ def parse(row: dict[str, str]) -> tuple[Event, float]:
         time = time.astimezone(timezone.utc).replace(tzinfo=None)
     if not (EVENT_ID.fullmatch(row["id"]) and row["file_name"].isprintable()):
         raise ValueError("an id or a file name that is no text")
-    return Event(row["id"], row["file_name"], int(row["file_index"]), time), float(row["pct_missing"])
+    return Event(row["id"], row["file_name"], _whole(row["file_index"]), time), float(row["pct_missing"])
+
+
+def _whole(text: str) -> int:
+    """A whole number, also as `12.0`: pandas writes a column so that had a gap once."""
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(f"{text} is no whole number")
+    return int(number)
 
 
 def is_inside(file_name: str) -> bool:
@@ -195,4 +196,4 @@ def is_inside(file_name: str) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"Cannot read the catalogue {path} ({error}); download it again.")
+    return InputError(f"Cannot read the catalogue {path} ({reason_of(error, path)}); download it again.")

@@ -11,13 +11,25 @@ from tqdm import tqdm
 
 from dataset.catalog import SPLITS
 from dataset.check_report import Fault, Report
-from dataset.check_signs import BAD_FRAMES, BLANK, CONSTANT, SAME_FRAMES, copies, digest_of, rank_of, stuck
+from dataset.check_signs import (
+    BAD_FRAMES,
+    BLANK,
+    CONSTANT,
+    SAME_FRAMES,
+    UNFINISHED,
+    copies,
+    digest_of,
+    is_fresh,
+    rank_of,
+    stuck,
+)
 from dataset.exclusions import exclusions_path
 from dataset.frames import Runs, split_numbers
 from dataset.frames_cache import listed_frames
 from dataset.frames_config import FramesConfig, read_config
 from dataset.frames_files import StoredFrame, read_frame
 from dataset.frames_names import frame_id, moment
+from dataset.hdf5 import AccessError
 from utils.errors import InputError
 
 UNLIKE = "frame of another size or type than most"
@@ -45,11 +57,13 @@ def check(data_path: str | Path, workers: int = 0) -> Report:
     Of two equal frames the one of the later split, or else the first, is not at fault.
     """
     config = read_config(data_path)
-    listed, excluded = (found["time"] for found in listed_frames(config))
-    splits, splits_excluded = _splits_of(listed, config), _splits_of(excluded, config)
-    forms, looks, unreadable = _look_at_all(config, listed, workers)
-    found = [*unreadable, *_judge(config, listed, splits, forms, looks)]
-    faults = [Fault(frame_id(listed[number]), splits[number], kind, detail) for number, kind, detail in found]
+    listed, excluded = listed_frames(config)
+    splits, splits_excluded = (_splits_of(found["mark"], config) for found in (listed, excluded))
+    times, fresh = listed["time"], is_fresh(listed["mtime"] / 1e9)
+    forms, looks, unreadable = _look_at_all(config, times, workers)
+    found = [(number, UNFINISHED if fresh[number] else BAD_FRAMES, reason) for number, reason in unreadable]
+    found += [*_judge(config, listed, splits, forms, looks)]
+    faults = [Fault(frame_id(times[number]), splits[number], kind, detail) for number, kind, detail in found]
 
     usable = np.ones(len(listed), bool)
     usable[[number for number, _, _ in found]] = False
@@ -61,7 +75,7 @@ def check(data_path: str | Path, workers: int = 0) -> Report:
         BLANK: Counter(splits[usable & (looks["highest"] <= _quiet(config))]),
         f"frames cut off at {high:g} {config.units}": Counter(splits[usable & (looks["highest"] > high)]),
     }
-    counts |= _count_sequences(config, np.append(listed, excluded), listed[usable])
+    counts |= _count_sequences(config, np.append(listed["mark"], excluded["mark"]), listed["mark"][usable])
     return Report(config.file, faults, counts)
 
 
@@ -73,8 +87,8 @@ def _splits_of(times: np.ndarray, config: FramesConfig) -> np.ndarray:
 
 def _look_at_all(
     config: FramesConfig, times: np.ndarray, workers: int
-) -> tuple[list[str], np.ndarray, list[tuple[int, str, str]]]:
-    """Sizes and types that occur, a row of LOOKS per frame, and number, kind and reason of what cannot be read.
+) -> tuple[list[str], np.ndarray, list[tuple[int, str]]]:
+    """Sizes and types that occur, a row of LOOKS per frame, and number and reason of what cannot be read.
 
     `form` is a place among the sizes and types, the first of which is empty and that of unreadable frames.
     """
@@ -84,7 +98,7 @@ def _look_at_all(
         form = look.form if look.readable else ""
         looks[number] = forms.setdefault(form, len(forms)), look.lowest, look.highest, look.digest
         if not look.readable:
-            unreadable.append((number, BAD_FRAMES, look.form))
+            unreadable.append((number, look.form))
     return list(forms), looks, unreadable
 
 
@@ -101,6 +115,8 @@ class _Looks(Dataset):
         path = self.config.folder / self.config.pattern.name_of(moment(self.times[number]))
         try:
             return look_at(read_frame(path, self.config), self.config)
+        except AccessError:
+            raise
         except InputError as error:
             return Look(str(error), False)
 
@@ -118,7 +134,7 @@ def look_at(frame: StoredFrame, config: FramesConfig) -> Look:
 
 
 def _judge(
-    config: FramesConfig, times: np.ndarray, splits: np.ndarray, forms: list[str], looks: np.ndarray
+    config: FramesConfig, listed: np.ndarray, splits: np.ndarray, forms: list[str], looks: np.ndarray
 ) -> Iterator[tuple[int, str, str]]:
     """Number, kind and detail of each fault of the frames that can be read."""
     low, high = config.range
@@ -131,11 +147,11 @@ def _judge(
         yield number, ALL_MISSING, ""
     for number in np.flatnonzero((lowest < 2 * low - high) | (highest > 2 * high - low)):
         yield number, FAR_OUT, f"{lowest[number]:g} to {highest[number]:g} {config.units}"
-    joined = np.diff(times) <= round(config.interval * 60)
+    joined = np.diff(listed["mark"]) <= round(config.interval * 60)
     _, suspicious = stuck(lowest, highest, _quiet(config), config.thresholds[0], joined)
     for number in np.flatnonzero(suspicious):
         yield number, CONSTANT, f"{lowest[number]:g} {config.units}"
-    ranks = np.array([rank_of(split) for split in splits], int)
+    times, ranks = listed["time"], np.array([rank_of(split) for split in splits], int)
     for copy, kept in zip(*copies(np.where(like, looks["digest"], 0), ranks), strict=True):
         yield copy, SAME_FRAMES, f"{frame_id(times[kept])} ({splits[kept]})"
 

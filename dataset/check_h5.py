@@ -23,7 +23,7 @@ from dataset.check_signs import (
     stuck,
 )
 from dataset.exclusions import exclusions_path, read_exclusions
-from dataset.hdf5 import READ_ERRORS, LayoutError, own_dataset, patiently, refuse_bombs
+from dataset.hdf5 import READ_ERRORS, LayoutError, file_size, open_hdf5, own_dataset, patiently, reason_of, refuse_bombs
 from dataset.radar_h5 import LAYOUTS, Layout, announced, divide, file_of, window_id
 from utils.errors import InputError
 
@@ -64,14 +64,14 @@ def check(name: str, data_path: str | Path, workers: int = 0) -> Report:
     Of two windows that share frames the one of the later split is not at fault.
     """
     path, layout = file_of(name, data_path), LAYOUTS[name]
-    if not path.is_file():
+    if file_size(path) is None:
         raise InputError(f"{path} does not exist; pass the {layout.source.name} HDF5 file as --data_path.")
     excluded = set(read_exclusions(path))
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             windows, faults, counts = _list_windows(file, layout, excluded, path)
     except READ_ERRORS as error:
-        raise InputError(f"Cannot read {path} as HDF5 ({error}); get the file again.") from error
+        raise InputError(f"Cannot read {path} as HDF5 ({reason_of(error, path)}); get the file again.") from error
 
     loader = DataLoader(_Looks(path, layout, windows), batch_size=None, num_workers=workers)
     digests, of_frames = np.zeros(len(windows), np.uint64), np.zeros((len(windows), layout.frames), np.uint64)
@@ -98,7 +98,7 @@ def _list_windows(
         try:
             count, held = announced(file, layout, stored), set(file[stored])
         except (AttributeError, *READ_ERRORS) as error:
-            faults.append(Fault(f"{stored}/", stored, NO_SPLIT, str(error)))
+            faults.append(Fault(f"{stored}/", stored, NO_SPLIT, reason_of(error, path)))
             continue
         held = {f"{stored}/{own}" for own in held} - {layout.length.format(split=stored)}
         if count < 1:
@@ -139,7 +139,7 @@ def _sound(file: h5py.File, layout: Layout, windows: list[Window], held: set[str
             misfit = layout.misfit(data)
             sizes |= {} if misfit else {window: data.shape[1:]}
         except (AttributeError, *READ_ERRORS) as error:
-            misfit = str(error)
+            misfit = reason_of(error, Path(file.filename))
         if misfit:
             faults.append(Fault(window.id, window.split, WRONG_WINDOW, misfit))
     usual = max(Counter(sizes.values()).items(), key=lambda item: item[1], default=((), 0))[0]
@@ -165,11 +165,11 @@ class _Looks(Dataset):
         try:
             return look_at(patiently(lambda: self._read(window.name)), self.layout)
         except READ_ERRORS as error:
-            return Look([(BAD_FRAMES, str(error))], 0, 0, bytes(8 * self.layout.frames))
+            return Look([(BAD_FRAMES, reason_of(error, self.path))], 0, 0, bytes(8 * self.layout.frames))
 
     def _read(self, name: str) -> np.ndarray:
         file, self._file = self._file, None  # after an error the next try opens anew
-        file = file or h5py.File(self.path, "r")
+        file = file or open_hdf5(self.path)
         data = own_dataset(file, name)
         if misfit := self.layout.misfit(data):
             raise LayoutError(f"it has changed: {misfit}")

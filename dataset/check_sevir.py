@@ -20,7 +20,6 @@ from dataset.catalog import (
     SCHEMES,
     UNREADABLE,
     Event,
-    file_size,
     files_root,
     is_inside,
     parse,
@@ -32,14 +31,16 @@ from dataset.check_signs import (
     BLANK,
     CONSTANT,
     SAME_FRAMES,
+    UNFINISHED,
     copies,
     digest_of,
+    is_fresh,
     list_frames,
     rank_of,
     stuck,
 )
 from dataset.exclusions import read_exclusions
-from dataset.hdf5 import READ_ERRORS, LayoutError, patiently
+from dataset.hdf5 import READ_ERRORS, LayoutError, file_size, patiently, reason_of
 from dataset.sevir import (
     MISSING_FILE,
     OTHER_ID,
@@ -141,7 +142,8 @@ def _check_files(
             except LayoutError as error:
                 fault = WRONG_LAYOUT, f"{file}: {error}"
             except READ_ERRORS as error:
-                fault = BAD_FILE, f"{file}: {error}"
+                kind = UNFINISHED if is_fresh((root / file).stat().st_mtime) else BAD_FILE
+                fault = kind, f"{file}: {reason_of(error, root / file)}"
         for event in its_events:
             found = fault or _misplaced(event, ids)
             if found:
@@ -172,7 +174,8 @@ class _Looks(Dataset):
         try:
             frames = patiently(lambda: self._read(event))
         except READ_ERRORS as error:
-            return Look([(BAD_FRAMES, f"{event.file}, position {event.index}: {error}")], 0, 0)
+            reason = reason_of(error, self.root / event.file)
+            return Look([(BAD_FRAMES, f"{event.file}, position {event.index}: {reason}")], 0, 0)
         return look_at(frames, min(self.reader.source.thresholds))
 
     def _read(self, event: Event) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Signs that frames are bad or copies: for data sets of all kinds, on a few numbers per frame."""
 
 import hashlib
+import time
 
 import numpy as np
 
@@ -10,7 +11,14 @@ CONSTANT = "constant frame"
 SAME_FRAMES = "same frames as another"
 BLANK = "frames without echo"
 BAD_FRAMES = "frames cannot be read"
+UNFINISHED = "file cannot be read and changed less than a minute ago"
+FRESH = 60  # seconds
 DETAILS = 5  # frames that a detail names
+
+
+def is_fresh(changed: float | np.ndarray) -> bool | np.ndarray:
+    """Whether files may still be half written; `changed` in seconds since 1970."""
+    return abs(time.time() - changed) < FRESH
 
 
 def digest_of(values: np.ndarray) -> int:

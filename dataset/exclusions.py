@@ -6,9 +6,11 @@ the file; it may also be written by hand.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from dataset.hdf5 import reason_of
 from utils.errors import InputError
 from utils.files import replacing
 
@@ -19,7 +21,7 @@ MAX_BYTES = 2**24  # two hundred thousand ids with their reasons; SEVIR has twen
 def exclusions_path(data_path: str | Path) -> Path:
     """Where the exclusions of a data folder, or of a data set in one file, are."""
     path = Path(data_path)
-    return path.with_name(f"{path.stem}.{EXCLUSIONS}") if path.is_file() else path / EXCLUSIONS
+    return path.with_name(f"{path.stem}.{EXCLUSIONS}") if os.path.isfile(path) else path / EXCLUSIONS
 
 
 def read_exclusions(data_path: str | Path) -> dict[str, str]:
@@ -28,14 +30,14 @@ def read_exclusions(data_path: str | Path) -> dict[str, str]:
     Raises `InputError` if the file cannot be read as UTF-8 or is larger than `MAX_BYTES`.
     """
     path = exclusions_path(data_path)
-    if not path.is_file():
-        return {}
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         text = content.decode("utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read {path} ({error}); it should hold ids, one a line.") from None
+        raise InputError(f"Cannot read {path} ({reason_of(error, path)}); it should hold ids, one a line.") from None
     if len(content) > MAX_BYTES:
         raise InputError(f"{path} is larger than {MAX_BYTES} bytes; it should hold ids, one a line.")
     lines = (line.partition("\t") for line in text.splitlines() if not line.startswith("#"))

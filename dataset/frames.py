@@ -20,7 +20,7 @@ from dataset.exclusions import exclusions_path, read_exclusions
 from dataset.frames_cache import Cache, open_cache
 from dataset.frames_config import FramesConfig, read_config
 from dataset.frames_encoding import Encoder, Grid
-from dataset.frames_names import frame_id, moment, seconds, times_of
+from dataset.frames_names import frame_id, moment, on_marks, seconds, times_of
 from dataset.source import Source
 from utils.errors import InputError
 
@@ -87,8 +87,8 @@ class Frames(Dataset):
         if not len(self.windows):
             raise InputError(
                 f"{config.folder} has no {seq_len} frames in a row, {config.interval:g} minutes apart, in the {split} "
-                f"split ({len(self.frames)} frames, at most {max(self.runs.lengths, default=0)} in a row); correct "
-                f"interval or split in {config.file}."
+                f"split ({len(self.frames)} frames, at most {max(self.runs.lengths, default=0)} in a row"
+                f"{_spacing(cache.times[self.frames])}); correct interval, tolerance or split in {config.file}."
             )
         run_of_window = np.searchsorted(self.runs.begins, self.windows, "right") - 1
         self.event_ids = [self._name(begin) for begin in self.runs.begins[np.unique(run_of_window)]]
@@ -177,9 +177,10 @@ def latest(
     config = path if isinstance(path, FramesConfig) else read_config(path)
     live, now = now is None, now or datetime.now(timezone.utc)
     now = now if now.tzinfo is None else now.astimezone(timezone.utc).replace(tzinfo=None)
-    times, early = _newest(config, frames_in, now, max_age)
-    encoder = Encoder.of(config, times[0], img_size)
-    encoded = [encoder.encode(time) for time in times]
+    names, early = _newest(config, frames_in, now, max_age)
+    times = tuple(names)
+    encoder = Encoder.of(config, names[times[0]], img_size)
+    encoded = [encoder.encode(name) for name in names.values()]
     frames, valid = encoder.decode(*(np.stack(part) for part in zip(*encoded, strict=True)))
     source = _source(config, encoder.grid)
     copies = _copies(frames, times, source)
@@ -191,21 +192,23 @@ def latest(
     return Latest(frames, valid, times, encoder.grid, source, early if live else 0, copies)
 
 
-def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float) -> tuple[tuple[datetime, ...], int]:
-    """Times of the newest frames in a row, the oldest first, and how many are of the future.
+def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float) -> tuple[dict, int]:
+    """The newest frames in a row, as nominal times with those in the names, and how many are of the future.
 
-    Messages do not tell how old a frame is: a watch repeats those that change.
+    The oldest comes first. Messages do not tell how old a frame is: a watch repeats those that change.
     """
     interval = timedelta(minutes=config.interval)
     try:
-        listed = {time for time, _ in config.pattern.walk(config.folder)}
+        listed = np.array(sorted(seconds(time) for time, _ in config.pattern.walk(config.folder)), np.int64)
     except OSError as error:
         raise InputError(f"cannot read {error.filename or config.folder}: {error.strerror}.") from None
-    if not listed:
+    if not len(listed):
         raise InputError(f"{config.folder} holds no frame like {config.pattern.text}; correct pattern or folder.")
-    excluded = {moment(time) for time in times_of(read_exclusions(config.file))}
-    found = {time for time in listed if time <= now + interval}
-    newest = max(found - excluded, default=None)
+    found = listed[listed <= seconds(now + interval)]
+    excluded = np.isin(found, times_of(read_exclusions(config.file)))
+    marks, counts = on_marks(found, excluded, round(60 * config.interval), config.tolerance)
+    names = dict(zip(map(moment, marks[counts]), map(moment, found[counts]), strict=True))
+    newest = max(names, default=None)
     if newest is None:
         raise InputError(f"{config.folder} holds no frame like {config.pattern.text} until {now:%Y-%m-%d %H:%M} UTC.")
     if now - newest > max_age * interval:
@@ -214,14 +217,22 @@ def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float)
             f"intervals ({max_age * config.interval:g} minutes) ago; see whether frames arrive, named in UTC."
         )
     times = tuple(newest - n * interval for n in reversed(range(frames_in)))
-    gap = next((time for time in times if time not in found or time in excluded), None)
+    gap = next((time for time in times if time not in names), None)
     if gap is not None:
-        why = f"excluded by {exclusions_path(config.file)}" if gap in found else "missing"
+        why = f"excluded by {exclusions_path(config.file)}" if seconds(gap) in marks[excluded] else "missing"
         raise InputError(
             f"{config.folder / config.pattern.name_of(gap)} is {why}: a forecast from {newest:%Y-%m-%d %H:%M} UTC "
             f"needs the last {frames_in} frames without a gap."
         )
-    return times, len(listed) - len(found)
+    return {time: names[time] for time in times}, len(listed) - len(found)
+
+
+def _spacing(times: np.ndarray) -> str:
+    """How far apart frames are, most of them; `times` in seconds."""
+    if len(times) < 2:
+        return ""
+    low, high = (f"{minutes:.3g}" for minutes in np.quantile(np.diff(times) / 60, (0.1, 0.9)))
+    return f", their spacing {low if low == high else f'{low} to {high}'} minutes"
 
 
 def _copies(frames: Tensor, times: tuple[datetime, ...], source: Source) -> tuple[datetime, ...]:

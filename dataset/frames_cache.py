@@ -24,14 +24,16 @@ from tqdm import tqdm
 from dataset.exclusions import exclusions_path, read_exclusions
 from dataset.frames_config import FramesConfig
 from dataset.frames_encoding import Encoder, Grid, fine_levels
-from dataset.frames_names import find_frames, moment, times_of
+from dataset.frames_names import find_frames, moment, on_marks, times_of
+from dataset.hdf5 import AccessError, reason_of
 from utils.errors import InputError
 from utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when a change of code changes the cached rows
-RECORD = np.dtype([("time", "<i8"), ("size", "<i8"), ("mtime", "<i8"), ("state", "u1")])
+FORMAT = 2  # raise it when a change of code changes the cached rows
+IDENTITY = ("time", "size", "mtime")  # of the file that a row came from, by its name and the disk
+RECORD = np.dtype([*((field, "<i8") for field in IDENTITY), ("state", "u1")])
 WHOLE, PARTIAL, UNUSABLE = 1, 2, 3  # states of a row: all pixels valid, some, no frame at all
 BATCH = 64  # frames that are decoded side by side and flushed together
 
@@ -39,14 +41,14 @@ BATCH = 64  # frames that are decoded side by side and flushed together
 class Cache:
     """The frames of a folder, in order of time, made by `open_cache`.
 
-    Attributes: `times` (int64 seconds since 1970, UTC) of the usable frames, `masked` (whether any pixel of any frame
-    is not valid), `unusable` and `excluded` (numbers of files left out) and `encoder`.
+    Attributes: nominal `times` (int64 seconds since 1970, UTC) of the usable frames, `masked` (whether any pixel of any
+    frame is not valid), `unusable` and `excluded` (numbers of files left out) and `encoder`.
     """
 
     def __init__(self, folder: Path, encoder: Encoder, found: np.ndarray, records: np.ndarray, rows: np.ndarray):
         usable = records["state"][rows] != UNUSABLE
         self.folder, self.encoder = folder, encoder
-        self.times = found["time"][usable]
+        self.times = found["mark"][usable]
         self.unusable, self.excluded = int(np.count_nonzero(~usable)), 0
         self.masked = encoder.grid.padded or bool((records["state"][rows[usable]] == PARTIAL).any())
         self._rows = rows[usable]
@@ -62,16 +64,19 @@ class Cache:
         return self.encoder.decode(levels, valid)
 
     def _open(self) -> tuple[np.memmap, np.memmap]:
-        if _stored_encoder(self.folder, self.encoder.config, self.encoder.grid.size) != self.encoder:
-            raise InputError(f"The cache {self.folder} was made anew with other settings meanwhile; start again.")
         count = int(self._rows.max()) + 1
         try:
+            if _stored_encoder(self.folder, self.encoder.config, self.encoder.grid.size) != self.encoder:
+                raise InputError(f"The cache {self.folder} was made anew with other settings meanwhile; start again.")
             return tuple(
                 np.memmap(self.folder / f"{name}.bin", dtype, "r", shape=(count, *shape))
                 for name, (dtype, shape) in _layout(self.encoder).items()
             )
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
-            raise InputError(f"Cannot read the cache {self.folder} ({error}); delete it and start again.") from error
+            reason = reason_of(error, self.folder)
+            raise InputError(f"Cannot read the cache {self.folder} ({reason}); delete it and start again.") from error
 
     def __getstate__(self):
         return {**self.__dict__, "_maps": None}  # pickling a memory map would copy the whole cache
@@ -88,16 +93,16 @@ def open_cache(config: FramesConfig, img_size: int | tuple[int, int], packed_pat
     place = Path(packed_path) if packed_path else config.folder / "packed"
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     folder = place / f"frames_{config.folder.resolve().name}_{height}x{width}"
-    cache = _current(folder, config, img_size, found)
-    if cache is None:
-        try:
+    try:
+        cache = _current(folder, config, img_size, found)
+        if cache is None:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(place / f".{folder.name}.lock"):
                 cache = _current(folder, config, img_size, found) or _pack(folder, config, img_size, found)
-        except OSError as error:
-            raise InputError(
-                f"Cannot write the cache {folder} ({error.strerror or error}); choose a place with --packed_path."
-            ) from None
+    except OSError as error:
+        raise InputError(
+            f"Cannot use the cache {folder} ({error.strerror or error}); choose a place with --packed_path."
+        ) from None
     if not len(cache.times):
         raise InputError(f"None of the {len(found)} frames in {config.folder} can be used.")
     cache.excluded = len(excluded)
@@ -105,7 +110,7 @@ def open_cache(config: FramesConfig, img_size: int | tuple[int, int], packed_pat
 
 
 def listed_frames(config: FramesConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The frames of a folder (see `find_frames`) without those that are excluded, and these.
+    """The frames of a folder (see `find_frames`) that count, and those that are excluded.
 
     Exclusions stand beside the YAML file, as in `frames.exclusions.txt`. Raises `InputError` if nothing is left.
     """
@@ -113,7 +118,17 @@ def listed_frames(config: FramesConfig) -> tuple[np.ndarray, np.ndarray]:
     excluded = np.isin(found["time"], times_of(read_exclusions(config.file)))
     if excluded.all():
         raise InputError(f"{exclusions_path(config.file)} excludes all {len(found)} frames in {config.folder}.")
-    return found[~excluded], found[excluded]
+    found["mark"], counts = on_marks(found["time"], excluded, round(60 * config.interval), config.tolerance)
+    off, marks = found[~(counts | excluded)], f"{config.tolerance:g} s of a multiple of {config.interval:g} minutes"
+    if not counts.any():
+        raise InputError(f"{config.folder} has no frame within {marks}; correct interval or tolerance.")
+    if len(off):
+        name = config.pattern.name_of(moment(off["time"][0]))
+        logger.warning(
+            "%d frames in %s are left out, such as %s: they are not within %s, or another one is nearer to it",
+            *(len(off), config.folder, name, marks),
+        )
+    return found[counts], found[excluded]
 
 
 def _current(folder: Path, config: FramesConfig, img_size, found: np.ndarray) -> Cache | None:
@@ -173,6 +188,8 @@ def _attempt(encoder: Encoder, faults: list[str]) -> Callable[[datetime], tuple[
     def encode(time: datetime) -> tuple[np.ndarray, np.ndarray] | None:
         try:
             return encoder.encode(time)
+        except AccessError:
+            raise  # a row would say for good that the frame is at fault
         except InputError as error:
             faults.append(str(error))
             return None
@@ -184,7 +201,7 @@ def _write(files: dict, encoder: Encoder, batch: np.ndarray, encoded: list) -> N
     """Append a batch; the disk holds its rows before it holds its records."""
     nothing = np.zeros(encoder.grid.fitted, encoder.dtype), np.zeros(encoder.grid.fitted, bool)
     records = np.zeros(len(batch), RECORD)
-    for field in batch.dtype.names:
+    for field in IDENTITY:
         records[field] = batch[field]
     for record, frame in zip(records, encoded, strict=True):
         levels, valid = frame or nothing
@@ -213,7 +230,7 @@ def _records(folder: Path, encoder: Encoder) -> np.ndarray:
     try:
         content = (folder / "records.bin").read_bytes()
         sizes = {name: (folder / f"{name}.bin").stat().st_size for name in _layout(encoder)}
-    except OSError:
+    except FileNotFoundError:
         return np.zeros(0, RECORD)
     whole = [sizes[name] // _row_bytes(*row) for name, row in _layout(encoder).items()]
     return np.frombuffer(content, RECORD, min(len(content) // RECORD.itemsize, *whole))
@@ -226,7 +243,7 @@ def _rows_of(found: np.ndarray, records: np.ndarray) -> np.ndarray:
     latest = np.lexsort((np.arange(len(records)), records["time"]))
     last = np.searchsorted(records["time"][latest], found["time"], "right") - 1
     rows = latest[np.maximum(last, 0)]
-    same = np.logical_and.reduce([records[field][rows] == found[field] for field in found.dtype.names])
+    same = np.logical_and.reduce([records[field][rows] == found[field] for field in IDENTITY])
     return np.where(same, rows, -1)
 
 
@@ -253,7 +270,7 @@ def _stored_encoder(folder: Path, config: FramesConfig, img_size) -> Encoder | N
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         grid = Grid.fitting(tuple(index["stored"]), img_size)
         encoder = Encoder(config, grid, index["stored_type"], index["levels"])
-    except (OSError, ValueError, KeyError, TypeError, InputError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
     fitting = encoder.levels in (255, fine_levels(config))
     return encoder if fitting and _index(config, encoder) == index else None

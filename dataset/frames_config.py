@@ -1,6 +1,7 @@
 """What `frames.yaml` says about a folder of frames; `resources/frames_example.yaml` is one with all its keys."""
 
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from dataset.frames_names import NamePattern
+from dataset.hdf5 import reason_of
 from dataset.source import VIL, Source
 from utils.errors import InputError
 
@@ -37,6 +39,7 @@ class FramesConfig:
     units: str
     thresholds: tuple[float, ...]
     extent_km: float  # width of a stored frame
+    tolerance: float = 0  # seconds that a name may be off its multiple of the interval; 0: names are exact
     name: str = "radar"
     scale: float | None = None  # None: the file's `scale_factor`, or 1
     offset: float | None = None  # None: the file's `add_offset`, or 0
@@ -76,7 +79,7 @@ def _legend(first: float, last: float, number: int) -> list[float]:
 def read_config(path: str | Path) -> FramesConfig:
     """Read a YAML file, or `frames.yaml` in a folder; raises `InputError` with the key that is wrong."""
     path = Path(path)
-    file = path / CONFIG if path.is_dir() else path
+    file = path / CONFIG if os.path.isdir(path) else path
     content = _load(file)
     unknown = [str(key) for key in content if key not in _CHECKS]
     if unknown:
@@ -98,8 +101,7 @@ def _load(file: Path) -> dict:
     except FileNotFoundError:
         raise InputError(f"{file} does not exist; write it after resources/frames_example.yaml.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file} cannot be read as YAML ({reason}).") from None
+        raise InputError(f"{file} cannot be read as YAML ({reason_of(error, file)}).") from None
     if not isinstance(content, dict):
         raise InputError(f"{file} must hold `key: value` lines, as resources/frames_example.yaml does.")
     return content
@@ -122,6 +124,8 @@ def _contradiction(config: FramesConfig) -> str | None:
         return f"range must rise, not go from {low:g} to {high:g}"
     if not low < config.thresholds[0] or not config.thresholds[-1] < high:
         return f"all thresholds must lie inside the range {low:g} to {high:g}"
+    if config.tolerance >= 30 * config.interval:
+        return f"tolerance must be less than half of the interval, {30 * config.interval:g} s, not {config.tolerance:g}"
     if (config.bounds is None) != (config.colors is None):
         return "bounds and colors must be given together"
     if config.bounds and len(config.bounds) != len(config.colors) + 1:
@@ -234,6 +238,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "folder": (_text, "the folder that the pattern counts from"),
     "pattern": (lambda value: NamePattern(_text(value)), "how the time stands in a frame's name"),
     "interval": (_interval, "the minutes between frames, whole seconds above 0"),
+    "tolerance": (_positive, "the seconds above 0 that names may be off the full interval"),
     "variable": (_text, "the name of the data set in HDF5 or NetCDF-4 files"),
     "scale": (_factor, "the factor from stored to physical values, not 0"),
     "offset": (_number, "what is added to get physical values"),

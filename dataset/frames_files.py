@@ -5,12 +5,11 @@ import tokenize
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 from PIL import Image
 
 from dataset.frames_config import FramesConfig
-from dataset.hdf5 import own_dataset, patiently, refuse_bombs
+from dataset.hdf5 import open_hdf5, own_dataset, patiently, reason_of, refuse_bombs
 from utils.errors import InputError
 
 MAX_PIXELS = 2**26  # of a frame: 8192 x 8192
@@ -48,8 +47,7 @@ def read_frame(path: Path, config: FramesConfig) -> StoredFrame:
     except Image.DecompressionBombError:
         raise InputError(f"{path} cannot be used: it declares far more than {MAX_PIXELS} pixels.") from None
     except FAULTS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} cannot be used ({reason}); replace or remove it.") from None
+        raise InputError(f"{path} cannot be used ({reason_of(error, path)}); replace or remove it.") from None
     return StoredFrame(
         values,
         attributes.get("scale_factor", (1.0,))[0] if config.scale is None else config.scale,
@@ -86,7 +84,7 @@ def _read_hdf5(path: Path, variable: str) -> tuple[np.ndarray, dict]:
     with path.open("rb") as file:
         if file.read(3) == b"CDF":
             raise ValueError("it is NetCDF-3: convert it, for example with `nccopy -k nc4`")
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path, arriving=True) as file:
         data = own_dataset(file, variable.strip("/"))
         _check(data.shape, data.dtype)
         refuse_bombs(data, [0] * data.ndim, data.shape)

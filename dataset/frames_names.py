@@ -11,13 +11,14 @@ import numpy as np
 
 from utils.errors import InputError
 
-DIGITS = {"Y": 4, "m": 2, "d": 2, "j": 3, "H": 2, "M": 2, "S": 2}
+DIGITS = {"Y": 4, "y": 2, "m": 2, "d": 2, "j": 3, "H": 2, "M": 2, "S": 2}
+CENTURY = 69  # two digits from here on are of the 20th century, as in `strptime`
 EPOCH = datetime(1970, 1, 1)
 FRAME_ID = "%Y%m%dT%H%M%S"
 
 
 class NamePattern:
-    """A file name with its folders in which `%Y %m %d %j %H %M %S` stand for parts of a time, as in `strftime`.
+    """A file name with its folders in which `%Y %y %m %d %j %H %M %S` stand for parts of a time, as in `strftime`.
 
     A part may stand there more than once and must then say the same. Raises `InputError` for other directives, and for
     names that could leave the folder.
@@ -53,6 +54,8 @@ class NamePattern:
         if match is None:
             return None
         part = {key: int(digits) for key, digits in match.groupdict().items()}
+        if "y" in part:
+            part.setdefault("Y", part["y"] + (1900 if part["y"] >= CENTURY else 2000))
         try:
             time = datetime(
                 part["Y"], part.get("m", 1), part.get("d", 1), part.get("H", 0), part.get("M", 0), part.get("S", 0)
@@ -82,7 +85,9 @@ class NamePattern:
 
 
 def find_frames(folder: Path, pattern: NamePattern) -> np.ndarray:
-    """Every frame's `time` (seconds since 1970, UTC), `size` (bytes) and `mtime` (ns), int64, in order of time.
+    """Every frame's `time` and nominal time `mark`, both as its name has it, `size` and `mtime`, in order of time.
+
+    Times are seconds since 1970 (UTC), sizes bytes, times of modification ns; all are int64.
 
     Raises `InputError` if the folder cannot be read or holds no frame.
     """
@@ -92,8 +97,23 @@ def find_frames(folder: Path, pattern: NamePattern) -> np.ndarray:
         raise InputError(f"cannot read {error.filename or folder}: {error.strerror}.") from None
     if not found:
         raise InputError(f"{folder} holds no frame with a name like {pattern.text}; correct pattern or folder.")
-    rows = sorted((time, stat.st_size, stat.st_mtime_ns) for time, stat in found)
-    return np.array(rows, [("time", "<i8"), ("size", "<i8"), ("mtime", "<i8")])
+    rows = sorted((time, time, stat.st_size, stat.st_mtime_ns) for time, stat in found)
+    return np.array(rows, [(field, "<i8") for field in ("time", "mark", "size", "mtime")])
+
+
+def on_marks(times: np.ndarray, excluded: np.ndarray, interval: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """The nominal time of each frame, and whether the frame counts there; all in seconds, `times` rising.
+
+    A nominal time is a multiple of the interval since 1970. Of the frames within the tolerance that are not excluded,
+    the nearest one counts. Without a tolerance the times are nominal.
+    """
+    marks = np.rint(times / interval).astype(np.int64) * interval if tolerance else times
+    distances = np.abs(times - marks)
+    nearest_first = np.lexsort((distances, excluded, marks))
+    _, nearest = np.unique(marks[nearest_first], return_index=True)
+    counts = np.zeros(len(times), bool)
+    counts[nearest_first[nearest]] = True
+    return marks, counts & ~excluded & (distances <= tolerance)
 
 
 def seconds(time: datetime) -> int:

@@ -4,13 +4,18 @@ import errno
 import itertools
 import logging
 import math
+import os
 import re
+import stat
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import h5py
+
+from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +27,53 @@ EXPANSION = {h5py.h5z.FILTER_DEFLATE: 1032, h5py.h5z.FILTER_LZF: 132}  # bytes t
 READ_ERRORS = (OSError, KeyError, IndexError, RuntimeError, TypeError, ValueError)
 TRANSIENT = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET}
 PAUSES = (0.1, 0.5, 2.0)  # seconds before another try
+WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what disks without locks answer
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+OF_CONTENT = {errno.EINVAL, errno.EOVERFLOW}  # what places outside a file, which damaged ones name, end in
 
 T = TypeVar("T")
 
 
 class LayoutError(ValueError):
     """An HDF5 file does not have the expected layout, or cannot be read safely."""
+
+
+class AccessError(InputError):
+    """A file cannot be read at present, and its content is not at fault: never a reason to leave it out for good."""
+
+    @classmethod
+    def of(cls, path: Path, number: int) -> "AccessError":
+        """The error with the operating system's number, of a file or folder."""
+        return cls(
+            f"cannot read {path}: {os.strerror(number)}; see to its permissions, its disk, and programs that write it, "
+            "and start again."
+        )
+
+
+def file_size(path: Path) -> int | None:
+    """Size of a file in bytes, None if there is none; `AccessError` if that cannot be told."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        if error.errno in ABSENT:
+            return None
+        raise AccessError.of(path, error.errno) from error
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def open_hdf5(path: Path, arriving: bool = False) -> h5py.File:
+    """Open a file for reading, without a lock.
+
+    Where the disk has locks, a file that may be `arriving` just now is locked, which fails while another program
+    writes it.
+    """
+    if arriving:
+        try:
+            return h5py.File(path, "r", locking=True)
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+    return h5py.File(path, "r", locking=False)
 
 
 def own_dataset(file: h5py.File, name: str) -> h5py.Dataset:
@@ -83,10 +129,28 @@ def patiently(read: Callable[[], T]) -> T:
     for pause in PAUSES:
         try:
             return read()
-        except (OSError, RuntimeError) as error:
-            told = re.search(r"\berrno = (\d+)", str(error))  # h5py has it in the message, and not always beside
-            if (getattr(error, "errno", None) or (told and int(told[1]))) not in TRANSIENT:
+        except READ_ERRORS as error:
+            if _number_of(error) not in TRANSIENT:
                 raise
             logger.warning("%s; trying again in %g s", error, pause)
             time.sleep(pause)
     return read()
+
+
+def reason_of(error: Exception, path: Path) -> str:
+    """Say in one line what is wrong with the content of a file that could not be read.
+
+    Raises `AccessError` if nothing is: if the operating system refused to open or to read the file.
+    """
+    if isinstance(error, AccessError):
+        raise error
+    number = _number_of(error)
+    if number and number not in OF_CONTENT:
+        raise AccessError.of(path, number) from error
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _number_of(error: Exception) -> int | None:
+    """The operating system's number of an error, which HDF5 may tell in words alone."""
+    told = re.search(r"\berrno = (\d+)", str(error))
+    return error.errno if isinstance(error, OSError) and error.errno else int(told[1]) if told else None

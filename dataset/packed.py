@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset import PACKABLE, exclusions
-from dataset.catalog import SCHEMES, SPLITS, file_size, files_root, fingerprint
+from dataset.catalog import SCHEMES, SPLITS, files_root, fingerprint
+from dataset.hdf5 import AccessError, file_size, reason_of
 from dataset.sevir import (
     EVENT_FRAMES,
     EmptySplitError,
@@ -72,8 +73,10 @@ def map_events(path: Path) -> np.memmap:
     """Map a packed split, uint8 `(N, 49, H, W)`, into memory; `InputError` if it is missing or damaged."""
     try:
         return np.lib.format.open_memmap(path, "r")
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}; delete its folder and pack again.") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"Cannot read {path} ({error}); delete its folder and pack again.") from error
+        raise InputError(f"Cannot read {path} ({reason_of(error, path)}); delete its folder and pack again.") from error
 
 
 def cache_settings(dataset: str, data_path: str | Path, img_size: int, split_scheme: str) -> dict:
@@ -141,6 +144,8 @@ def mismatch(folder: Path, index: dict, split: str, settings: dict, root: Path) 
             return f"{name} has changed since"
     try:
         events = map_events(folder / f"{split}.npy")
+    except AccessError:
+        raise
     except InputError as error:
         return str(error)
     size = settings["img_size"]
@@ -276,8 +281,10 @@ def _read_json(path: Path) -> dict:
     """The dictionary in a file; an empty one if the file is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
+    except OSError as error:
+        raise AccessError.of(path, error.errno) from error
     return content if isinstance(content, dict) else {}
 
 

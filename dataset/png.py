@@ -5,6 +5,7 @@ than 100 MB, whatever the file declares.
 """
 
 import io
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from dataset.hdf5 import patiently
+from dataset.hdf5 import patiently, reason_of
 from dataset.sevir import MAX_SIDE, resize_bytes
 from utils.errors import InputError
 
@@ -29,13 +30,18 @@ class Sequence(NamedTuple):
 
 
 def read_sequences(folder: str | Path, frames_in: int, frames_out: int, img_size: int) -> list[Sequence]:
-    """All sequences in a folder, by name, resized to `img_size`.
+    """All sequences in a folder, by name, or the one that the folder is, resized to `img_size`.
 
     The last `frames_in` inputs and the first `frames_out` targets of each are used. Raises `InputError` if there is no
     sequence, one has fewer frames than that, or a frame is not a square 8-bit grey PNG of the sequence's size.
     """
     folder = Path(folder)
+    if not os.path.isdir(folder):
+        fault = "is no folder" if os.path.lexists(folder) else "does not exist"
+        raise InputError(f"{folder} {fault}; pass a folder of sequences, or one sequence.")
     found = sorted(path.parent for path in folder.glob("*/inputs") if path.is_dir())
+    if os.path.isdir(folder / "inputs"):
+        found = [folder.resolve()]
     if not found:
         raise InputError(f"{folder} holds no sequence; expected folders <sequence>/inputs/ with PNG frames.")
     return [
@@ -81,7 +87,7 @@ def _read_frame(path: Path) -> np.ndarray:
     except UnidentifiedImageError:
         raise InputError(f"{path} cannot be read as a PNG picture: it is none, or its header is damaged.") from None
     except PNG_ERRORS as error:
-        raise InputError(f"{path} cannot be read as a PNG picture: {error}.") from None
+        raise InputError(f"{path} cannot be read as a PNG picture: {reason_of(error, path)}.") from None
     if (bands != bands[..., :1]).any():
         raise InputError(f"{path} is coloured; frames must be grey, their bytes the values of the radar product.")
     return bands[..., 0]

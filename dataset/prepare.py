@@ -34,6 +34,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dataset.hdf5 import reason_of
 from dataset.radar_h5 import LAYOUTS, MAX_SIDE
 from dataset.source import METEONET
 from utils.errors import InputError, exit_on_input_error
@@ -74,7 +75,7 @@ def prepare(archive: str, raw: str | Path, out: str | Path, **options) -> Counte
         raise InputError(f"{raw} is no folder; pass the one that holds the raw files.")
     writable_folder(out.parent, "the prepared file")
     counts = Counter({"train": 0, "test": 0} | ({"valid": 0} if layout.has_valid else {}))
-    with replacing(out) as temporary, _failing_as_oserror(), h5py.File(temporary, "w") as file:
+    with replacing(out) as temporary, _failing_as_oserror(), h5py.File(temporary, "w", locking=False) as file:
         for split, window in read(raw, **options):
             _write_window(file, layout.window.format(split=split, number=layout.first + counts[split]), window)
             counts[split] += 1
@@ -155,7 +156,7 @@ def _read_png(path: Path, shape: tuple[int, int] | None = None) -> np.ndarray:
                 raise InputError(f"{path} has {found}; pictures must be 8-bit grey (L), small and of one size.")
             return np.asarray(image)
     except (OSError, Image.DecompressionBombError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as a PNG picture ({error}); get it again.") from None
+        raise InputError(f"{path} cannot be read as a PNG picture ({reason_of(error, path)}); get it again.") from None
 
 
 class Archive(NamedTuple):
@@ -227,19 +228,23 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as file:
             yield file
     except (zipfile.BadZipFile, *NPZ_ERRORS) as error:
-        raise InputError(f"{path} is not as published ({' '.join(str(error).split())}); get it again.") from error
+        raise InputError(f"{path} is not as published ({reason_of(error, path)}); get it again.") from error
 
 
 def to_dbz(frame: np.ndarray) -> np.ndarray:
     """Whole dBZ as bytes, 255 for missing, from either of MeteoNet's products.
 
-    The old one has these bytes already. The new one has tenths of dBZ, signed, and pixels out of the radars' reach, or
-    without echo, in each frame. Frames of another lowest value are refused: MeteoNet's rainfall has -1 where missing.
+    The old one has these values already, in bytes or wider numbers. The new one has tenths of dBZ, signed, and pixels
+    out of the radars' reach, or without echo, in each frame. Frames of other values are refused: MeteoNet's rainfall
+    has -1 where missing.
     """
     if frame.dtype == np.uint8:
         return frame
-    if frame.dtype.kind != "i" or frame.dtype.itemsize < 2 or frame.min() not in (NO_DATA, NO_ECHO):
-        raise ValueError(f"its {frame.dtype} from {frame.min()} on are neither bytes in dBZ nor signed tenths of dBZ")
+    whole = frame.dtype.kind in "iu" and frame.dtype.itemsize > 1
+    if whole and (((frame >= 0) & (frame <= METEONET_MOST)) | (frame == METEONET_MISSING)).all():
+        return frame.astype(np.uint8)
+    if not whole or frame.min() not in (NO_DATA, NO_ECHO):
+        raise ValueError(f"its {frame.dtype} from {frame.min()} to {frame.max()} are neither whole dBZ nor tenths")
     dbz = (frame / 10).round().clip(0, METEONET_MOST)
     return np.where(frame == NO_DATA, METEONET_MISSING, dbz).astype(np.uint8)
 
@@ -303,7 +308,7 @@ def _lines(paths: list[Path]) -> Iterator[tuple[str, bytes]]:
                     if not line.isspace():
                         yield f"Line {number} of {path}", line
         except OSError as error:
-            raise InputError(f"Cannot read {path} ({error}); get it again.") from error
+            raise InputError(f"Cannot read {path} ({reason_of(error, path)}); get it again.") from error
 
 
 def _parse_line(where: str, line: bytes) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from dataset.catalog import SPLITS
 from dataset.exclusions import exclusions_path, read_exclusions
-from dataset.hdf5 import READ_ERRORS, own_dataset, patiently, refuse_bombs
+from dataset.hdf5 import READ_ERRORS, file_size, open_hdf5, own_dataset, patiently, reason_of, refuse_bombs
 from dataset.source import CIKM, METEONET, SHANGHAI, Source
 from utils.errors import InputError
 
@@ -149,7 +149,8 @@ class RadarH5(Dataset):
         try:
             count, present = announced(file, self.layout, stored), len(file[stored])
         except (AttributeError, *READ_ERRORS) as error:
-            raise InputError(f"{self.path} is no {self.source.name} file with a {stored} split ({error}).") from error
+            reason = reason_of(error, self.path)
+            raise InputError(f"{self.path} is no {self.source.name} file with a {stored} split ({reason}).") from error
         if count > present + len(excluded):
             raise InputError(f"{self.path} announces {count} windows in {stored} and holds {present}; get it again.")
         numbers = range(count)
@@ -176,7 +177,7 @@ class RadarH5(Dataset):
             window = own_dataset(file, name)
             misfit = self.layout.misfit(window)
         except (AttributeError, *READ_ERRORS) as error:
-            raise InputError(f"Cannot read window {name} of {self.path} ({error}); get the file again.") from error
+            raise self._unreadable(name, error) from error
         if misfit:
             raise InputError(f"Window {name} of {self.path} is {misfit}.")
         return window.shape[1:]
@@ -188,7 +189,11 @@ class RadarH5(Dataset):
         try:
             return patiently(lambda: self._block(own_dataset(self._open(), name)))
         except READ_ERRORS as error:
-            raise InputError(f"Cannot read window {name} of {self.path} ({error}); get the file again.") from error
+            raise self._unreadable(name, error) from error
+
+    def _unreadable(self, name: str, error: Exception) -> InputError:
+        reason = reason_of(error, self.path)
+        return InputError(f"Cannot read window {name} of {self.path} ({reason}); get the file again.")
 
     def _block(self, window: h5py.Dataset) -> np.ndarray:
         refuse_bombs(window, (0, 0, 0), (self.seq_len, *self.frame_shape))
@@ -197,12 +202,13 @@ class RadarH5(Dataset):
     def _open(self) -> h5py.File:
         if self._file is None or self._pid != os.getpid():
             self._close()  # after a fork the parent's handle shares its file position
-            if not self.path.is_file():
+            if file_size(self.path) is None:
                 raise InputError(f"{self.path} does not exist; pass the {self.source.name} HDF5 file as --data_path.")
             try:
-                self._file, self._pid = h5py.File(self.path, "r"), os.getpid()
+                self._file, self._pid = open_hdf5(self.path), os.getpid()
             except OSError as error:
-                raise InputError(f"Cannot read {self.path} as HDF5 ({error}); get the file again.") from error
+                reason = reason_of(error, self.path)
+                raise InputError(f"Cannot read {self.path} as HDF5 ({reason}); get the file again.") from error
         return self._file
 
     def _close(self) -> None:

@@ -26,11 +26,19 @@ from dataset.catalog import (
     SCHEMES,
     Event,
     catalog_path,
-    file_size,
     files_root,
     read_events,
 )
-from dataset.hdf5 import READ_ERRORS, LayoutError, own_dataset, patiently, refuse_bombs
+from dataset.hdf5 import (
+    READ_ERRORS,
+    LayoutError,
+    file_size,
+    open_hdf5,
+    own_dataset,
+    patiently,
+    reason_of,
+    refuse_bombs,
+)
 from dataset.source import VIL
 from utils.errors import InputError
 
@@ -166,7 +174,7 @@ class Sevir(EventWindows):
         except READ_ERRORS as error:
             raise InputError(
                 f"Cannot read event {event_id} from {self.root / file}, position {index}, frames {first} to {stop - 1} "
-                f"({error}); download the file again."
+                f"({reason_of(error, self.root / file)}); download the file again."
             ) from error
         return resize_bytes(frames, self.img_size)
 
@@ -251,7 +259,7 @@ def _ids_or_none(path: Path, event_frames: int) -> list[str] | None:
     except LayoutError:
         return None
     except READ_ERRORS as error:
-        raise InputError(f"Cannot read {path} ({error}); download the file again.") from error
+        raise InputError(f"Cannot read {path} ({reason_of(error, path)}); download the file again.") from error
 
 
 def open_frames(path: Path, event_frames: int) -> h5py.Dataset:
@@ -259,7 +267,7 @@ def open_frames(path: Path, event_frames: int) -> h5py.Dataset:
 
     Raises `LayoutError` if they are not.
     """
-    file = h5py.File(path, "r")
+    file = open_hdf5(path)
     try:
         vil = own_dataset(file, "vil")
         shape = vil.shape if vil.ndim == 4 else (0, 0, 0, 0)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import run
@@ -9,6 +10,7 @@ import sample_batch
 from dataset.png import read_sequences, write_sequence
 from dataset.storms import storms
 from tests.tiny import arguments
+from utils.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,24 @@ def test_png_frames_keep_their_bytes(sequences):
     )
     assert first.targets.shape == (20, 1, 32, 32)
     assert read_sequences(sequences, 5, 20, 16)[0].inputs.shape == (5, 1, 16, 16)
+
+
+def test_a_single_sequence_is_read_like_a_folder_of_it(sequences, monkeypatch):
+    expected = read_sequences(sequences, 5, 20, 32)[0]
+    monkeypatch.chdir(sequences / "storm_0")
+    for folder in (sequences / "storm_0", "."):
+        (single,) = read_sequences(folder, 5, 20, 32)
+        assert single.name == "storm_0"
+        assert torch.equal(single.inputs, expected.inputs)
+        assert torch.equal(single.targets, expected.targets)
+
+
+def test_a_folder_of_sequences_that_is_missing_is_said_to_be(tmp_path):
+    with pytest.raises(InputError, match=r"gone does not exist; pass a folder of sequences"):
+        read_sequences(tmp_path / "gone", 5, 20, 32)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file is no folder; pass a folder of sequences"):
+        read_sequences(tmp_path / "file", 5, 20, 32)
 
 
 def spoil(kind, sequences):

@@ -19,7 +19,8 @@ def exit_on_input_error():
     try:
         yield
     except InputError as error:
-        message = str(error).splitlines()[-1].removeprefix(f"{InputError.__module__}.InputError: ")
+        kind = type(error)
+        message = str(error).splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
         rank = os.environ.get("RANK", "0")
         sys.stderr.write(f"error: {message}\n" if rank == "0" else f"error in process {rank}: {message}\n")
         sys.exit(2)

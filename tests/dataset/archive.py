@@ -1,5 +1,6 @@
 """A folder of frames with times in their names, and ways to spoil one of them."""
 
+import os
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -65,22 +66,31 @@ def wrong_size(path):
     np.save(path, np.zeros((5, 8), np.uint8))
 
 
+def aged(path: Path) -> None:
+    """Give a file a time of modification long ago: nobody writes it any more."""
+    os.utime(path, (0, 0))
+
+
 def truncated(path):
     path.write_bytes(path.read_bytes()[:-7])
+    aged(path)
 
 
 def hostile(path):
     with open(path, "wb") as file:
         np.save(file, np.array([{}], object), allow_pickle=True)
+    aged(path)
 
 
 def absurd(path):
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 2**20)})
+    aged(path)
 
 
 def unended(path):
     path.write_bytes(path.read_bytes().replace(b"}", b"(", 1))
+    aged(path)
 
 
 def all_missing(path):

@@ -79,7 +79,7 @@ def test_settings_and_cache_may_lie_outside_an_archive_that_is_read_only(archive
     assert torch.equal(open_frames("train", file, (6, 8), 4, packed_path=tmp_path / "fast")[3], expected)
     assert set(archive.folder.rglob("*")) == before
     (archive.folder / "packed").write_text("a file stands where the folder should")
-    with pytest.raises(InputError, match=r"Cannot write the cache .* with --packed_path"):
+    with pytest.raises(InputError, match=r"Cannot use the cache .* with --packed_path"):
         open_frames("train", file, (6, 8), 4)
 
 

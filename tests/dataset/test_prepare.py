@@ -102,7 +102,8 @@ def meteonet(tmp_path):
         times = [[*runs[0], *runs[1]], list(range(253, 503)), list(runs[4])]
         for number, of_file in enumerate(times):
             frames = radar_frames(of_file)
-            stored = np.where(MISSING, 255, frames).astype(np.uint8) if product == "old" else tenths(frames, MISSING)
+            old = np.where(MISSING, 255, frames).astype(np.int16 if product == "sample" else np.uint8)
+            stored = tenths(frames, MISSING) if product == "new" else old
             path = tmp_path / "raw" / f"radar_{'cab'[number]}.npz"  # not in order of time
             write_meteonet(path, of_file, stored, [300] if number == 1 else [], protocol=number + 2)
         return SimpleNamespace(raw=tmp_path / "raw", out=tmp_path / "meteo.h5", runs=[[*runs[0]], *map(list, runs[1:])])
@@ -110,7 +111,7 @@ def meteonet(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("product", ["old", "new"])
+@pytest.mark.parametrize("product", ["old", "new", "sample"])
 def test_meteonet_windows_span_no_gap_and_no_missing_date(meteonet, product):
     raw = meteonet(product)
     prepare("meteonet", raw.raw, raw.out)
@@ -137,9 +138,17 @@ def test_tenths_of_dbz_become_whole_dbz():
     tenths = np.array([[-200, -100, -1, 0, 4, 6, 155, 700, 1500]], np.int16)
     assert to_dbz(tenths).tolist() == [[255, 0, 0, 0, 0, 1, 16, 70, 90]]
     rainfall = [[-1, 0, 250]], np.int16
-    for strange in ([[8, 16, 255]], np.int16), ([[8, 16, -1]], np.int8), rainfall, ([[-201, -200]], np.int16):
-        with pytest.raises(ValueError, match="neither bytes in dBZ nor signed tenths"):
-            to_dbz(np.array(*strange))
+    strange = ([[8, 16, 91]], np.int16), ([[8, 16, -1]], np.int8), ([[-201, -200]], np.int16), ([[8, 16]], np.float32)
+    for values in (rainfall, *strange):
+        with pytest.raises(ValueError, match="neither whole dBZ nor tenths"):
+            to_dbz(np.array(*values))
+
+
+@pytest.mark.parametrize("kind", ["u1", "<i2", ">i2", "u2", "i8"])
+def test_whole_dbz_may_be_numbers_of_any_width(kind):
+    old = to_dbz(np.array([[0, 8, 70, 255]], kind))
+    assert old.dtype == np.uint8
+    assert old.tolist() == [[0, 8, 70, 255]]
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
@@ -215,7 +224,7 @@ def describe_at_length(data: bytes) -> bytes:
         (lambda path: write_meteonet(path, [1, 0], radar_frames([0, 1])), "do not increase"),
         (lambda path: write_meteonet(path, [0, 1], radar_frames([0])), "values for 2 dates"),
         (lambda path: write_meteonet(path, [0], radar_frames([0])[0]), r"a\.npz holds \[6, 8\] values"),
-        (lambda path: write_meteonet(path, range(30), radar_frames(range(30)) / 2), "neither bytes in dBZ"),
+        (lambda path: write_meteonet(path, range(30), radar_frames(range(30)) / 2), "neither whole dBZ nor tenths"),
         (lambda path: write_meteonet(path, [40, 60], radar_frames([40, 60])), r"do not go together"),
         (lambda path: write_meteonet(path, [0, 1], radar_frames([0, 1], shape=(9, 9))), r"do not go together"),
         (partial(write_changed, announce_a_terabyte), r"holds \[2, 9999999, 99999\] values for 2 dates"),

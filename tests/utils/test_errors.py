@@ -2,6 +2,7 @@
 
 import pytest
 
+from dataset.hdf5 import AccessError
 from utils.errors import InputError, exit_on_input_error
 
 
@@ -10,6 +11,7 @@ from utils.errors import InputError, exit_on_input_error
     [
         (InputError("no such file: a.h5."), 2, "error: no such file: a.h5.\n"),
         (InputError("Caught in worker 0\nutils.errors.InputError: a.h5 is damaged."), 2, "error: a.h5 is damaged.\n"),
+        (AccessError("Caught in worker 0\ndataset.hdf5.AccessError: cannot read a."), 2, "error: cannot read a.\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
