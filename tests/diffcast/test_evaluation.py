@@ -152,6 +152,9 @@ def test_results_tell_where_they_come_from(weights, storm_folder, tmp_path):
         assert all((folder / name).is_file() for name in case["pictures"])
     report = (folder / "report.html").read_text()
     assert best["id"] in report
+    assert "5 sequences of synthetic storms" in report
+    assert "sevir synthetic" not in report
+    assert (folder / "lead_time.csv").read_text().splitlines()[1].startswith("synthetic storms,diffcast_simvp,5.0,")
 
 
 def test_members_differ_and_seeds_repeat(weights, storm_folder, tmp_path):
