@@ -146,9 +146,11 @@ def start_evaluation(args, accelerator: Accelerator, model, architecture: Archit
     label, origin = args.backbone, None
     if milestone:
         weights = checkpoint.find_weights(milestone, folder / "checkpoints")
-        load_forecaster_weights(model, architecture, weights)
         label = weights.parent.name if weights.name == checkpoint.WEIGHTS else weights.stem
         origin = {"label": label, "sha256": sha256(weights)}
+        load_forecaster_weights(model, architecture, weights)
+        if sha256(weights) != origin["sha256"]:
+            raise InputError(f"{weights} was replaced by a training while it was read; repeat the command.")
     test_set = open_split(args, "test")
     settings = evaluation_settings(args)
     dressed = None

@@ -24,10 +24,11 @@ from diffcast.model import DiffCast, Generators
 from diffcast.parts import Part, Parts, split_into_parts
 from diffcast.pictures import draw_case
 from diffcast.results import describe_source, score_table, warn_of_gaps, write_lead_times, write_metrics
-from diffcast.validation import alone_in, decided_by_main
+from diffcast.validation import agreed, alone_in, decided_by_main
 from models import build_backbone
 from models.backbone import without_gaps
 from utils.claims import own_folder
+from utils.errors import InputError
 from utils.files import Dispensable
 from utils.metrics import PerceptualDistance, ScoreGroup, Scores, load_lpips
 from utils.report import write_report
@@ -94,6 +95,8 @@ def evaluate(
     """
     evaluator = Evaluator(accelerator, model, dataset, settings, name, dressed)
     identity = decided_by_main(accelerator, partial(evaluator.identity, about))
+    if agreed(accelerator, identity["checkpoint"] != about.get("checkpoint")):
+        raise InputError("the processes read different weights, which a training replaces; repeat the command.")
     folder = decided_by_main(accelerator, partial(own_folder, folder, identity))
     with alone_in(folder, accelerator, "wait for its end or stop it"):
         scores = evaluator.evaluate(folder, identity, about)

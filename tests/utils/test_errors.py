@@ -24,7 +24,7 @@ def test_a_mistake_and_an_interruption_end_in_one_sentence(raised, status, said,
 
 @pytest.mark.parametrize(
     "ask",
-    [lambda: torch.empty(2**60), lambda: torch.empty(2**62, 2**30), lambda: np.empty(2**60)],
+    [lambda: torch.empty(2**60), lambda: torch.empty(2**62, 2**30), lambda: np.empty(2**50)],
     ids=["of PyTorch", "beyond counting", "of NumPy"],
 )
 def test_a_lack_of_memory_is_told_in_one_sentence(ask, capsys):
