@@ -23,7 +23,6 @@ on SIGTERM and SIGINT, and SIGUSR1 if told: torchrun --signals-to-handle=SIGTERM
 
 import contextlib
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -44,10 +43,10 @@ from diffcast.results import data_differences, describe_source
 from diffcast.schedule import describe_length, total_steps
 from diffcast.summary import summarise
 from diffcast.training import train
-from diffcast.validation import agreed
+from diffcast.validation import alone_in
 from utils import checkpoint
 from utils.errors import InputError, exit_on_input_error
-from utils.files import locked, replacing, writable_folder
+from utils.files import replacing, writable_folder
 from utils.launch import ending_loaders, patience, reporting_lost_processes, start_missing_processes
 from utils.log import format_table, start_logging
 from utils.preemption import MARKER, Stopped, exit_when_stopped
@@ -119,7 +118,7 @@ def start_training(args, accelerator: Accelerator, model, architecture: Architec
     if resume is None:
         start_backbone(args, model, architecture)
     writable_folder(checkpoints, "the checkpoints")
-    with alone_in(folder, accelerator):
+    with alone_in(folder, accelerator, "wait for its end, stop it, or name another run with --exp_note"):
         if accelerator.is_main_process:
             with contextlib.suppress(OSError):
                 (folder / MARKER).unlink()
@@ -138,21 +137,6 @@ def start_training(args, accelerator: Accelerator, model, architecture: Architec
             return train(accelerator, model, train_set, valid_set, settings, folder, metadata, resume)
 
 
-@contextlib.contextmanager
-def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Keep other runs out of a folder; the main process holds the lock. Raises `InputError` if another run has it."""
-    with contextlib.ExitStack() as stack:
-        error = None
-        if accelerator.is_main_process:
-            try:
-                stack.enter_context(locked(folder, "wait for its end, stop it, or name another run with --exp_note"))
-            except InputError as caught:
-                error = caught
-        if agreed(accelerator, error is not None):
-            raise error or InputError("the main process found another run at work; see its message.")
-        yield
-
-
 def start_trackers(args, accelerator: Accelerator, name: str) -> None:
     """Tell the trackers, if any, what is about to be trained."""
     settings = plain_settings(args)
@@ -169,22 +153,22 @@ def start_evaluation(args, accelerator: Accelerator, model, architecture: Archit
     label, origin = args.backbone, None
     if milestone:
         weights = checkpoint.find_weights(milestone, folder / "checkpoints")
-        load_forecaster_weights(model, architecture, weights)
         label = weights.parent.name if weights.name == checkpoint.WEIGHTS else weights.stem
         origin = {"label": label, "sha256": sha256(weights)}
+        load_forecaster_weights(model, architecture, weights)
+        if sha256(weights) != origin["sha256"]:
+            raise InputError(f"{weights} was replaced by a training while it was read; repeat the command.")
     test_set = open_split(args, "test")
-    results = writable_folder(folder / f"evaluation_{label}", "the results")
     settings = evaluation_settings(args)
     dressed = None
     if args.dress:
         dressed = dress(model, open_split(args, "train"), settings.members, args.seed, accelerator.device)
-    LOG.info("evaluating %s on the test split", milestone or label)
+    LOG.info("evaluating %s on the test split of %s", milestone or label, test_set.source.name)
     if args.use_diff:
         warn_if_emulated("--forecast_precision", args.forecast_precision, accelerator.device)
     name = ("diffcast_" if args.use_diff else "") + args.backbone.replace(":", ".")
     about = {"about": provenance(), "settings": plain_settings(args), "checkpoint": origin}
-    evaluate(accelerator, model, test_set, settings, results, name, about, dressed)
-    LOG.info("results in %s", results)
+    evaluate(accelerator, model, test_set, settings, folder / f"evaluation_{label}", name, about, dressed)
 
 
 def start_backbone(args, model, architecture: Architecture) -> None:

@@ -9,7 +9,8 @@
 observes) and, if the future is known, `targets/`: square grey 8-bit PNG frames, in order of their names. They are
 resized to what the model was trained on. A strip (PNG) and an animation (GIF) of each sequence appear in `--out`, and
 with `--members` above 1 a second pair, `<sequence>_ensemble`: mean, spread, and the probabilities of VIL >= 74 and >=
-133, which are shares of the members. Where targets are given, scores are printed.
+133, which are shares of the members. Where targets are given, scores are printed. If other weights or options have left
+pictures in `--out`, new ones go to `<out>_2` and so on.
 
 `--latest` is a folder of frames that their names date, with a `frames.yaml` (see `resources/frames_example.yaml`). The
 newest ones are forecast from: `forecast_<time of the newest>.nc` appears in `--out`, a NetCDF-4 file with the members,
@@ -19,6 +20,7 @@ With `--watch`, the same happens for every new frame until SIGTERM or Ctrl-C.
 
 import argparse
 import logging
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -28,14 +30,16 @@ from tqdm import tqdm
 
 from dataset.frames_config import read_config
 from dataset.png import Sequence, read_sequences
-from dataset.source import VIL
+from dataset.source import VIL, Source, synthetic
 from diffcast.arguments import add_sampling, check_sampling
 from diffcast.evaluation import EvaluationSettings, forecast_all, score_table
 from diffcast.forecaster import load_forecaster, place
 from diffcast.loading import generators
+from diffcast.model import DiffCast
 from diffcast.operational import Operation
 from diffcast.pictures import draw_case
 from utils.checkpoint import find_weights, load_metadata
+from utils.claims import own_folder
 from utils.errors import InputError, exit_on_input_error
 from utils.files import writable_folder
 from utils.log import start_logging
@@ -43,7 +47,7 @@ from utils.metrics import Scores
 from utils.provenance import sha256
 
 LOG = logging.getLogger("sample_batch")
-RESOURCES = Path(__file__).parent / "resources"
+RESOURCES = Path(__file__).resolve().parent / "resources"
 DEMO = RESOURCES / "demo_sequences"
 
 
@@ -91,8 +95,6 @@ def main(argv: list[str] | None = None) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for values that are not possible, or not together."""
     check_sampling(args)
-    if args.members < 1:
-        raise InputError(f"--members must be at least 1, not {args.members}.")
     if args.seed < 0:
         raise InputError(f"--seed must not be negative, as {args.seed} is.")
     for option in ("max_age", "now", "watch"):
@@ -100,8 +102,8 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"--{option} belongs to --latest; add that, or leave --{option} out.")
     for option in ("max_age", "watch"):
         value = getattr(args, option)
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"--{option} must be above 0, not {value:g}.")
+        if value is not None and not 0 < value < 10**6:
+            raise InputError(f"--{option} must lie between 0 and a million, not at {value:g}.")
     if args.now is not None and args.watch is not None:
         raise InputError("--watch goes with the clock; leave out --now.")
 
@@ -142,9 +144,12 @@ def forecast_latest(args: argparse.Namespace) -> None:
 def parse_time(text: str) -> datetime:
     """The time that `--now` gives."""
     try:
-        return datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
-        raise InputError(f"--now must be a time such as 2023-05-01T12:00, not {text}.") from None
+        time = datetime.min
+    if not 1900 <= time.year <= 2999:
+        raise InputError(f"--now must be a time such as 2023-05-01T12:00, not {text}.")
+    return time
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -153,29 +158,33 @@ def sample(args: argparse.Namespace) -> None:
     _, height, width = model.frame_shape
     if height != width:
         raise InputError(f"{weights} is for {height} x {width} pixels and --seqs has square frames; use --latest.")
+    if args.members > 1 and not isinstance(model, DiffCast):
+        raise InputError(f"{weights} is a backbone alone, which makes one forecast; leave out --members.")
     device = next(model.parameters()).device
     sequences = read_sequences(args.seqs, model.frames_in, model.frames_out, height)
-    folder = writable_folder(args.out, "the pictures")
     settings = sampling(args)
+    identity = {"weights": weights, "seqs": str(args.seqs.resolve())} | asdict(settings)
+    folder = own_folder(args.out.resolve(), identity)
+    source = synthetic(VIL) if args.seqs.resolve() == DEMO else VIL
     scores: dict[str, Scores] = {}
     for number, sequence in enumerate(tqdm(sequences, desc="forecasting", unit="seq")):
         draws = generators(device, args.seed, 3, [number])
         forecasts = forecast_all(model, sequence.inputs.to(device)[None], settings, draws, own)
-        draw(folder, sequence, forecasts)
+        draw(folder, sequence, forecasts, source)
         if sequence.targets is not None:
             for name, frames in forecasts.items():
-                scores.setdefault(name, Scores(VIL.scale, VIL.thresholds, model.frames_out, frames.shape[1])).update(
-                    frames.cpu(), sequence.targets[None]
-                )
-    LOG.info("pictures of %d sequences in %s", len(sequences), folder)
+                scores.setdefault(
+                    name, Scores(source.scale, source.thresholds, model.frames_out, frames.shape[1])
+                ).update(frames.cpu(), sequence.targets[None])
+    LOG.info("pictures of %d sequences, taken for %s, in %s", len(sequences), source.name, folder)
     if scores:
         LOG.info("%s", score_table({name: of_one.compute() for name, of_one in scores.items()}))
 
 
-def draw(folder: Path, sequence: Sequence, forecasts: dict[str, torch.Tensor]) -> None:
+def draw(folder: Path, sequence: Sequence, forecasts: dict[str, torch.Tensor], source: Source) -> None:
     """Draw one sequence and its forecasts `(1, M, T, C, H, W)`."""
     of_one = {name: frames[0] for name, frames in forecasts.items()}
-    draw_case(folder, sequence.name, sequence.inputs, sequence.targets, of_one, VIL)
+    draw_case(folder, sequence.name, sequence.inputs, sequence.targets, of_one, source)
 
 
 if __name__ == "__main__":

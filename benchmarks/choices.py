@@ -3,7 +3,7 @@
     python -m benchmarks.choices [--seed 0] [--jobs 2]
 
 The first training is that of `python -m benchmarks.skill`, whose runs are used and, where missing, made first.
-What is finished is not done again. `choices.json` and `choices.md` appear in `Exps/benchmark/choices`.
+What is finished is not done again. `choices.json` and `choices.md` appear in `Exps/benchmark/choices_<seed>`.
 """
 
 import argparse
@@ -72,10 +72,6 @@ class Run:
     def folder(self) -> Path:
         return skill.RUNS / f"Diff{BACKBONE}_sevir_choice_{self.choice}_{self.seed}"
 
-    @property
-    def evaluation(self) -> Path:
-        return self.folder / "evaluation_best"
-
     def command(self) -> list[str]:
         """The arguments of `run.py`."""
         choice = CHOICES[self.choice]
@@ -94,29 +90,35 @@ def run_all(seed: int, jobs: int) -> dict:
     skill.train(runner, BACKBONE, seed, ("start", "diffcast"))
     runs = {choice: Run(seed, choice) for choice in CHOICES}
     tasks = [
-        partial(runner.run, run.name, ["run.py", *run.command()], run.folder, "evaluation_best/metrics.json")
-        for run in runs.values()
+        partial(runner.run, run.name, ["run.py", *run.command()], run.folder, skill.RESULTS) for run in runs.values()
     ]
     run_together(runner, jobs, tasks)
     benchmark = skill.Training(BACKBONE, seed, "diffcast")
     rows = collect({"benchmark": benchmark, **runs}, runner.cpu_seconds)
     return without_nan(
-        {"about": provenance(), "backbone": BACKBONE, "seed": seed, "replicates": REPLICATES, "rows": rows}
+        {
+            "about": provenance(),
+            "data": "synthetic storms",
+            "backbone": BACKBONE,
+            "seed": seed,
+            "replicates": REPLICATES,
+            "rows": rows,
+        }
     )
 
 
 def collect(runs: dict[str, skill.Training | Run], cpu_seconds: Callable[[str], float]) -> dict:
     """Scores of all runs, and their differences to the first."""
-    entries = [find_entry(str(run.evaluation)) for run in runs.values()]
+    entries = [find_entry(str(run.folder)) for run in runs.values()]
     found, _ = differences(entries, REPLICATES)
     rows = {
         name: {
             "command": entry.evaluation.metrics["about"]["command"],
-            "training_steps": training_steps(run.evaluation),
+            "training_steps": training_steps(run.folder),
             "cpu_seconds": cpu_seconds(run.name),
             "scores": scores_of(entry),
-            "trend": scores_of(find_entry(f"{run.evaluation}:trend")),
-            "dressed": scores_of(find_entry(f"{run.evaluation}:dressed")),
+            "trend": scores_of(find_entry(f"{run.folder}:trend")),
+            "dressed": scores_of(find_entry(f"{run.folder}:dressed")),
         }
         for (name, run), entry in zip(runs.items(), entries, strict=True)
     }
@@ -160,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"--jobs must be at least 1, not {args.jobs}.")
         os.chdir(skill.ROOT)
         results = run_all(args.seed, args.jobs)
-        write_results(results, skill.RUNS / "choices")
+        write_results(results, skill.RUNS / f"choices_{args.seed}")
         print("\n".join(table(results["rows"])))
 
 

@@ -39,7 +39,7 @@ class Runner:
         self.running: set[int] = set()  # process ids
 
     def run(self, name: str, words: list[str], made: Path, last: str) -> None:
-        """Run `python words...`, which makes the folder `made`, unless it is finished: `last` is there.
+        """Run `python words...`, which makes the folder `made`, unless it is finished: the pattern `last` is there.
 
         Raises `InputError` if the command fails, or if the folder is another command's.
         """
@@ -68,7 +68,7 @@ class Runner:
                 os.kill(process, signal.SIGTERM)
 
     def _is_finished(self, name: str, words: list[str], made: Path, last: str) -> bool:
-        path, finished = self._path(name), (made / last).exists()
+        path, finished = self._path(name), any(made.glob(last))
         if path.exists() and json.loads(path.read_text())["command"] == self._command(words):
             return finished
         if finished or path.exists():

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from dataset import DATASETS, build_dataset
 from diffcast import DiffCast
 from diffcast.forecaster import load_forecaster, place
-from diffcast.loading import generators, load_batches, spread
+from diffcast.loading import digest_of_frames, generators, load_batches, spread
 from diffcast.results import without_nan
 from diffcast.samplers import SAMPLERS, uniform_in_log_snr
 from utils.checkpoint import find_weights
@@ -224,7 +224,8 @@ def read_rows(path: Path, identity: dict) -> dict[str, dict]:
 def print_scores(rows: dict[str, dict], source, members: int) -> None:
     """The table of scores."""
     print(
-        f"\nScores of {members} members; CRPS in units of {source.units}; octave: power in the highest, of observed 1"
+        f"\nScores of {members} members on {source.name}; CRPS in units of {source.units}; octave: power in the "
+        "highest, of observed 1"
     )
     header = ["", "evaluations", "s / member", *SCORES.values()]
     cells = []
@@ -292,7 +293,7 @@ def run(args: argparse.Namespace) -> None:
     chosen = spread(len(dataset), args.sequences)
     identity = {
         "checkpoint": sha256(weights),
-        "data set": [args.dataset, len(dataset), *(dataset.sequence_id(i) for i in (chosen[0], chosen[-1]))],
+        "data set": [dataset.source.name, len(dataset), digest_of_frames(dataset, chosen)],
         "number of sequences": len(chosen),
         "number of members": args.members,
         "seed": args.seed,

@@ -11,9 +11,9 @@ For each backbone and seed three trainings of `run.py` with the arguments of `re
 All are evaluated on the same sequences of the test split, each backbone, and advection, also dressed in residuals of
 training sequences. Budgets are steps, chosen so that `start` and `diffcast` together take the processor time of `alone`
 (see BUDGETS); what they really took is in the results. What is finished is not done again, what was interrupted is
-resumed, and what another command made is refused. The results appear in `Exps/benchmark/results`, of some backbones
-in `Exps/benchmark/results_<backbones>`: `results.json`, `results.md` with tables and a comparison with the results that
-come with the project, pictures, and a report for each backbone.
+resumed, and what another command made is refused. The results appear in `Exps/benchmark/results`, of some backbones or
+seeds in `Exps/benchmark/results_<backbones>_seeds_<seeds>`: `results.json`, `results.md` with tables and a comparison
+with the results that come with the project, pictures, and a report for each backbone.
 """
 
 import argparse
@@ -33,6 +33,8 @@ PRESETS = Path("resources")
 STORMS = Path("data/mini")
 DATA = {"events": 4000, "size": 24, "resolution": 24, "seed": 0}
 BASELINES = "Singleadvection_sevir"
+SEEDS = [0, 1, 2]
+RESULTS = "evaluation_*/metrics.json"  # that a run leaves when all is done
 BACKBONE_LR, DIFFUSION_LR = "4e-3", "6e-3"
 
 
@@ -71,10 +73,6 @@ class Training:
         kind = "Diff" if self.stage == "diffcast" else "Single"
         return RUNS / f"{kind}{self.backbone}_sevir_{self.stage}_{self.seed}"
 
-    @property
-    def evaluation(self) -> Path:
-        return self.folder / "evaluation_best"
-
     def command(self, steps: int) -> list[str]:
         """The arguments of `run.py`."""
         words = [f"@{PRESETS / f'mini_{self.backbone}.args'}", "--seed", str(self.seed), "--resume"]
@@ -102,14 +100,14 @@ def train(runner: Runner, backbone: str, seed: int, stages: tuple[str, ...]) -> 
     for stage in stages:
         training = Training(backbone, seed, stage)
         words = ["run.py", *training.command(getattr(BUDGETS[backbone], stage))]
-        runner.run(training.name, words, training.folder, "evaluation_best/metrics.json")
+        runner.run(training.name, words, training.folder, RESULTS)
 
 
 def run_all(backbones: list[str], seeds: list[int], jobs: int) -> Runner:
     """Generate the data, train and evaluate; returns what ran it all."""
     runner = prepared_runner()
     advection = [f"@{PRESETS / 'mini_convgru.args'}", "--backbone", "advection", "--backbone_options", "--eval"]
-    runner.run("advection", ["run.py", *advection], RUNS / BASELINES, "evaluation_advection/metrics.json")
+    runner.run("advection", ["run.py", *advection], RUNS / BASELINES, RESULTS)
     tasks = [
         partial(train, runner, backbone, seed, stages)
         for seed in seeds
@@ -124,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", nargs="+", default=list(BUDGETS), choices=list(BUDGETS), metavar="NAME")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: %(default)s)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="(default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=processors(), help="at a time (default: one per processor)")
     return parser
 
@@ -144,8 +142,10 @@ def main(argv: list[str] | None = None) -> None:
             }
             for backbone in args.backbones
         }
-        folder = RUNS / "_".join(["results"] + (args.backbones if set(args.backbones) != set(BUDGETS) else []))
-        baselines = RUNS / BASELINES / "evaluation_advection"
+        some = args.backbones if set(args.backbones) != set(BUDGETS) else []
+        some = some if set(args.seeds) == set(SEEDS) else [*some, "seeds", *map(str, args.seeds)]
+        folder = RUNS / "_".join(["results", *some])
+        baselines = RUNS / BASELINES
         write_results(collect(runs, baselines, runner.cpu_seconds), runs, baselines, folder)
         print((folder / "results.md").read_text())
 

@@ -36,7 +36,7 @@ def _draw(backbones: dict, path: Path, draw_panel) -> None:
     figure = Figure(figsize=(1.0 + 3.6 * len(backbones), 4.4), layout="constrained")
     panels = figure.subplots(1, len(backbones), sharey=True, squeeze=False)[0]
     for axes, (name, seeds) in zip(panels, backbones.items(), strict=True):
-        axes.set_title(name)
+        axes.set_title(f"{name}, synthetic storms")
         axes.grid(color="#e5e5e5")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -55,14 +55,15 @@ def collect(runs: Runs, baselines: Path, cpu_seconds: Callable[[str], float]) ->
         name: {str(seed): _collect_seed(stages, baselines, cpu_seconds) for seed, stages in seeds.items()}
         for name, seeds in runs.items()
     }
-    return without_nan({"about": provenance(), "replicates": REPLICATES, "backbones": backbones})
+    about = {"about": provenance(), "data": "synthetic storms", "replicates": REPLICATES}
+    return without_nan(about | {"backbones": backbones})
 
 
 def _collect_seed(stages: Mapping[str, object], baselines: Path, cpu_seconds: Callable[[str], float]) -> dict:
     entries = {label: find_entry(name) for label, name in _entry_names(stages, baselines).items()}
     found, _ = differences(list(entries.values()), REPLICATES)
     return {
-        "training_steps": {stage: training_steps(run.evaluation) for stage, run in stages.items()},
+        "training_steps": {stage: training_steps(run.folder) for stage, run in stages.items()},
         "cpu_seconds": {stage: cpu_seconds(run.name) for stage, run in stages.items()},
         "scores": {label: scores_of(entry) for label, entry in entries.items()},
         "difference_to": {
@@ -74,7 +75,7 @@ def _collect_seed(stages: Mapping[str, object], baselines: Path, cpu_seconds: Ca
 
 def _entry_names(stages: Mapping[str, object], baselines: Path) -> dict[str, str]:
     """Label -> what `find_entry` and the report call the forecast; DiffCast's is the first."""
-    named = {label: (stages[stage].evaluation, forecast) for label, (stage, forecast) in FORECASTS.items()}
+    named = {label: (stages[stage].folder, forecast) for label, (stage, forecast) in FORECASTS.items()}
     named |= {label: (baselines, forecast) for label, forecast in BASELINES.items()}
     return {label: f"{folder}:{forecast}" if forecast else str(folder) for label, (folder, forecast) in named.items()}
 
@@ -150,7 +151,7 @@ def _margins(found: dict) -> list[str]:
 
 def _page(results: dict) -> list[str]:
     """The tables in Markdown."""
-    lines = [*summary(results["backbones"]), ""]
+    lines = [f"Scores on {results['data']}.", "", *summary(results["backbones"]), ""]
     for name, seeds in results["backbones"].items():
         lines += [f"## {name}", "", *_score_table(seeds), "", *_difference_table(seeds), "", _cost(seeds), ""]
     return lines + _reproduction_table(results["backbones"], json.loads(STORED.read_text())["backbones"])

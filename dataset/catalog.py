@@ -23,6 +23,7 @@ from utils.errors import InputError
 SPLITS = ("train", "valid", "test")
 COLUMNS = ("id", "file_name", "file_index", "img_type", "time_utc", "pct_missing")
 BOX = ("llcrnrlat", "llcrnrlon", "urcrnrlat", "urcrnrlon")  # degrees; read where given
+EVENT_TYPE, SYNTHETIC_TYPE = "event_type", "Synthetic"  # what `dataset.synthetic` calls its events
 
 MAX_BYTES = 2**27  # three times SEVIR's own
 MAX_LINES = 10**6  # SEVIR has 76,005 rows
@@ -141,8 +142,13 @@ def read_events(data_path: str | Path, split: str, split_scheme: str) -> tuple[l
     return kept, skipped
 
 
+def is_synthetic(data_path: str | Path) -> bool:
+    """Whether the catalogue names an event that `dataset.synthetic` has made."""
+    return any(row.get(EVENT_TYPE) == SYNTHETIC_TYPE for row in vil_rows(data_path))
+
+
 def vil_rows(data_path: str | Path) -> Iterator[dict[str, str]]:
-    """COLUMNS, and BOX if there is one, of the catalogue's vil rows; where a row is too short, empty texts."""
+    """COLUMNS, and BOX and EVENT_TYPE if given, of the catalogue's vil rows; where a row is too short, empty texts."""
     path = catalog_path(data_path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -150,7 +156,7 @@ def vil_rows(data_path: str | Path) -> Iterator[dict[str, str]]:
             header = next(rows, [])
             if lacking := [column for column in COLUMNS if column not in header]:
                 raise InputError(f"{path} lacks the column(s) {', '.join(lacking)}; download the catalogue again.")
-            places = {column: header.index(column) for column in (*COLUMNS, *BOX) if column in header}
+            places = {column: header.index(column) for column in (*COLUMNS, *BOX, EVENT_TYPE) if column in header}
             kind = places["img_type"]
             for row in rows:
                 if len(row) > kind and row[kind] == "vil":

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset import PACKABLE, exclusions
-from dataset.catalog import SCHEMES, SPLITS, files_root, fingerprint
+from dataset.catalog import SCHEMES, SPLITS, files_root, fingerprint, is_synthetic
 from dataset.hdf5 import AccessError, file_size, reason_of
 from dataset.sevir import (
     EVENT_FRAMES,
@@ -35,6 +35,7 @@ from dataset.sevir import (
 )
 from dataset.synthetic import ensure
 from utils.errors import InputError, exit_on_input_error
+from utils.files import locked
 from utils.processors import loading_processes
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,9 @@ class Packed(EventWindows):
         entry: dict,  # the split's part of the index
         seq_len: int,  # frames
         stride: int,  # frames
+        made: bool,  # by `dataset.synthetic`
     ):
-        super().__init__(entry["ids"], entry["skipped"], seq_len, stride)
+        super().__init__(entry["ids"], entry["skipped"], seq_len, stride, made)
         self.path = path
         self._events: np.memmap | None = None
 
@@ -124,7 +126,7 @@ def open_packed(
         logger.warning("not using the packed cache %s: %s", folder, reason)
         return None
     stride = stride or SCHEMES[split_scheme].stride
-    packed = Packed(folder / f"{split}.npy", index["splits"][split], seq_len, stride)
+    packed = Packed(folder / f"{split}.npy", index["splits"][split], seq_len, stride, is_synthetic(data_path))
     logger.info("using the packed cache %s, %s: %s", folder, split, packed.describe())
     return packed
 
@@ -164,7 +166,7 @@ def pack(
     """Write the cache of all splits that have events, or continue an interrupted run; returns its folder.
 
     A complete cache that fits its source is left as it is, one that does not is replaced.
-    Raises `InputError` for an unusable source, an unwritable folder or a full disk.
+    Raises `InputError` for an unusable source, an unwritable folder, a full disk, or if another run writes there.
     """
     settings = cache_settings(dataset, data_path, img_size, split_scheme)
     folder = cache_folder(data_path, packed_path, settings)
@@ -173,25 +175,31 @@ def pack(
     if not any(mismatch(folder, index, split, settings, root) for split in sources):
         return folder
 
-    part = folder.with_name(folder.name + ".part")
     splits = {
         split: {"ids": source.event_ids, "skipped": source.skipped, "file_bytes": source.file_bytes}
         for split, source in sources.items()
     }
-    plan = {"settings": settings, "splits": splits}
     try:
-        if _read_json(part / "plan.json") != plan:
-            _start(part, plan)
-        for split, source in sources.items():
-            splits[split]["crc32"] = _write_events(part, split, _WholeEvents(source), workers)
-        _write_json(part / "index.json", plan)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
-        for scratch in ("plan.json", *(f"{split}.crc.npy" for split in sources)):
-            (folder / scratch).unlink()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.parent, "wait for its end, or choose a folder with --out"):
+            _write(folder, {"settings": settings, "splits": splits}, sources, workers)
     except OSError as error:
-        raise InputError(f"Cannot write {part} ({error}); choose a folder with --out.") from error
+        raise InputError(f"Cannot write {folder} ({error}); choose a folder with --out.") from error
     return folder
+
+
+def _write(folder: Path, plan: dict, sources: dict[str, Sevir], workers: int) -> None:
+    """Write what an interrupted run of the same plan has not written, and put it in place of the folder."""
+    part = folder.with_name(folder.name + ".part")
+    if _read_json(part / "plan.json") != plan:
+        _start(part, plan)
+    for split, source in sources.items():
+        plan["splits"][split]["crc32"] = _write_events(part, split, _WholeEvents(source), workers)
+    _write_json(part / "index.json", plan)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+    for scratch in ("plan.json", *(f"{split}.crc.npy" for split in sources)):
+        (folder / scratch).unlink()
 
 
 def verify(folder: Path, data_path: str | Path, img_size: int, split_scheme: str, workers: int = 0) -> list[str]:

@@ -27,6 +27,7 @@ from dataset.catalog import (
     Event,
     catalog_path,
     files_root,
+    is_synthetic,
     read_events,
 )
 from dataset.hdf5 import (
@@ -39,7 +40,7 @@ from dataset.hdf5 import (
     reason_of,
     refuse_bombs,
 )
-from dataset.source import VIL
+from dataset.source import VIL, synthetic
 from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,10 @@ class EventWindows(Dataset):
         skipped: dict[str, int],
         seq_len: int,  # frames
         stride: int,  # frames
+        made: bool,  # by `dataset.synthetic`
     ):
+        if made:
+            self.source = synthetic(self.source)
         self.event_ids = list(event_ids)
         self.skipped = dict(skipped)
         self.seq_len = seq_len
@@ -111,9 +115,10 @@ class EventWindows(Dataset):
         return self.event_ids[self._window(index)[0]]
 
     def describe(self) -> str:
-        """Numbers of events, sequences and skipped rows, in one line."""
+        """Name of the source, and numbers of events, sequences and skipped rows, in one line."""
         skipped = "; ".join(f"{count} x {reason}" for reason, count in self.skipped.items())
-        return f"{len(self.event_ids)} events, {len(self)} sequences, skipped rows: {skipped or 'none'}"
+        number = f"{len(self.event_ids)} events, {len(self)} sequences"
+        return f"{self.source.name}, {number}, skipped rows: {skipped or 'none'}"
 
     def _window(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -158,13 +163,11 @@ class Sevir(EventWindows):
             )
         ids = [event.id for event in self.events]
         stride = stride or self.default_stride or SCHEMES[split_scheme].stride
-        super().__init__(ids, skipped, seq_len, stride)
+        super().__init__(ids, skipped, seq_len, stride, is_synthetic(data_path))
         self._handles: dict[str, h5py.Dataset] = {}
         self._pid = os.getpid()
         faulty = set(self.skipped) - {INCOMPLETE, REPEATED, EXCLUDED}
-        logger.log(
-            logging.WARNING if faulty else logging.INFO, "%s %s: %s", type(self).__name__, split, self.describe()
-        )
+        logger.log(logging.WARNING if faulty else logging.INFO, "%s split: %s", split, self.describe())
 
     def read(self, event: int, first: int, stop: int) -> Tensor:
         """Frames `first` to `stop` of an event, resized to whole bytes, as uint8 `(T, 1, H, W)`."""

@@ -20,11 +20,17 @@ class Source:
     interval: float  # minutes between frames
     extent: float  # width of a frame in km
     offset: float = 0.0
+    synthetic: bool = False  # made by `dataset.synthetic`, which results and pictures tell
 
     @property
     def steps(self) -> tuple[float, ...]:
         """What `scale * x` reaches where the value reaches the thresholds."""
         return tuple(threshold - self.offset for threshold in self.thresholds)
+
+
+def synthetic(source: Source) -> Source:
+    """The same kind of frames, of storms that `dataset.synthetic` made."""
+    return replace(source, name="synthetic storms", synthetic=True)
 
 
 COLORS = (

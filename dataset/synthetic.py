@@ -27,6 +27,7 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
+from dataset.catalog import EVENT_TYPE, SYNTHETIC_TYPE
 from dataset.source import VIL
 from dataset.storms import MAX_BYTE, storms
 from utils.errors import InputError, exit_on_input_error
@@ -157,7 +158,7 @@ def _description(frames: Tensor, time: datetime) -> dict:
         "minute_offsets": ":".join(f"{VIL.interval * (i - FRAMES // 2):.0f}" for i in range(FRAMES)),
         "episode_id": "",
         "event_id": "",
-        "event_type": "Synthetic",
+        EVENT_TYPE: SYNTHETIC_TYPE,
         **PLACE,
         "size_x": frames.shape[-1],
         "size_y": frames.shape[-2],

@@ -29,6 +29,7 @@ COURSE = (
 
 MAX_ARGUMENTS = 2**16  # bytes of an argument file
 TIMESTEPS = 1000  # of the diffusion process
+MAX_MEMBERS = 500  # the scores of ranks take a gigabyte then, and memory as the cube of the members
 
 
 class Parser(argparse.ArgumentParser):
@@ -295,7 +296,16 @@ def add_sampling(group) -> None:
 
 
 def check_sampling(args: argparse.Namespace) -> None:
-    """Find impossible options of `add_sampling`, and give the sampler its own number of steps if none is given."""
+    """Find numbers that are too large, and give the sampler its own number of steps if none is given.
+
+    Raises `InputError` for whole numbers from 2**31 on, of any option but --seed, and for too many members or steps.
+    """
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) >= (2**63 if name == "seed" else 2**31):
+                raise InputError(f"--{name} {number} is too large.")
+    if not 1 <= args.members <= MAX_MEMBERS:
+        raise InputError(f"--members must lie between 1 and {MAX_MEMBERS}, not {args.members}.")
     if args.sampling_steps is None:
         args.sampling_steps = STEPS[args.sampler]
     if not 1 <= args.sampling_steps <= TIMESTEPS:
@@ -322,7 +332,7 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--img_size takes one or two positive numbers, not {' '.join(map(str, args.img_size))}.")
     positive = (
         "frames_in frames_out img_channel batch_size grad_acc_step training_steps valid_every valid_sequences "
-        "keep_checkpoints max_bad_steps members stride eval_sequences forecast_batch"
+        "keep_checkpoints max_bad_steps stride eval_sequences forecast_batch"
     )
     for name in positive.split():
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -340,8 +350,6 @@ def check(args: argparse.Namespace) -> None:
     for option, value in {"lr": args.lr, "l2-norm": args.l2_norm}.items():
         if not 0 <= value < math.inf:
             raise InputError(f"--{option} must be a number of at least 0, not {value}.")
-    if args.seed >= 2**63:
-        raise InputError(f"--seed {args.seed} is too large: it must be below 2**63.")
     if args.exp_note and Path(args.exp_note).name != args.exp_note:
         raise InputError(f"--exp_note {args.exp_note} becomes part of a folder's name; leave out the slashes.")
     for name in ("backbone_ckpt", "freeze_backbone"):
@@ -356,6 +364,11 @@ def check(args: argparse.Namespace) -> None:
     if args.eval and not args.ckpt_milestone and (args.use_diff or args.backbone not in BASELINES):
         raise InputError(
             "--eval needs --ckpt_milestone: a checkpoint file or folder, a step of the run, best or latest."
+        )
+    if args.members > 1 and not (args.use_diff or args.dress):
+        raise InputError(
+            f"--members {args.members}: {args.backbone} alone makes one forecast; add --use_diff or --dress, or leave "
+            "--members out."
         )
     if args.wandb_state != "disabled" and "wandb" not in args.log_with:
         args.log_with.append("wandb")
@@ -408,7 +421,7 @@ def evaluation_settings(args: argparse.Namespace) -> EvaluationSettings:
     """The arguments that concern evaluation."""
     return EvaluationSettings(
         seed=args.seed,
-        members=args.members if args.use_diff or args.dress else 1,
+        members=args.members,
         sampler=args.sampler,
         sampling_steps=args.sampling_steps,
         forecast_batch=args.forecast_batch,

@@ -19,30 +19,28 @@ from tqdm import tqdm
 
 from diffcast.dressed import Dressed
 from diffcast.forecaster import place
-from diffcast.loading import generators, load_batches, spread
+from diffcast.loading import digest_of_frames, generators, load_batches, spread
 from diffcast.model import DiffCast, Generators
 from diffcast.parts import Part, Parts, split_into_parts
 from diffcast.pictures import draw_case
 from diffcast.precision import forecast_precision
 from diffcast.results import describe_source, score_table, warn_of_gaps, write_lead_times, write_metrics
-from diffcast.validation import agreed
+from diffcast.validation import agreed, alone_in, decided_by_main
 from models import build_backbone
 from models.backbone import without_gaps
+from utils.claims import own_folder
 from utils.errors import InputError
 from utils.files import Dispensable
 from utils.metrics import PerceptualDistance, ScoreGroup, Scores, load_lpips
 from utils.report import write_report
 
 LOG = logging.getLogger(__name__)
-FORMAT = 1  # of the parts
+FORMAT = 2  # of the parts
 BASELINES = ("advection", "persistence")
 OF_DIFFUSION = ("sampler", "sampling_steps", "precision", "compile")
 MACHINE = ("num_workers", "device", "processes")  # what does the work, and changes nothing
-# Arguments that an evaluation of the same scores may differ in.
-HARMLESS = (
-    *("eval", "resume", "ckpt_milestone", "exp_dir", "exp_note", "log_with", "wandb_state", "num_workers", "cases"),
-    *("dry_run", "keep_checkpoints", "max_bad_steps"),
-)
+# What the scores depend on besides checkpoint, evaluation settings and frames, of the settings of the run.
+DECISIVE = ("backbone_options", "dataset", "data_path", "split", "stride", "scale", "dress")
 # Terms of each sequence that are kept, so that the difference of two runs gets an interval.
 COMPARED = re.compile(r"((ensemble_mean|pm_mean)/)?(categorical|errors|similarity)/|ensemble/")
 
@@ -69,7 +67,7 @@ def evaluate(
     model: nn.Module,
     dataset: Dataset,
     settings: EvaluationSettings,
-    folder: Path,  # where results are written
+    folder: Path,  # where results are written; with a number behind its name if it is another evaluation's
     name: str,  # of the forecaster in tables
     about: dict,  # JSON-ready: goes into metrics.json beside the scores
     dressed: Dressed | None = None,  # residuals that make an ensemble of the trend, scored beside
@@ -78,36 +76,18 @@ def evaluate(
 
     Each sequence is forecast once, on one of the processes, with noise that depends on the seed and the sequence alone.
     Scores go to disk in parts, so that an interrupted evaluation goes on where it was. Writes `metrics.json`,
-    `lead_time.csv`, `report.html` and pictures of some cases. Returns the scores by forecast.
+    `lead_time.csv`, `report.html` and pictures of some cases. Returns the scores by forecast. Raises `InputError` if
+    the same evaluation is at work.
     """
-    evaluator = Evaluator(accelerator, model, dataset, settings, folder, name, dressed)
-    evaluator.prepare(about)
-    LOG.info("forecasting %d of %d sequences with %s", len(evaluator.chosen), len(dataset), name)
-    evaluator.run()
+    evaluator = Evaluator(accelerator, model, dataset, settings, name, dressed)
+    identity = decided_by_main(accelerator, partial(evaluator.identity, about))
+    if agreed(accelerator, identity["checkpoint"] != about.get("checkpoint")):
+        raise InputError("the processes read different weights, which a training replaces; repeat the command.")
+    folder = decided_by_main(accelerator, partial(own_folder, folder, identity))
+    with alone_in(folder, accelerator, "wait for its end or stop it"):
+        scores = evaluator.evaluate(folder, identity, about)
     accelerator.wait_for_everyone()
-    scores = evaluator.scores()
-    cases = evaluator.draw_cases()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        source = describe_source(dataset.source, model)
-        write_lead_times(folder / "lead_time.csv", scores, source)
-        write_metrics(
-            folder / "metrics.json",
-            {
-                "name": name,
-                **about,
-                "evaluation": evaluator.how(),
-                "sequences": len(evaluator.chosen),
-                "source": source,
-                "scores": scores,
-                "cases": cases,
-            },
-        )
-        LOG.info("%s", score_table(scores))
-        warn_of_gaps(scores)
-        with Dispensable("the report"):
-            write_report(folder)
-    accelerator.wait_for_everyone()
+    LOG.info("results in %s", folder)
     return scores
 
 
@@ -120,7 +100,6 @@ class Evaluator:
         model: nn.Module,
         dataset: Dataset,
         settings: EvaluationSettings,
-        folder: Path,
         name: str,
         dressed: Dressed | None,
     ):
@@ -128,35 +107,36 @@ class Evaluator:
         self.model = place(model, accelerator.device).eval()
         self.dataset = dataset
         self.settings = settings
-        self.folder = folder
         self.name = name
         self.dressed = dressed
         self.drawing = Dispensable("pictures of the cases")
         self.perception = load_lpips().to(accelerator.device) if settings.lpips else None
         self.precision = forecast_precision(settings.precision, accelerator.device)
         self.chosen = spread(len(dataset), settings.sequences)
-        self.parts = Parts(folder / "sequences")
         ensemble = settings.members
         own = {name: ensemble, "trend": 1} if isinstance(model, DiffCast) else {name: 1}
         self.members = own | ({"dressed": ensemble} if dressed else {}) | dict.fromkeys(BASELINES, 1)
         per_batch = max(1, settings.forecast_batch // settings.members)
         self.work = split_into_parts([self.chosen[i : i + per_batch] for i in range(0, len(self.chosen), per_batch)])
 
-    def prepare(self, about: dict) -> None:
-        """Keep what an interrupted evaluation, the same as this one, has left in the folder; delete other results."""
-        error = None
+    def evaluate(self, folder: Path, identity: dict, about: dict) -> dict[str, dict]:
+        """Score what is not scored yet, and write the results to the folder of this identity."""
+        self.folder = folder
+        self.parts = Parts(folder / "sequences", identity)
+        decided_by_main(self.accelerator, self.parts.prepare)
+        LOG.info("forecasting %d of %d sequences with %s", len(self.chosen), len(self.dataset), self.name)
+        self.run()
+        self.accelerator.wait_for_everyone()
+        scores, cases = self.scores(), self.draw_cases()
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            try:
-                self.parts.prepare(self.identity(about))
-            except InputError as caught:
-                error = caught
-        if agreed(self.accelerator, error is not None):
-            raise error or InputError("the main process cannot write its results; see its message.")
+            self.write(scores, cases, about)
+        return scores
 
     def identity(self, about: dict) -> dict:
         """What two evaluations must have in common for one to go on where the other was."""
-        settings = {key: value for key, value in about.get("settings", {}).items() if key not in HARMLESS}
-        ids = "\n".join(self.dataset.sequence_id(index) for index in self.chosen)
+        settings = {key: value for key, value in about.get("settings", {}).items() if key in DECISIVE}
+        ids = [self.dataset.sequence_id(index) for index in self.chosen]
         return {
             "format": FORMAT,
             "forecaster": self.name,
@@ -166,7 +146,8 @@ class Evaluator:
             "evaluation": {key: value for key, value in self.how().items() if key not in ("cases", *MACHINE)},
             "dressed": self.dressed is not None,
             "source": describe_source(self.dataset.source, self.model),
-            "sequences": hashlib.sha256(ids.encode()).hexdigest(),
+            "sequences": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+            "frames": digest_of_frames(self.dataset, self.chosen),
         }
 
     def how(self) -> dict:
@@ -176,6 +157,18 @@ class Evaluator:
         if isinstance(self.model, DiffCast):
             return how | {"precision": str(self.precision).removeprefix("torch.")}
         return {key: value for key, value in how.items() if key not in OF_DIFFUSION}
+
+    def write(self, scores: dict[str, dict], cases: list[dict], about: dict) -> None:
+        """Write the numbers and the report, and log the most important scores."""
+        source = describe_source(self.dataset.source, self.model)
+        write_lead_times(self.folder / "lead_time.csv", scores, source)
+        results = {"name": self.name, **about, "evaluation": self.how(), "sequences": len(self.chosen)}
+        results |= {"parts": self.parts.digest, "source": source, "scores": scores, "cases": cases}
+        write_metrics(self.folder / "metrics.json", results)
+        LOG.info("%s", score_table(scores))
+        warn_of_gaps(scores)
+        with Dispensable("the report"):
+            write_report(self.folder)
 
     def run(self) -> None:
         """Forecast and score this process's share of the parts that are not done yet."""

@@ -1,5 +1,6 @@
 """Which sequences a process sees when: functions of the seed alone, whatever the number of processes or workers."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -127,6 +128,14 @@ def load_batches(
         ) from None
     for indices, frames in loaded:
         yield indices, as_frames(frames.to(device, non_blocking=True))
+
+
+def digest_of_frames(dataset: Dataset, chosen: list[int]) -> str:
+    """SHA-256 of the first, middle and last of some sequences, which other data of the same names differ in."""
+    numbered, digest = Numbered(dataset), hashlib.sha256()
+    for index in (chosen[0], chosen[len(chosen) // 2], chosen[-1]):
+        digest.update(numbered[index][1].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def turned(frames: torch.Tensor, draws: list[torch.Generator]) -> torch.Tensor:

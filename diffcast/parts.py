@@ -1,9 +1,9 @@
 """An evaluation's work in parts that are on disk or not, so that a killed one goes on and any split of it adds up."""
 
+import hashlib
 import json
 import logging
 import math
-import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +18,6 @@ from utils.files import replacing, writable_folder
 from utils.report.evaluation import DAMAGE
 
 LOG = logging.getLogger(__name__)
-IDENTITY = "evaluation.json"
-RESULTS = ("metrics.json", "lead_time.csv", "report.html")  # beside the parts
 MOST_PARTS = 64  # where the work allows it, so that several processes share it evenly,
 MOST_BATCHES = 16  # and the batches of one part at most, so that little is lost
 
@@ -42,38 +40,27 @@ class Part:
 
 
 class Parts:
-    """The parts of one evaluation, as `part-<number>.npz` in a folder of their own.
+    """The parts of one evaluation, as `part-<number>.npz` in a folder.
 
     A file holds `index`, `id` and `event` (n,), `<forecast>:<name>` (n, ...), terms of each sequence in single
-    precision, and `sum:<forecast>:<name>`, the exact sums of the part.
+    precision, `sum:<forecast>:<name>`, the exact sums of the part, and `evaluation`, the digest of the evaluation.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, identity: dict):
         self.folder = folder
+        self.digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
-    def prepare(self, identity: dict) -> None:
-        """Keep the parts of an evaluation of the same identity (JSON-ready); otherwise delete it with its results.
+    def prepare(self) -> None:
+        """Create the folder if needed, and remove what a killed process was writing.
 
         Raises `InputError` if the folder cannot be written.
         """
-        path = self.folder / IDENTITY
-        text = json.dumps(identity, indent=1, sort_keys=True)
-        try:
-            if not path.is_file() or path.read_text(errors="replace") != text:
-                if self.folder.exists():
-                    shutil.rmtree(self.folder)
-                for old in [*self.folder.parent.glob("case_*"), *(self.folder.parent / name for name in RESULTS)]:
-                    old.unlink(missing_ok=True)
-                writable_folder(self.folder, "the scores of the sequences")
-                with replacing(path) as temporary:
-                    temporary.write_text(text)
-            for leftover in self.folder.glob(".part-*"):
-                leftover.unlink()
-        except OSError as error:
-            raise InputError(f"cannot prepare {self.folder}: {error.strerror or error}.") from None
+        writable_folder(self.folder, "the scores of the sequences")
+        for leftover in self.folder.glob(".part-*"):
+            leftover.unlink(missing_ok=True)
 
     def done(self, number: int) -> bool:
-        """Whether a part is on disk, and whole."""
+        """Whether a part is on disk, and whole. Raises `InputError` if it is another evaluation's."""
         path = self._path(number)
         if not path.is_file():
             return False
@@ -84,12 +71,15 @@ class Parts:
             whole = False
         if not whole:
             LOG.warning("%s is damaged; its sequences are scored again", path)
-        return whole
+            return False
+        self.load(number)
+        return True
 
     def save(self, number: int, part: Part) -> None:
         """Write a part, whole or not at all."""
         arrays = {"index": np.asarray(part.index, dtype=np.int64), "id": np.asarray(part.ids, dtype=np.str_)}
         arrays["event"] = np.asarray(part.events, dtype=np.str_)
+        arrays["evaluation"] = np.asarray(self.digest)
         for forecast, terms in part.terms.items():
             arrays |= {f"{forecast}:{name}": _compact(values) for name, values in terms.items()}
         for forecast, state in part.states.items():
@@ -98,17 +88,21 @@ class Parts:
             np.savez_compressed(file, **arrays)
 
     def load(self, number: int, *wanted: str) -> dict[str, np.ndarray]:
-        """The arrays of a part whose names start with one of `wanted`."""
+        """The arrays of a part whose names start with one of `wanted`. Raises `InputError` if it is not ours."""
         path = self._path(number)
         try:
             with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files if name.startswith(wanted)}
+                owner = str(file["evaluation"]) if "evaluation" in file else None
+                arrays = {name: file[name] for name in file.files if name.startswith(wanted)}
         except FileNotFoundError:
             raise InputError(
                 f"{path} is missing: all processes of an evaluation must see the same {self.folder}."
             ) from None
         except DAMAGE as error:
             raise InputError(f"{path} is damaged ({error}); delete it and evaluate again.") from None
+        if owner != self.digest:
+            raise InputError(f"{path} belongs to another evaluation; move it away and evaluate again.")
+        return arrays
 
     def total(self, number: int, forecast: str) -> dict[str, Tensor]:
         """The summed state of the first `number` parts, added in their order."""

@@ -58,7 +58,12 @@ def title(name: str) -> str:
 
 def style_of(source: Source) -> Style:
     """How frames of a data source are drawn."""
-    return Style(source.scale, source.bounds, source.colors, source.units, source.interval, source.offset)
+    return Style(source.scale, source.bounds, source.colors, _units(source), source.interval, source.offset)
+
+
+def _units(source: Source) -> str:
+    """What stands above a legend."""
+    return f"synthetic {source.units}" if source.synthetic else source.units
 
 
 def _first_channel(frames: Tensor) -> Tensor:
@@ -111,7 +116,7 @@ def _spread_style(source: Source) -> Style:
     """Round steps up to a third of the scale; a standard deviation is rarely more."""
     bounds = MaxNLocator(nbins=10, steps=[1, 2, 2.5, 5, 10]).tick_values(0, 0.35 * source.scale).tolist()
     colors = _sequential("YlOrBr", len(bounds) - 1, source)
-    return Style(source.scale, tuple(bounds), colors, source.units, source.interval)
+    return Style(source.scale, tuple(bounds), colors, _units(source), source.interval)
 
 
 def _sequential(colormap: str, number: int, source: Source) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ def describe_source(source: Source, model: nn.Module) -> dict:
     """What a reader of the scores, or a user of the weights, needs to know about the frames, JSON-ready."""
     return {
         "name": source.name,
+        "synthetic": source.synthetic,
         "scale": source.scale,
         "offset": source.offset,
         "units": source.units,
@@ -86,11 +87,11 @@ def write_lead_times(path: Path, scores: dict[str, dict], source: dict) -> None:
     columns = list(dict.fromkeys(name for of_one in curves.values() for name in of_one))
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["forecast", "lead_minutes", *columns])
+        writer.writerow(["data", "forecast", "lead_minutes", *columns])
         for label, of_one in curves.items():
             for lead in range(source["frames_out"]):
                 cells = [of_one[name][lead] if name in of_one else "" for name in columns]
-                writer.writerow([label, (lead + 1) * source["interval"], *cells])
+                writer.writerow([source["name"], label, (lead + 1) * source["interval"], *cells])
 
 
 def _fields(scores: dict[str, dict]) -> Iterator[tuple[str, dict]]:

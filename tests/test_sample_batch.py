@@ -9,7 +9,9 @@ import run
 import sample_batch
 from dataset.png import read_sequences, write_sequence
 from dataset.storms import storms
-from tests.tiny import arguments
+from tests.tiny import arguments, tiny_architecture
+from utils import checkpoint
+from utils.claims import IDENTITY
 from utils.errors import InputError
 
 
@@ -32,7 +34,8 @@ def test_shipped_weights_forecast_the_shipped_sequences(tmp_path, capsys):
     sample_batch.main(["--out", str(tmp_path), "--sampling_steps", "2"])
     printed = capsys.readouterr().out
     drawn = {path.name for path in tmp_path.iterdir()}
-    assert drawn == {f"storm_{number}.{suffix}" for number in range(3) for suffix in ("png", "gif")}
+    assert drawn == {IDENTITY} | {f"storm_{number}.{suffix}" for number in range(3) for suffix in ("png", "gif")}
+    assert "pictures of 3 sequences, taken for synthetic storms" in printed
     assert "persistence" in printed
 
 
@@ -44,8 +47,12 @@ def test_an_ensemble_without_known_future_is_drawn(weights, sequences, tmp_path,
     words = ["--seqs", sequences, "--ckpt_milestone", weights, "--out", tmp_path / "out"]
     sample_batch.main([str(word) for word in (*words, "--sampling_steps", 2, "--members", 2)])
     stems = ("storm_0", "storm_0_ensemble", "storm_1", "storm_1_ensemble")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{s}.{t}" for s in stems for t in ("png", "gif")}
+    drawn = {IDENTITY} | {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "gif")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == drawn
     assert "csi" not in capsys.readouterr().out
+    sample_batch.main([str(word) for word in (*words, "--sampling_steps", 2)])
+    assert {path.stem for path in (tmp_path / "out_2").glob("*.png")} == {"storm_0", "storm_1"}
+    assert "out holds other results (members 2 / 1); these go to out_2" in capsys.readouterr().out
 
 
 def test_png_frames_keep_their_bytes(sequences):
@@ -103,6 +110,31 @@ def test_bad_frames_get_one_sentence(kind, weights, sequences, tmp_path, capsys)
     assert stop.value.code == 2
     assert error.count("\n") == 1
     assert str(sequences) in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--members 4", "is a backbone alone, which makes one forecast; leave out --members"),
+        ("--members 20000", "--members must lie between 1 and 500, not 20000"),
+        (f"--sampling_steps {10**20}", f"--sampling_steps {10**20} is too large"),
+        (f"--seed {10**20}", f"--seed {10**20} is too large"),
+        ("--latest /radar --watch 1e300", "--watch must lie between 0 and a million"),
+        ("--latest /radar --max_age 1e300", "--max_age must lie between 0 and a million"),
+        ("--latest {frames} --now 9999-12-31T23:59", "--now must be a time such as"),
+    ],
+)
+def test_numbers_without_a_meaning_get_one_sentence(words, told, tmp_path, capsys):
+    weights, architecture = tmp_path / "simvp.safetensors", tiny_architecture("simvp", use_diff=False)
+    metadata = {"architecture": architecture.to_metadata()}
+    checkpoint.save_weights(weights, architecture.build().state_dict(), metadata)
+    words = words.format(frames=tmp_path).split()
+    with pytest.raises(SystemExit, match="2"):
+        sample_batch.main([*words, "--ckpt_milestone", str(weights), "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def results(folder):
     """What the benchmark found."""
-    return json.loads((folder / "results_convgru" / "results.json").read_text())
+    return json.loads((folder / "results_convgru_seeds_5" / "results.json").read_text())
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_results_compare_diffcast_with_all_others(folder, results):
     for name, difference in found["difference_to"].items():
         assert difference["crps"]["value"] == pytest.approx(scores["DiffCast"] - scores[name], abs=1e-6)
         assert difference["crps"]["low"] <= difference["crps"]["value"] <= difference["crps"]["high"]
-    made = folder / "results_convgru"
+    made = folder / "results_convgru_seeds_5"
     assert f"| {scores['DiffCast']:.4f} |" in (made / "results.md").read_text()
     assert "backbone alone, dressed" in (made / "report_convgru.html").read_text()
     assert all((made / name).read_bytes().startswith(b"\x89PNG") for name in ("crps.png", "csi.png", "spectra.png"))
@@ -131,7 +131,7 @@ def test_tables_and_pictures_take_several_backbones_and_seeds(results, tmp_path,
 
 def test_choices_differ_from_the_benchmarks_training_in_what_they_say(folder, capsys):
     choices.main(["--seed", "5", "--jobs", "1"])
-    rows = json.loads((folder / "choices" / "choices.json").read_text())["rows"]
+    rows = json.loads((folder / "choices_5" / "choices.json").read_text())["rows"]
     assert list(rows) == ["benchmark", "scratch", "sampled"]
     assert "--freeze_backbone" in rows["sampled"]["command"]
     assert "--backbone_ckpt" not in rows["scratch"]["command"]

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from dataset import build_dataset, packed
 from dataset.packed import Packed, main, pack
 from dataset.sevir import Sevir
+from utils import files
 from utils.errors import InputError
 
 SIZE = 8
@@ -205,6 +206,14 @@ def test_verify_finds_a_source_that_changed_in_place(sevir):
         file["vil"][-1, 3, 3] += 9
     with pytest.raises(InputError, match=r"1 events .* the first is D"):
         command(sevir, "--verify")
+
+
+def test_two_runs_do_not_pack_into_one_folder_at_once(sevir, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.1)
+    (sevir.path / "packed").mkdir()
+    with files.locked(sevir.path / "packed", ""), pytest.raises(InputError, match="another run is at work in"):
+        pack("sevir", sevir.path, SIZE)
+    assert not list((sevir.path / "packed").glob("sevir*"))
 
 
 def test_an_unwritable_place_is_an_error_that_points_to_out(sevir):

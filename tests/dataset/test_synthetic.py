@@ -13,7 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dataset import synthetic
+from dataset import build_dataset, synthetic
+from dataset.packed import Packed, pack
+from dataset.source import VIL
 from dataset.storms import LIFETIME, LIFETIME_AT, LIFETIME_POWER, SPEED, evolving_field, storms
 from dataset.synthetic import enlarge, enlargement, ensure, event_times, write_sevir
 from utils.errors import InputError
@@ -89,6 +91,21 @@ def test_reader_who_shrinks_the_frames_gets_the_storms_back():
     assert large.max() <= 254
     assert (again - frames).abs().mean() < 0.5
     assert again.var().item() == pytest.approx(frames.float().var().item(), rel=0.01)
+
+
+def test_storms_say_that_they_are_synthetic_however_they_are_read(tmp_path, sevir, caplog):
+    caplog.set_level("INFO")
+    write_sevir(tmp_path, events=3, size=8, resolution=8)
+    direct = [build_dataset(name, "test", tmp_path, 8) for name in ("sevir", "synthetic")]
+    pack("sevir", tmp_path, 8)
+    packed = build_dataset("sevir", "test", tmp_path, 8)
+    assert isinstance(packed, Packed)
+    for dataset in (*direct, packed):
+        assert (dataset.source.name, dataset.source.synthetic) == ("synthetic storms", True)
+        assert dataset.source.thresholds == VIL.thresholds
+    assert caplog.text.count("synthetic storms, 1 events") >= 3
+    assert "Sevir" not in caplog.text
+    assert build_dataset("sevir", "train", sevir.path, 8).source == VIL
 
 
 def test_files_have_the_layout_of_sevir(tmp_path):

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 import run
+from dataset.synthetic import write_sevir
 from diffcast.parts import Parts
 from tests.tiny import arguments, run_py
+from utils import files
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,61 @@ def test_a_killed_evaluation_goes_on_with_the_same_numbers(weights, storm_folder
     assert scores(tmp_path / "killed")["scores"] == scores(tmp_path / "whole")["scores"]
 
 
+def test_evaluations_with_other_settings_at_once_keep_apart(weights, storm_folder, tmp_path, monkeypatch, capsys):
+    words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--forecast_batch", "1", "--eval_sequences", "3"]
+
+    def evaluated(exp_dir, steps):
+        run.main(arguments(storm_folder, exp_dir, *words, "--cases", "0", "--sampling_steps", steps))
+
+    for steps in ("1", "2"):
+        evaluated(tmp_path / steps, steps)
+    alone = [scores(tmp_path / steps)["scores"] for steps in ("1", "2")]
+    save = Parts.save
+
+    def save_and_let_another_begin(self, number, part):
+        save(self, number, part)
+        monkeypatch.setattr(Parts, "save", save)
+        evaluated(tmp_path / "both", "2")
+
+    monkeypatch.setattr(Parts, "save", save_and_let_another_begin)
+    evaluated(tmp_path / "both", "1")
+    second = tmp_path / "both/Diffsimvp_sevir/evaluation_best_2/metrics.json"
+    assert [scores(tmp_path / "both")["scores"], json.loads(second.read_text())["scores"]] == alone
+    capsys.readouterr()
+    evaluated(tmp_path / "both", "2")
+    out = capsys.readouterr().out
+    assert "evaluation_best holds other results (sampling_steps 1 / 2); these go to evaluation_best_2" in out
+    assert "3 of 3 parts were scored before" in out
+    assert len(list((tmp_path / "both/Diffsimvp_sevir").iterdir())) == 2
+
+
+def test_the_same_evaluation_twice_at_once_is_refused(weights, storm_folder, tmp_path, monkeypatch, capsys):
+    words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--eval_sequences", "1", "--cases", "0"]
+    save, told = Parts.save, []
+
+    def begin_again(self, number, part):
+        with pytest.raises(SystemExit, match="2"):
+            run.main(arguments(storm_folder, tmp_path, *words))
+        told.append(capsys.readouterr().err)
+        save(self, number, part)
+
+    monkeypatch.setattr(Parts, "save", begin_again)
+    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.1)
+    run.main(arguments(storm_folder, tmp_path, *words))
+    assert len(told) == 1
+    assert re.search(r"error: another run is at work in .*evaluation_best; wait for its end or stop it\.", told[0])
+
+
+def test_data_of_the_same_names_are_other_data(weights, tmp_path, monkeypatch):
+    words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--eval_sequences", "2", "--cases", "0"]
+    for seed in (0, 1):
+        write_sevir(tmp_path / f"seed {seed}", events=3, size=16, resolution=16, seed=seed)
+        (tmp_path / "data").unlink(missing_ok=True)
+        (tmp_path / "data").symlink_to(tmp_path / f"seed {seed}")
+        run.main(arguments(tmp_path / "data", tmp_path, *words))
+    assert {path.name for path in (tmp_path / "Diffsimvp_sevir").iterdir()} == {"evaluation_best", "evaluation_best_2"}
+
+
 def test_results_tell_where_they_come_from(weights, storm_folder, tmp_path):
     words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--members", "3", "--dress", "--cases", "2"]
     run.main(arguments(storm_folder, tmp_path, *words))
@@ -94,6 +152,9 @@ def test_results_tell_where_they_come_from(weights, storm_folder, tmp_path):
         assert all((folder / name).is_file() for name in case["pictures"])
     report = (folder / "report.html").read_text()
     assert best["id"] in report
+    assert "5 sequences of synthetic storms" in report
+    assert "sevir synthetic" not in report
+    assert (folder / "lead_time.csv").read_text().splitlines()[1].startswith("synthetic storms,diffcast_simvp,5.0,")
 
 
 def test_members_differ_and_seeds_repeat(weights, storm_folder, tmp_path):

@@ -25,8 +25,8 @@ def part(number):
 
 @pytest.fixture
 def parts(tmp_path):
-    parts = Parts(tmp_path / "sequences")
-    parts.prepare({"seed": 0})
+    parts = Parts(tmp_path / "sequences", {"seed": 0})
+    parts.prepare()
     for number in (0, 1, 2):
         parts.save(number, part(number))
     return parts
@@ -49,21 +49,31 @@ def test_states_add_up_and_sequences_keep_their_terms(parts):
     np.testing.assert_allclose(crps, np.array([0, 1, 1, 2, 2, 3]) / 4)
 
 
-@pytest.mark.parametrize(("seed", "kept"), [(0, True), (1, False)], ids=["the same", "another"])
-def test_only_the_same_evaluation_goes_on(parts, seed, kept):
-    results = [parts.folder.parent / name for name in ("metrics.json", "report.html", "case_a.gif")]
-    for path in (*results, parts.folder / ".part-00007.123.npz"):
-        path.touch()
-    parts.prepare({"seed": seed})
-    assert [parts.done(number) for number in range(4)] == [kept] * 3 + [False]
-    assert [path.exists() for path in results] == [kept] * 3
-    assert not list(parts.folder.glob(".part-*"))
+def test_what_a_killed_process_was_writing_goes(parts):
+    (parts.folder / ".part-00007.123.npz").touch()
+    parts.prepare()
+    assert [parts.done(number) for number in range(4)] == [True] * 3 + [False]
+    assert len(list(parts.folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["of another seed", "of an earlier version"])
+def test_parts_of_another_evaluation_are_never_counted(parts, old):
+    path = parts.folder / "part-00001.npz"
+    if old:
+        with np.load(path) as file:
+            np.savez(path, **{name: file[name] for name in file.files if name != "evaluation"})
+    content = path.read_bytes()
+    reader = Parts(parts.folder, {"seed": 0 if old else 1})
+    for ask in (lambda: reader.done(1), lambda: reader.total(3, "model"), lambda: reader.crps(3, "model")):
+        with pytest.raises(InputError, match=r"part-0000\d.npz belongs to another evaluation; move it away"):
+            ask()
+    assert path.read_bytes() == content
 
 
 def test_a_folder_that_cannot_be_prepared_is_named(tmp_path):
     (tmp_path / "sequences").touch()
-    with pytest.raises(InputError, match=r"cannot prepare .*sequences: "):
-        Parts(tmp_path / "sequences").prepare({})
+    with pytest.raises(InputError, match=r"cannot create .*sequences for the scores"):
+        Parts(tmp_path / "sequences", {}).prepare()
 
 
 def test_a_sequence_without_a_valid_pixel_has_no_crps(parts):

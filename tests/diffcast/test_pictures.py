@@ -1,14 +1,15 @@
 """Pictures of a case: which files, which rows, and the numbers behind mean, spread and probability."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dataset.source import VIL
+from dataset.source import VIL, synthetic
 from diffcast import pictures
-from diffcast.pictures import draw_case, title
+from diffcast.pictures import draw_case, style_of, title
 from utils.visualize import Styled, render
 
 OBSERVED = torch.zeros(2, 1, 8, 8)
@@ -26,6 +27,15 @@ def drawn(monkeypatch):
 def ensemble(*values):
     """Members (M, 1, 1, 1, 1) of one pixel, given in bytes of VIL."""
     return (torch.tensor(values) / 255).view(-1, 1, 1, 1, 1)
+
+
+def test_pictures_of_synthetic_storms_say_so(drawn):
+    members = torch.rand(3, 2, 1, 8, 8)
+    draw_case(Path(), "storm", OBSERVED, None, {"diffcast": members}, synthetic(VIL))
+    rows = drawn["storm_ensemble.png"]
+    assert "P(synthetic storms ≥ 74)" in rows
+    assert {rows[name].style.units for name in ("Mean", "Spread")} == {"synthetic VIL byte"}
+    assert style_of(synthetic(VIL)).units == "synthetic VIL byte"
 
 
 def test_a_deterministic_case_is_a_strip_and_an_animation(tmp_path):

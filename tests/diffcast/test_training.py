@@ -152,7 +152,7 @@ def test_diffcast_overfits_two_sequences(storm_folder, tmp_path):
         trainer.ema.module,
         two,
         EvaluationSettings(members=4, sampling_steps=20, cases=0, num_workers=0),
-        tmp_path,
+        tmp_path / "evaluation",
         "diffcast",
         {},
     )

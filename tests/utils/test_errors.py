@@ -1,6 +1,8 @@
 """What ends a command line, and how."""
 
+import numpy as np
 import pytest
+import torch
 
 from dataset.hdf5 import AccessError
 from utils.errors import InputError, exit_on_input_error
@@ -20,6 +22,19 @@ def test_a_mistake_and_an_interruption_end_in_one_sentence(raised, status, said,
         raise raised
     assert end.value.code == status
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [lambda: torch.empty(2**60), lambda: torch.empty(2**62, 2**30), lambda: np.empty(2**50)],
+    ids=["of PyTorch", "beyond counting", "of NumPy"],
+)
+def test_a_lack_of_memory_is_told_in_one_sentence(ask, capsys):
+    with pytest.raises(SystemExit, match="2"), exit_on_input_error():
+        ask()
+    error = capsys.readouterr().err
+    assert error.startswith("error: this needs more memory than there is; ask for smaller")
+    assert error.count("\n") == 1
 
 
 def test_a_defect_keeps_its_traceback():

@@ -260,14 +260,28 @@ def test_the_drawn_spread_is_that_which_equals_skill_if_reliable(evaluation):
         ({"split": "benchmark"}, False),
         ({"stride": 10}, False),
         ({"eval_sequences": 100}, False),
+        ({"synthetic": True}, False),
     ],
 )
 def test_published_scores_stand_beside_ours_in_their_setting_only(tmp_path, change, shown):
-    source = SOURCE | {"frames_out": change.get("frames_out", 20)}
+    source = SOURCE | {"frames_out": change.get("frames_out", 20), "synthetic": change.get("synthetic", False)}
     settings = {"dataset": "sevir", "split": "official", "stride": None, "eval_sequences": None} | change
     page = page_of(write_metrics(tmp_path, {"a": {"csi": 0.3}}, source=source, settings=settings))
     assert ("0.3077" in page.text) == ("CVPR 2024" in page.text) == ("not as a ranking" in page.text) == shown
     assert ("reduced test set" in page.text) == shown
+
+
+def test_synthetic_storms_are_never_called_sevir(evaluation):
+    def synthetic(metrics):
+        metrics["source"] |= {"name": "synthetic storms", "synthetic": True}
+        metrics["settings"]["dataset"] = "sevir"
+
+    assert "synthetic VIL" in page_of(evaluation).text
+    rewrite(evaluation, synthetic)
+    text = page_of(evaluation).text
+    assert "7 sequences of synthetic storms, which say nothing about weather, 3 members" in text
+    assert "Datasynthetic storms" in text
+    assert "sevir synthetic storms" not in text
 
 
 def test_an_animation_makes_its_still_superfluous(evaluation):

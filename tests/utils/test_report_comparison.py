@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.utils.test_report import LEADS, MEMBERS, THRESHOLDS, Page, rewrite, write_metrics
+from tests.utils.test_report import LEADS, MEMBERS, THRESHOLDS, Page, rewrite, scores_of, write_metrics
 from utils.errors import InputError
 from utils.metrics import Scores
-from utils.report import bootstrap, write_comparison
+from utils.report import bootstrap, tables, write_comparison
 from utils.report.__main__ import main
 from utils.report.bootstrap import common_ids, differences, replicated_scores, resampling_weights
+from utils.report.definitions import UNDEFINED
 from utils.report.evaluation import Entry, event_of, load_evaluation, read_arrays
 
 
@@ -127,6 +128,40 @@ def test_comparison_has_a_verdict_per_score(runs, tmp_path, monkeypatch):
     noisy, same = re.findall(r'verdict (\w+)"', row)
     assert (noisy, same) == ("worse", "unclear")
     assert "SSIM ↑" not in re.search(r'<section id="differences">.*?</section>', out.read_text(), re.DOTALL)[0]
+
+
+def test_each_forecast_shows_only_the_settings_that_it_has(tmp_path):
+    scores = {name: scores_of(1) for name in ("diffcast", "trend", "dressed", "advection")}
+    how = {"members": 8, "sampler": "ddim", "sampling_steps": 20, "seed": 11}
+    settings = how | {"dataset": "sevir", "lr": 0.25, "forecast_precision": "bfloat16"}
+    checkpoint = {"label": "best", "sha256": "f" * 64}
+    folder = write_metrics(tmp_path / "a", scores, evaluation=how, settings=settings, checkpoint=checkpoint)
+    (folder / "sequences").mkdir()
+    np.savez(folder / "sequences/part-00000.npz", id=np.array(["S1"]))
+    entries = [Entry(name, load_evaluation(folder), name) for name in scores]
+    page = str(tables.fact_table(entries)) + str(tables.settings(entries))
+    rows = {
+        name: re.sub("<[^>]*>", "|", cells).strip("|").split("||")
+        for name, cells in re.findall(r'<th scope="row">(?:<b>)?(.*?)(?:</b>)?</th>(.*?)</tr>', page)
+    }
+    assert rows["Sampler"] == ["ddim, 20 network evaluations per segment", UNDEFINED, UNDEFINED, UNDEFINED]
+    assert rows["Seed"] == ["11", UNDEFINED, "11", UNDEFINED]
+    assert rows["Checkpoint"] == ["best", "best", "best", UNDEFINED]
+    assert rows["sampler"] == ["ddim", UNDEFINED, UNDEFINED, UNDEFINED]
+    assert rows["forecast_precision"] == ["bfloat16", UNDEFINED, UNDEFINED, UNDEFINED]
+    assert rows["lr"] == ["0.25", "0.25", "0.25", UNDEFINED]
+    assert rows["dataset"] == ["sevir"] * 4
+
+
+def test_parts_of_another_evaluation_are_not_compared(runs):
+    rewrite(runs[1], lambda metrics: metrics.update(parts="mine"))
+    with pytest.raises(InputError, match=r"part-00000.npz is incomplete"):
+        common_ids([entry.evaluation for entry in entries_of(runs)])
+    for path in (runs[1] / "sequences").iterdir():
+        with np.load(path) as file:
+            np.savez(path, **dict(file), evaluation="mine" if "00000" in path.name else "another")
+    with pytest.raises(InputError, match=r"part-00001.npz belongs to another evaluation"):
+        common_ids([entry.evaluation for entry in entries_of(runs)])
 
 
 def test_different_sequences_are_refused(tmp_path):

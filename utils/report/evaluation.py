@@ -17,6 +17,13 @@ from utils.report.schema import SchemaError, check_metrics
 
 METRICS = "metrics.json"
 PARTS = "sequences/part-*.npz"
+LEARNT = ("trend", "dressed")  # forecasts that have weights, besides the evaluated one
+OF_DIFFUSION = ("sampler", "sampling_steps", "precision", "forecast_precision", "compile")
+OF_ENSEMBLES = ("seed", "members", "dress")
+OF_DATA = (
+    *("dataset", "data_path", "packed_path", "scale", "split", "stride", "img_size", "img_channel", "seq_len"),
+    *("frames_in", "frames_out", "eval_sequences", "sequences", "lpips", "device", "processes"),
+)
 # What reading a damaged .npz raises, depending on the byte: flags of the archive turn into RuntimeError.
 DAMAGE = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
@@ -55,7 +62,7 @@ class Evaluation:
     @cached_property
     def events(self) -> dict[str, str]:
         """Scored sequence -> the event it is part of, in the order of the parts."""
-        sequences = [sequence for path in self.parts() for sequence in _sequences(path)]
+        sequences = [sequence for path in self.parts() for sequence in _sequences(path, self.metrics.get("parts"))]
         events = dict(sequences)
         if len(events) < len(sequences):
             raise InputError(
@@ -81,6 +88,25 @@ class Entry:
     @property
     def scores(self) -> dict:
         return self.evaluation.scores[self.forecast]
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it is the evaluated forecast or one made of its backbone."""
+        return self.forecast in (next(iter(self.evaluation.scores)), *LEARNT)
+
+    @property
+    def settings(self) -> dict:
+        """The settings of the evaluation that concern this forecast: only the evaluated one may sample a diffusion."""
+        how = self.evaluation.section("evaluation")
+        sampled = how.get("sampler") and self.forecast == next(iter(self.evaluation.scores))
+        absent = () if sampled else OF_DIFFUSION if self.forecast == "dressed" else (*OF_DIFFUSION, *OF_ENSEMBLES)
+        found = self.evaluation.section("settings") | how
+        return {key: found[key] for key in found if key not in absent and (self.has_weights or key in OF_DATA)}
+
+    @property
+    def checkpoint(self) -> dict:
+        """Label and hash of the weights; nothing if the forecast has none."""
+        return self.evaluation.section("checkpoint") if self.has_weights else {}
 
     @property
     def members(self) -> int:
@@ -163,9 +189,14 @@ def event_of(sequence: str) -> str:
     return sequence.rpartition("+")[0] or sequence
 
 
-def _sequences(path: Path) -> list[tuple[str, str]]:
-    """The sequences of a part and their events, which the names tell if the part does not."""
+def _sequences(path: Path, digest: str | None) -> list[tuple[str, str]]:
+    """The sequences of a part and their events, which the names tell if the part does not.
+
+    Raises `InputError` unless the part carries the digest that `metrics.json` gives, if it gives one.
+    """
     with open_arrays(path) as file:
+        if digest is not None and str(file["evaluation"]) != digest:
+            raise InputError(f"{path} belongs to another evaluation; move it away and evaluate that run again.")
         ids = [str(name) for name in file["id"]]
         events = [str(event) for event in file["event"]] if "event" in file else map(event_of, ids)
         return list(zip(ids, events, strict=True))

@@ -65,10 +65,10 @@ CAUTION = (
 
 
 def published_for(evaluation: Evaluation) -> Published | None:
-    """The table of the evaluation's setting, if the literature has one and the whole test split was scored."""
+    """The table of the evaluation's setting, if the literature has one and the whole test split of SEVIR was scored."""
     settings, source = evaluation.section("settings"), evaluation.source
     setting = (tuple(source.get("frame_shape") or ()), source.get("frames_in"), source.get("frames_out"))
     found = SETTINGS.get(setting)
     chosen = {key: settings.get(key) for key in ("dataset", "split", "stride", "eval_sequences")}
     whole = {"dataset": "sevir", "split": found and found.split, "stride": None, "eval_sequences": None}
-    return found if chosen == whole else None
+    return found if chosen == whole and not source.get("synthetic") else None

@@ -52,10 +52,8 @@ def write_comparison(
     """
     entries = _named([find_entry(run) for run in runs], names)
     sequences = bootstrap.common_ids([entry.evaluation for entry in entries])
-    header = [
-        tag("p", f"{len(entries)} forecasts of the same {len(sequences)} sequences", class_="lead"),
-        *_warnings(entries),
-    ]
+    what = f"the same {len(sequences)} sequences{_of_synthetic_storms(entries[0].evaluation)}"
+    header = [tag("p", f"{len(entries)} forecasts of {what}", class_="lead"), *_warnings(entries)]
     sections = [
         Section("compared", "What is compared", [tables.fact_table(entries)]),
         Section("differences", "Differences", _differences(entries)),
@@ -91,8 +89,14 @@ def _lead(evaluation: Evaluation) -> Html:
     what = f"{members} members" if members > 1 else "one member"
     date = str(evaluation.section("about").get("date") or "")[:10]
     minutes = source["frames_out"] * source["interval"]
-    text = f"{evaluation.metrics.get('sequences', '?')} sequences, {what}, forecasts up to {minutes:g} min"
+    sequences = f"{evaluation.metrics.get('sequences', '?')} sequences{_of_synthetic_storms(evaluation)}"
+    text = f"{sequences}, {what}, forecasts up to {minutes:g} min"
     return tag("p", ", ".join(part for part in (text, date) if part), class_="lead")
+
+
+def _of_synthetic_storms(evaluation: Evaluation) -> str:
+    """What follows the number of sequences if they are no observations."""
+    return " of synthetic storms, which say nothing about weather" if evaluation.source.get("synthetic") else ""
 
 
 def _warnings(entries: Sequence[Entry]) -> list[Html]:

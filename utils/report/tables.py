@@ -198,15 +198,16 @@ def fact_table(entries: Sequence[Entry]) -> Html:
 
 def _facts(entry: Entry) -> dict[str, object]:
     evaluation = entry.evaluation
-    about, how = evaluation.section("about"), evaluation.section("evaluation")
-    source, checkpoint = evaluation.source, evaluation.section("checkpoint")
+    about, how = evaluation.section("about"), entry.settings
+    source, checkpoint = evaluation.source, entry.checkpoint
+    name = source.get("name", "")
     height_width = " by ".join(str(size) for size in (source.get("frame_shape") or [])[1:])
     pixel = f", {source['pixel_km']:g} km per pixel" if source.get("pixel_km") else ""
     hash_ = str(checkpoint.get("sha256") or "")
     step = f", step {checkpoint['step']}" if checkpoint.get("step") is not None else ""
     steps = f", {how['sampling_steps']} network evaluations per segment" if how.get("sampling_steps") else ""
     return {
-        "Data": f"{evaluation.section('settings').get('dataset', '')} {source.get('name', '')}".strip(),
+        "Data": name if source.get("synthetic") else f"{how.get('dataset', '')} {name}".strip(),
         "Sequences": evaluation.metrics.get("sequences"),
         "Frames": f"{source.get('frames_in')} → {source['frames_out']}, every {source['interval']:g} min",
         "Frame": f"{height_width} pixels{pixel}" if height_width else None,
@@ -224,10 +225,10 @@ def _facts(entry: Entry) -> dict[str, object]:
 
 def settings(entries: Sequence[Entry]) -> Html:
     """All settings, those that differ between runs first and marked."""
-    columns = [entry.evaluation.section("settings") | entry.evaluation.section("evaluation") for entry in entries]
+    columns = [entry.settings for entry in entries]
     keys = dict.fromkeys(key for column in columns for key in column)
-    texts = {key: [_setting(column.get(key)) for column in columns] for key in keys}
-    differs = {key: len(set(values)) > 1 for key, values in texts.items()}
+    texts = {key: [_setting(column[key]) if key in column else UNDEFINED for column in columns] for key in keys}
+    differs = {key: len(set(values) - {UNDEFINED}) > 1 for key, values in texts.items()}
     rows = [
         [tag("b", key) if differs[key] else key, *values]
         for key, values in sorted(texts.items(), key=lambda item: not differs[item[0]])
