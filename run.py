@@ -5,6 +5,7 @@
     accelerate launch run.py --use_diff                     the same on all GPUs
     accelerate launch --cpu --num_processes 2 run.py ...    or on processors
     python run.py --backbone simvp --use_diff --eval --ckpt_milestone best
+    python run.py --eval --ckpt_milestone path/to/best.safetensors      the file tells network and data set
     python run.py @resources/demo.args                      arguments from a file
 
 Results appear in Exps/<exp_dir>/<Diff|Single><backbone>_<dataset>[_<exp_note>].

@@ -5,6 +5,8 @@
     python sample_batch.py --seqs my_frames --ckpt_milestone Exps/.../checkpoints/best.safetensors
     python sample_batch.py --latest /radar --ckpt_milestone Exps/.../checkpoints/best.safetensors --members 20 --watch
 
+Weights of your own class need its name: `--backbone my_package.my_module:MyNet`.
+
 `--seqs` is a folder of sequences, each a folder with `inputs/` (at least as many frames as the model observes) and, if
 the future is known, `targets/`: square grey 8-bit PNG frames, in order of their names. They are resized to what the
 model was trained on. A strip (PNG) and an animation (GIF) of each sequence appear in `--out`, and with `--members`

@@ -214,7 +214,7 @@ def _evaluation_arguments(group) -> None:
     group.add_argument(
         "--ckpt_milestone",
         metavar="CHECKPOINT",
-        help="weights to evaluate: a file or folder, a step of the run, best or latest",
+        help="weights to evaluate, which tell network and data set: file or folder, step of the run, best or latest",
     )
     group.add_argument("--members", type=int, default=1, help="ensemble members, with --use_diff or --dress")
     group.add_argument(

@@ -170,7 +170,7 @@ def test_weights_of_other_units_are_not_scored(storm_folder, tmp_path, capsys):
 @pytest.mark.parametrize("about", [{"dataset": "x"}, {"course": {"split": "x"}}], ids=str)
 def test_data_that_there_are_not_are_named(about, tmp_path):
     weights = write(tmp_path / "best.safetensors", SINGLE, about)
-    with pytest.raises(InputError, match=r"best.safetensors was trained with an unknown --(dataset|split) x"):
+    with pytest.raises(InputError, match=r"best.safetensors was trained with --(dataset|split) x, which is unknown"):
         resolved("--eval", "--ckpt_milestone", weights)
 
 
