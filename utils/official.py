@@ -4,8 +4,8 @@
     python -m utils.official export Exps/.../checkpoints/best.safetensors official.pt
 
 `convert` writes what `sample_batch.py` and `run.py --ckpt_milestone` read; both also read official files directly.
-`export` writes what the official code loads strictly, and refuses networks that it would compute otherwise. Our settings
-stand beside the weights as one entry, so that the way back changes nothing.
+`export` writes what the official code loads strictly, and refuses networks that it would compute otherwise. It adds
+our settings as one entry beside the weights, so that the way back changes nothing.
 
 A module that official weights exist for carries two tables. `official_names` lists pairs of templates, official and
 ours, for the leading parts of a parameter's name, `{}` standing for a number; the first pair that fits counts, whether
