@@ -6,6 +6,8 @@ from pathlib import Path
 from models import full_options
 from utils.errors import InputError
 
+OF_DIFFUSION = ("dim", "dim_mults", "segment_length", "timesteps", "residual_scale")  # nothing to a backbone alone
+
 
 @dataclass(frozen=True)
 class Description:
@@ -50,7 +52,8 @@ class Description:
             pairs["segment_length"] = tuple(
                 side["segment_length"] or side.get("frames_in", told["frames_in"]) for side in (told, given)
             )
-        pairs.pop("backbone_options", None)
+        for name in ("backbone_options", *(() if told.get("use_diff") else OF_DIFFUSION)):
+            pairs.pop(name, None)
         found = [f"--{name} {_text(a)} / {_text(b)}" for name, (a, b) in pairs.items() if plain(a) != plain(b)]
         if given.get("backbone", told["backbone"]) == told["backbone"]:
             found += self._option_differences(told, given)

@@ -13,12 +13,11 @@ def inexpressible(options: dict) -> list[str]:
     """What the official code would compute otherwise, as `--option ours / its`; options of a whole network."""
     backbone, diffusion = options["backbone"], options["use_diff"]
     known = CLASSES if diffusion else CLASSES + OTHERS
-    if backbone not in known:
-        return [f"--backbone {backbone} / one of {', '.join(known)}"]
+    found = [] if backbone in known else [f"--backbone {backbone} / one of {', '.join(known)}"]
     fixed = {}
     if diffusion:
         fixed = {"residual_scale": 1.0, "timesteps": TIMESTEPS, "frames_in": FRAMES_IN, "img_channel": 1}
-    found = [f"--{name} {options[name]:g} / {value:g}" for name, value in fixed.items() if options[name] != value]
+    found += [f"--{name} {options[name]:g} / {value:g}" for name, value in fixed.items() if options[name] != value]
     if diffusion and options["segment_length"] not in (None, options["frames_in"]):
         found.append(f"--segment_length {options['segment_length']} / as many as --frames_in")
     if backbone in CLASSES:

@@ -63,11 +63,9 @@ class Architecture:
         return asdict(self)
 
     def options(self) -> dict:
-        """The fields by the names of the options of `run.py`; those of diffusion only where there is diffusion."""
+        """The fields by the names of the options of `run.py`."""
         channels, *img_size = self.frame_shape
-        names = list(self.__dataclass_fields__)
-        names = names if self.use_diff else names[: names.index("dim")]
-        fields = {name: getattr(self, name) for name in names if name != "frame_shape"}
+        fields = {name: value for name, value in vars(self).items() if name != "frame_shape"}
         return {"img_channel": channels, "img_size": img_size} | fields
 
     @classmethod
@@ -174,7 +172,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Description]:
 
 
 def _check_description(architecture: Architecture, weights: dict[str, Tensor], path: Path) -> None:
-    """Raise `InputError` unless a network can be built so that has these weights; it gets no memory here."""
+    """Raise `InputError` unless the network can be built and fits the weights; it gets no memory here."""
     try:
         with torch.device("meta"), _at_most_parameters(2 * len(weights)):
             model = architecture.build()

@@ -167,6 +167,11 @@ def test_weights_of_other_units_are_not_scored(storm_folder, tmp_path, capsys):
     assert "(checkpoint / data): units 'dBZ' / 'VIL byte'" in capsys.readouterr().err
 
 
+def test_a_backbone_alone_has_no_diffusion_to_contradict(tmp_path):
+    weights = write(tmp_path / "best.safetensors", replace(SINGLE, dim=8))
+    assert resolved("--eval", "--ckpt_milestone", weights, "--dim", "16")[0] == replace(SINGLE, dim=8)
+
+
 @pytest.mark.parametrize("about", [{"dataset": "x"}, {"course": {"split": "x"}}], ids=str)
 def test_data_that_there_are_not_are_named(about, tmp_path):
     weights = write(tmp_path / "best.safetensors", SINGLE, about)
