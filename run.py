@@ -5,6 +5,7 @@
     accelerate launch run.py --use_diff                     the same on all GPUs
     accelerate launch --cpu --num_processes 2 run.py ...    or on processors
     python run.py --backbone simvp --use_diff --eval --ckpt_milestone best
+    python run.py --eval --ckpt_milestone path/to/best.safetensors      the file tells network and data set
     python run.py @resources/demo.args                      arguments from a file
 
 Results appear in Exps/<exp_dir>/<Diff|Single><backbone>_<dataset>[_<exp_note>].
@@ -21,6 +22,7 @@ on SIGTERM and SIGINT, and SIGUSR1 if told: torchrun --signals-to-handle=SIGTERM
 `accelerate launch` on GPUs cannot be told; signal all processes of the job instead, or use torchrun.
 """
 
+import argparse
 import contextlib
 import logging
 from dataclasses import replace
@@ -34,10 +36,11 @@ from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
 from dataset import build_dataset
 from diffcast import arguments
-from diffcast.arguments import COURSE, architecture_of, evaluation_settings, plain_settings, training_settings
+from diffcast.arguments import COURSE, evaluation_settings, plain_settings, training_settings
+from diffcast.described import Description
 from diffcast.dressed import dress
 from diffcast.evaluation import evaluate
-from diffcast.forecaster import Architecture, load_forecaster_weights
+from diffcast.forecaster import Architecture, describe, load_forecaster_weights
 from diffcast.precision import training_precision, warn_if_emulated
 from diffcast.results import data_differences, describe_source
 from diffcast.schedule import describe_length, total_steps
@@ -64,18 +67,60 @@ def build_parser():
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    with exit_on_input_error():
+        architecture = resolve(args, arguments.given_options(parser, argv))
     advice = "the same command goes on" if args.eval or args.resume == "auto" else "the same with --resume goes on"
     marker = None if args.dry_run or args.eval else run_folder(args) / MARKER
     with ending_loaders(), exit_on_input_error(), exit_when_stopped(advice, marker), reporting_lost_processes():
         arguments.check(args)
-        run(args)
+        run(args, architecture)
 
 
-def run(args) -> None:
+def resolve(args, given: set[str]) -> Architecture:
+    """The network that command line and checkpoint describe; what the checkpoint tells is completed in `args`."""
+    folder = run_folder(args) / "checkpoints"
+    named = given | {"backbone", "use_diff", "dataset"}  # what the folder's name holds
+    if args.eval and args.ckpt_milestone:
+        by_name = checkpoint.is_name(args.ckpt_milestone)
+        if by_name:
+            hint_at_use_diff(args, folder)
+        described = describe(checkpoint.find_weights(args.ckpt_milestone, folder))
+        return arguments.settle(args, named if by_name else given, described, "ckpt_milestone")
+    if args.resume == "auto" and (described := newest_described(folder)):
+        return arguments.settle(args, named, described, "resume")
+    if args.resume not in (None, "auto"):
+        path = Path(args.resume)
+        checkpoint.existing(path / checkpoint.TRAINING, f"--resume {path}")
+        checkpoint.verify(path)
+        return arguments.settle(args, given, describe(path / checkpoint.WEIGHTS), "resume")
+    if args.backbone_ckpt and args.use_diff:
+        path = checkpoint.existing(Path(args.backbone_ckpt), "--backbone_ckpt")
+        return arguments.settle(args, given, describe(path), "backbone_ckpt")
+    return arguments.settle(args, given)
+
+
+def hint_at_use_diff(args, folder: Path) -> None:
+    """Raise `InputError` if the checkpoint is not in a folder but in that of a run with --use_diff, or without."""
+    other = run_folder(argparse.Namespace(**vars(args) | {"use_diff": not args.use_diff})) / "checkpoints"
+    here, there = (checkpoint.locate(args.ckpt_milestone, one).is_file() for one in (folder, other))
+    if there and not here:
+        advice = "leave out" if args.use_diff else "add"
+        raise InputError(f"{advice} --use_diff: {other} has the checkpoint {args.ckpt_milestone}, {folder} has not.")
+
+
+def newest_described(folder: Path) -> Description | None:
+    """What the newest checkpoint that can be read says about itself."""
+    for path in reversed(checkpoint.checkpoints(folder)):
+        with contextlib.suppress(InputError):  # `find_resume` tells which are damaged
+            return describe(path / checkpoint.WEIGHTS)
+    return None
+
+
+def run(args, architecture: Architecture) -> None:
     """Dry run, evaluation, or training followed by evaluation."""
     folder = run_folder(args)
-    architecture = architecture_of(args)
     torch.manual_seed(args.seed)
     model = architecture.build(
         diffusion_weight=args.diffusion_weight,
@@ -114,7 +159,7 @@ def start_training(args, accelerator: Accelerator, model, architecture: Architec
         "source": describe_source(train_set.source, model),
         "course": {name: getattr(args, name) for name in COURSE} | {"processes": accelerator.num_processes},
     }
-    resume = find_resume(args, checkpoints, architecture, metadata)
+    resume = find_resume(args, checkpoints, metadata)
     if resume is None:
         start_backbone(args, model, architecture)
     writable_folder(checkpoints, "the checkpoints")
@@ -159,6 +204,8 @@ def start_evaluation(args, accelerator: Accelerator, model, architecture: Archit
         if sha256(weights) != origin["sha256"]:
             raise InputError(f"{weights} was replaced by a training while it was read; repeat the command.")
     test_set = open_split(args, "test")
+    if milestone:
+        refuse_other_data(weights, describe_source(test_set.source, model))
     settings = evaluation_settings(args)
     dressed = None
     if args.dress:
@@ -171,17 +218,25 @@ def start_evaluation(args, accelerator: Accelerator, model, architecture: Archit
     evaluate(accelerator, model, test_set, settings, folder / f"evaluation_{label}", name, about, dressed)
 
 
+def refuse_other_data(weights: Path, found: dict) -> None:
+    """Raise `InputError` if weights say that they were trained on frames in other units than those found."""
+    if differences := data_differences(describe(weights).metadata.get("source"), found):
+        raise InputError(
+            f"checkpoint {weights} was trained on other data than --data_path holds (checkpoint / data): "
+            f"{'; '.join(differences)}."
+        )
+
+
 def start_backbone(args, model, architecture: Architecture) -> None:
     """Give DiffCast's backbone the weights of its own run, if asked to."""
     if args.backbone_ckpt:
-        weights = checkpoint.existing(Path(args.backbone_ckpt), "--backbone_ckpt")
-        load_forecaster_weights(model.backbone, replace(architecture, use_diff=False), weights)
+        load_forecaster_weights(model.backbone, replace(architecture, use_diff=False), Path(args.backbone_ckpt))
     elif args.freeze_backbone:
         raise InputError("--freeze_backbone keeps random weights without --backbone_ckpt; give the backbone's weights.")
 
 
-def find_resume(args, checkpoints: Path, architecture: Architecture, wanted: dict) -> Path | None:
-    """The checkpoint folder to go on from, checked to be of this training; None: start from the beginning."""
+def find_resume(args, checkpoints: Path, wanted: dict) -> Path | None:
+    """The checkpoint folder to go on from, its data and course checked; None: start from the beginning."""
     found = checkpoint.checkpoints(checkpoints)
     if args.resume is None:
         if found:
@@ -193,13 +248,9 @@ def find_resume(args, checkpoints: Path, architecture: Architecture, wanted: dic
     path = checkpoint.newest_whole(checkpoints) if args.resume == "auto" else Path(args.resume)
     if path is None:
         return None
-    if args.resume != "auto":
-        checkpoint.existing(path / checkpoint.TRAINING, f"--resume {args.resume}")
-        checkpoint.verify(path)
     metadata = checkpoint.load_metadata(path / checkpoint.WEIGHTS)
-    differences = Architecture.from_metadata(metadata).differences(architecture)
     earlier, course = metadata.get("course", {}), wanted["course"]
-    differences += [f"{name} {earlier.get(name)} / {now}" for name, now in course.items() if earlier.get(name) != now]
+    differences = [f"{name} {earlier.get(name)} / {now}" for name, now in course.items() if earlier.get(name) != now]
     differences += data_differences(metadata.get("source"), wanted["source"])
     if differences:
         raise InputError(
@@ -258,7 +309,7 @@ def open_split(args, split: str):
         args.dataset,
         split,
         path,
-        architecture_of(args).frame_shape[1:],
+        tuple(args.img_size),
         args.seq_len,
         args.stride,
         args.split,

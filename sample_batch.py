@@ -5,6 +5,8 @@
     python sample_batch.py --seqs my_frames --ckpt_milestone Exps/.../checkpoints/best.safetensors
     python sample_batch.py --latest /radar --ckpt_milestone Exps/.../checkpoints/best.safetensors --members 20 --watch
 
+Weights of your own class need its name: `--backbone my_package.my_module:MyNet`.
+
 `--seqs` is a folder of sequences, or one sequence: a folder with `inputs/` (at least as many frames as the model
 observes) and, if the future is known, `targets/`: square grey 8-bit PNG frames, in order of their names. They are
 resized to what the model was trained on. A strip (PNG) and an animation (GIF) of each sequence appear in `--out`, and
@@ -33,12 +35,12 @@ from dataset.png import Sequence, read_sequences
 from dataset.source import VIL, Source, synthetic
 from diffcast.arguments import add_sampling, check_sampling
 from diffcast.evaluation import EvaluationSettings, forecast_all, score_table
-from diffcast.forecaster import load_forecaster, place
+from diffcast.forecaster import describe, load_forecaster, place
 from diffcast.loading import generators
 from diffcast.model import DiffCast
 from diffcast.operational import Operation
 from diffcast.pictures import draw_case
-from utils.checkpoint import find_weights, load_metadata
+from utils.checkpoint import find_weights
 from utils.claims import own_folder
 from utils.errors import InputError, exit_on_input_error
 from utils.files import writable_folder
@@ -63,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=RESOURCES / "diffcast_demo.safetensors",
         help="weights (default: the demo's)",
     )
+    parser.add_argument("--backbone", help="the weights' own class as package.module:Class, if they have one")
     parser.add_argument(
         "--out", type=Path, default=Path("samples"), help="folder for the results (default: %(default)s)"
     )
@@ -114,12 +117,12 @@ def load(args: argparse.Namespace) -> tuple[nn.Module, str, str, object]:
     Official weights, and those of earlier versions, say nothing.
     """
     path = find_weights(str(args.ckpt_milestone), Path())
-    model, architecture = load_forecaster(path)
+    model, architecture = load_forecaster(path, args.backbone)
     place(model, torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
     height, width = architecture.frame_shape[1:]
     LOG.info("%s: %s at %d x %d pixels", path, architecture.backbone, height, width)
     name = f"diffcast_{architecture.backbone}" if architecture.use_diff else architecture.backbone
-    trained = load_metadata(path).get("source") if path.suffix == ".safetensors" else None
+    trained = describe(path).metadata.get("source")
     return model, name, f"{path.name} (SHA-256 {sha256(path)})", trained
 
 

@@ -16,7 +16,7 @@ import run
 from benchmarks.gpu_bench import Bench, Case, Sizes
 from benchmarks.training import packed_storms
 from dataset import build_dataset
-from diffcast.arguments import architecture_of, training_settings
+from diffcast.arguments import settle, training_settings
 from diffcast.summary import training_cost
 from diffcast.training import Trainer
 
@@ -111,7 +111,7 @@ def prepared(folder: Path, given: list[str]):
     """Arguments, model and accelerator as `run.py` makes them."""
     args = run.build_parser().parse_args(given)
     torch.manual_seed(args.seed)
-    model = architecture_of(args).build(gradient_checkpointing=args.gradient_checkpointing)
+    model = settle(args, set()).build(gradient_checkpointing=args.gradient_checkpointing)
     return args, model, run.make_accelerator(args, folder)
 
 
@@ -134,7 +134,7 @@ def trained(bench: Bench, backbone: str, *more: str) -> dict:
     if accelerator.is_main_process:
         (run_folder / "checkpoints").mkdir(parents=True)
     if backbone not in bench.flops:
-        bench.flops[backbone] = training_cost(architecture_of(args).build())[0] * bench.sizes.batch
+        bench.flops[backbone] = training_cost(settle(args, set()).build())[0] * bench.sizes.batch
     training = Timed(accelerator, model, data, data, training_settings(args), run_folder, {})
     training.rounds = bench.sizes.rounds
     training.until = math.inf if accelerator.num_processes > 1 else time.time() + SECONDS

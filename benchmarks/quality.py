@@ -261,6 +261,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt_milestone", required=True, help="weights of a DiffCast: a file or checkpoint folder")
+    parser.add_argument("--backbone", help="the weights' own class as package.module:Class, if they have one")
     parser.add_argument("--dataset", default="sevir", choices=list(DATASETS))
     parser.add_argument("--data_path", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--sequences", type=int, default=64, help="of the test split (default: %(default)s)")
@@ -282,7 +283,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--members {args.members} is no ensemble; give 2 or more.")
     settings = [Setting.parse(text, args.precision) for text in args.settings]
     weights = find_weights(args.ckpt_milestone, Path())
-    model, architecture = load_forecaster(weights)
+    model, architecture = load_forecaster(weights, args.backbone)
     if not isinstance(model, DiffCast):
         raise InputError(f"--ckpt_milestone {weights} holds a backbone, which samples nothing; name a DiffCast.")
     for setting in settings:

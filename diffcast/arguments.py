@@ -8,14 +8,15 @@ from pathlib import Path
 
 import yaml
 
-from dataset import DATASETS
+from dataset import DATASETS, SCALED
+from diffcast.described import Description, plain
 from diffcast.evaluation import BASELINES, EvaluationSettings
 from diffcast.forecaster import Architecture
 from diffcast.model import PREVIOUS_RESIDUALS
 from diffcast.process import LOSS_WEIGHTS
 from diffcast.samplers import SAMPLERS, STEPS
 from diffcast.training import TrainingSettings
-from models import BACKBONES
+from models import BACKBONES, SIZES
 from utils.errors import InputError
 from utils.processors import loading_processes
 
@@ -25,8 +26,10 @@ COURSE = (
     *("batch_size", "grad_acc_step", "diffusion_weight", "loss_weight", "previous_residual", "freeze_backbone"),
     *("dataset", "split", "stride", "augment"),
 )
+OF_DATA = ("dataset", "split", "scale")
+OF_BACKBONE = ("backbone", "backbone_options", "img_channel", "img_size", "frames_in", "frames_out")
 
-
+SPLITS = ("official", "benchmark")
 MAX_ARGUMENTS = 2**16  # bytes of an argument file
 TIMESTEPS = 1000  # of the diffusion process
 MAX_MEMBERS = 500  # the scores of ranks take a gigabyte then, and memory as the cube of the members
@@ -137,9 +140,7 @@ def _data_arguments(group) -> None:
         help="dBZ of the highest stored value of shanghai and cikm; 90 as in the paper if not given",
     )
     group.add_argument("--packed_path", type=Path, help="folder of the packed cache; <data_path>/packed if not given")
-    group.add_argument(
-        "--split", default="official", choices=["official", "benchmark"], help="dates and windows of the splits"
-    )
+    group.add_argument("--split", default="official", choices=SPLITS, help="dates and windows of the splits")
     group.add_argument("--stride", type=int, help="frames between windows; as the split has it if not given")
     group.add_argument(
         "--img_size",
@@ -238,7 +239,7 @@ def _evaluation_arguments(group) -> None:
     group.add_argument(
         "--ckpt_milestone",
         metavar="CHECKPOINT",
-        help="weights to evaluate: a file or folder, a step of the run, best or latest",
+        help="weights to evaluate, which tell network and data set: file or folder, step of the run, best or latest",
     )
     group.add_argument("--members", type=int, default=1, help="ensemble members, with --use_diff or --dress")
     group.add_argument(
@@ -379,20 +380,72 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"--log_with {tracker} needs the package {tracker}: pip install {tracker}.")
 
 
-def architecture_of(args: argparse.Namespace) -> Architecture:
-    """What the arguments say about the network."""
-    return Architecture(
-        backbone=args.backbone,
-        use_diff=args.use_diff,
-        frame_shape=(args.img_channel, *args.img_size * (2 // len(args.img_size))),
-        frames_in=args.frames_in,
-        frames_out=args.frames_out,
-        backbone_options=parse_options(args.backbone_options),
-        dim=args.dim,
-        dim_mults=tuple(args.dim_mults),
-        segment_length=args.segment_length,
-        residual_scale=args.residual_scale,
-    )
+def given_options(parser: argparse.ArgumentParser, argv: list[str] | None) -> set[str]:
+    """Names of the options that the user gave, in whatever order and file."""
+    unset = object()
+    args = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset))
+    parser.parse_args(argv, args)  # which sets defaults only where there is nothing
+    return {name for name, value in vars(args).items() if value is not unset}
+
+
+def settle(
+    args: argparse.Namespace, given: set[str], described: Description | None = None, use: str = ""
+) -> Architecture:
+    """The network that command line and checkpoint describe; what the user left open is set in `args`.
+
+    `use` is the option that named the checkpoint, if there is one. Raises `InputError` where the two contradict.
+    """
+    options = vars(args) | {
+        "img_size": args.img_size * 2 if len(args.img_size) == 1 else args.img_size,
+        "backbone_options": parse_options(args.backbone_options),
+    }
+    if described is not None:
+        told = _told(described, use, args)
+        if use == "ckpt_milestone":  # other data may be forecast, if it is alike: see `refuse_other_data` of run.py
+            other = "dataset" in given and args.dataset != told.get("dataset")
+            named = OF_DATA if other else given.intersection(OF_DATA)
+            told = {name: value for name, value in told.items() if name not in named}
+        options |= described.agreed({name: options[name] for name in options.keys() & given}, told)
+        if "seq_len" not in given:
+            options["seq_len"] = options["frames_in"] + options["frames_out"]
+    words = [f"{name}={_flow(value)}" for name, value in options["backbone_options"].items()]
+    vars(args).update({name: plain(options[name]) for name in vars(args)} | {"backbone_options": words})
+    return Architecture.of(options)
+
+
+def _told(described: Description, use: str, args: argparse.Namespace) -> dict:
+    """What a checkpoint tells that matters to the option which named it."""
+    network, metadata = described.network, described.metadata
+    if use == "backbone_ckpt":
+        if network["use_diff"]:
+            raise InputError(f"--backbone_ckpt {described.path} holds a DiffCast; name weights of its backbone alone.")
+        return {name: network[name] for name in OF_BACKBONE if name in network}
+    course = {"dataset": metadata.get("dataset")} | _dictionary(metadata.get("course"))
+    scale = _dictionary(metadata.get("source")).get("scale")
+    course["scale"] = scale if course["dataset"] in SCALED else None
+    names = (*COURSE, "scale") if use == "resume" else OF_DATA
+    if args.mixed_precision == "auto":  # which is compared once it is known what it stands for here
+        course.pop("mixed_precision", None)
+    told = {name: course.get(name) for name in names if _is_of_type(course.get(name), getattr(args, name))}
+    for name, choices in {"dataset": DATASETS, "split": SPLITS}.items():
+        if name in told and told[name] not in choices:
+            raise InputError(
+                f"checkpoint {described.path} was trained with --{name} {told[name]}, which is unknown here."
+            )
+    return network | told
+
+
+def _is_of_type(value: object, example: object) -> bool:
+    return type(value) is type(example) if example is not None else isinstance(value, int | float)
+
+
+def _dictionary(value: object) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _flow(value: object) -> str:
+    """A value as `parse_options` reads it."""
+    return yaml.safe_dump(plain(value), default_flow_style=True, width=math.inf).partition("\n")[0]
 
 
 def parse_options(options: list[str]) -> dict:
@@ -402,7 +455,7 @@ def parse_options(options: list[str]) -> dict:
         name, equals, value = option.partition("=")
         if not (name.isidentifier() and equals):
             raise InputError(f"--backbone_options {option!r} does not have the form NAME=VALUE.")
-        if name in ("name", "frame_shape", "frames_in", "frames_out"):
+        if name in ("name", *SIZES):
             raise InputError(f"--backbone_options {option!r}: this follows from the other arguments; leave it out.")
         try:
             parsed[name] = yaml.safe_load(value)

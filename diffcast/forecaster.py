@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from diffcast import official
+from diffcast.described import Description
 from diffcast.model import build_diffcast
 from models import build_backbone
 from utils.checkpoint import load_weights
@@ -61,6 +62,19 @@ class Architecture:
         """JSON-ready form."""
         return asdict(self)
 
+    def options(self) -> dict:
+        """The fields by the names of the options of `run.py`."""
+        channels, *img_size = self.frame_shape
+        fields = {name: value for name, value in vars(self).items() if name != "frame_shape"}
+        return {"img_channel": channels, "img_size": img_size} | fields
+
+    @classmethod
+    def of(cls, options: dict) -> "Architecture":
+        """The inverse of `options`, the paper's values for what is left out; other options are ignored."""
+        shape = (options.get("img_channel", 1), *options.get("img_size", cls.frame_shape[1:]))
+        fields = {name: options[name] for name in cls.__dataclass_fields__ if name in options}
+        return cls(**fields | {"frame_shape": shape, "dim_mults": tuple(options.get("dim_mults", cls.dim_mults))})
+
     @classmethod
     def from_metadata(cls, metadata: dict) -> "Architecture":
         """The architecture in a checkpoint's metadata; raises `InputError` if there is none."""
@@ -89,17 +103,6 @@ class Architecture:
             and all(type(size) is int and 0 < size < 2**16 for size in sizes)
         )
 
-    def differences(self, other: "Architecture") -> list[str]:
-        """How `other` differs, as `name: mine / other's`; diffusion settings count only where there is diffusion."""
-        names = list(self.__dataclass_fields__)
-        if not (self.use_diff and other.use_diff):
-            names = names[: names.index("dim")]
-        return [
-            f"{name} {getattr(self, name)} / {getattr(other, name)}"
-            for name in names
-            if getattr(self, name) != getattr(other, name)
-        ]
-
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a forecaster to a device, the weights of its 2-D convolutions in the layout that is fastest there."""
@@ -113,51 +116,62 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
+def describe(path: Path) -> Description:
+    """What a weights file says about itself: ours everything, an official one some of its network.
+
+    Nothing is imported on its word. Raises `InputError` for a network that its weights do not fit.
+    """
+    return _read(path)[1]
+
+
 def load_forecaster(
     path: Path,  # our safetensors or an official checkpoint
-    img_size: int | None = None,  # these three for an official checkpoint: what it does not tell, or tells otherwise
+    backbone: str | None = None,  # as the user names it; a `module:Class` is imported only if it is named here
+    img_size: int | None = None,
     frames_in: int | None = None,
     frames_out: int | None = None,
-    trusted_backbone: str | None = None,  # a `module:Class` that the file may name, which imports that module
 ) -> tuple[nn.Module, Architecture]:
-    """Build the forecaster that a file holds; raises `InputError` if the file does not tell what it is."""
-    if _is_ours(path):
-        weights, metadata = load_weights(path)
-        architecture = Architecture.from_metadata(metadata)
-        return _build_for(architecture, weights, path, trusted_backbone), architecture
-    weights = read_official(path)
-    fields = official.deduce_architecture(weights)
-    channels, frame_size = fields.pop("channels"), fields.pop("frame_size", Architecture.frame_shape[1:])
-    fields["frame_shape"] = (channels, *((img_size, img_size) if img_size else frame_size))
-    fields |= {"frames_in": frames_in} if frames_in else {}
-    fields |= {"frames_out": frames_out} if frames_out else {}
-    architecture = Architecture(**fields)
+    """Build the forecaster that a file holds.
+
+    The options say what an official checkpoint does not tell. Raises `InputError` if the file tells otherwise, or does
+    not tell what it is.
+    """
+    weights, description = _read(path)
+    given = {"backbone": backbone, "frames_in": frames_in, "frames_out": frames_out}
+    given |= {"img_size": [img_size, img_size] if img_size else None}
+    architecture = Architecture.of(description.agreed({name: value for name, value in given.items() if value}))
     model = architecture.build()
-    official.load(model, weights)
+    _fill(model, weights, path)
     return model, architecture
 
 
-def _build_for(
-    architecture: Architecture,
-    weights: dict[str, Tensor],
-    path: Path,
-    trusted_backbone: str | None,
-) -> nn.Module:
-    """The forecaster with these weights; what a file says is neither imported nor given memory before it fits."""
+def _read(path: Path) -> tuple[dict[str, Tensor], Description]:
+    """Weights under the names of their file, and what the file says about itself."""
+    if _is_ours(path):
+        weights, metadata = load_weights(path)
+    else:
+        weights, metadata = read_official(path)
+        if not metadata:
+            return weights, Description(path, official.deduce_options(weights), metadata)
+    architecture = Architecture.from_metadata(metadata)
     if ":" not in architecture.backbone:
-        try:
-            with torch.device("meta"), _at_most_parameters(2 * len(weights)):
-                check_fit(architecture.build(), weights, path)
-        except _IMPOSSIBLE as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"checkpoint {path} describes a network that cannot be built: {error}.") from None
-    elif architecture.backbone != trusted_backbone:
-        raise InputError(
-            f"checkpoint {path} has the backbone {architecture.backbone}, which is code outside of this project and "
-            "is not run on a file's word; evaluate it by run.py, and name it there with --backbone."
-        )
-    return fill(architecture.build(), weights, path)
+        _check_description(architecture, weights, path)
+    return weights, Description(path, architecture.options(), metadata)
+
+
+def _check_description(architecture: Architecture, weights: dict[str, Tensor], path: Path) -> None:
+    """Raise `InputError` unless the network can be built and fits the weights; it gets no memory here."""
+    try:
+        with torch.device("meta"), _at_most_parameters(2 * len(weights)):
+            model = architecture.build()
+            if _is_ours(path):
+                check_fit(model, weights, path)
+            else:
+                official.check(model, architecture.options(), weights)
+    except _IMPOSSIBLE as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"checkpoint {path} describes a network that cannot be built: {error}.") from None
 
 
 @contextlib.contextmanager
@@ -189,24 +203,24 @@ def check_fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
         )
 
 
-def fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> nn.Module:
+def fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """Fill a model with the weights that were read from a path; raises `InputError` if they do not fit."""
     check_fit(model, weights, path)
     model.load_state_dict(weights)
-    return model
 
 
 def load_forecaster_weights(model: nn.Module, architecture: Architecture, path: Path) -> None:
     """Fill a model from our safetensors or an official checkpoint; raises `InputError` if they do not fit."""
-    if not _is_ours(path):
-        official.load(model, read_official(path))
-        return
-    weights, metadata = load_weights(path)
-    if differences := Architecture.from_metadata(metadata).differences(architecture):
-        raise InputError(
-            f"checkpoint {path} is of another architecture (checkpoint / command line): {'; '.join(differences)}."
-        )
-    fill(model, weights, path)
+    weights, description = _read(path)
+    description.agreed(architecture.options())
+    _fill(model, weights, path)
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    if _is_ours(path):
+        fill(model, weights, path)
+    else:
+        official.load(model, weights)
 
 
 def _is_ours(path: Path) -> bool:

@@ -3,7 +3,6 @@
 `utils.official` holds the naming rules and the command line.
 """
 
-import inspect
 import re
 from collections.abc import Callable
 from math import isqrt, prod
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from diffcast import process
+from diffcast.exporting import inexpressible
 from diffcast.model import DiffCast
-from models import BACKBONES
 from models.earthformer import Earthformer
 from models.phydnet import PhyDNet
 from utils.errors import InputError
-from utils.official import fill, to_official
+from utils.official import check_fit, fill, parameters_of, to_official
 
 _BACKBONE = "backbone_net."
 _TOLERANCE = 1e-6  # absolute and relative, of recomputed entries
@@ -43,13 +42,18 @@ def load(model: nn.Module, weights: dict[str, Tensor]) -> None:
     fill(model, parameters)
 
 
+def check(model: nn.Module, options: dict, weights: dict[str, Tensor]) -> None:
+    """Compare an official state dict with the network that `export` noted beside it; `model` may have no memory.
+
+    Raises `InputError` for other names and shapes, and for a network that `export` would have refused.
+    """
+    if impossible := inexpressible(options):
+        raise InputError(f"the note beside the official weights tells of no official network: {'; '.join(impossible)}.")
+    check_fit(model, parameters_of(model, _merge_duplicates(weights)))
+
+
 def official_state(model: nn.Module) -> dict[str, Tensor]:
     """Everything that a strict load in the official code asks for, duplicates and recomputed entries included."""
-    if isinstance(model, DiffCast) and model.segment_length != model.frames_in:
-        raise InputError(
-            f"the official code only knows segments as long as the observation: a segment length of "
-            f"{model.segment_length} with {model.frames_in} observed frames cannot be exported."
-        )
     state = to_official(model)
     if not state:
         raise InputError(f"{type(model).__name__} has no weights to export.")
@@ -117,13 +121,12 @@ def _agree(value: Tensor, ours: Tensor) -> bool:
     return value.shape == ours.shape and torch.allclose(value.double(), ours.double(), rtol=_TOLERANCE, atol=_TOLERANCE)
 
 
-def deduce_architecture(weights: dict[str, Tensor]) -> dict:
-    """What an official state dict tells of `diffcast.forecaster.Architecture`, as its fields.
+def deduce_options(weights: dict[str, Tensor]) -> dict:
+    """What an official state dict tells of a network, by the names of the options of `run.py`.
 
-    Instead of `frame_shape` there are `channels` and, for Earthformer, `frame_size` (height, width). Weights do not
-    tell the number of observed frames of PhyDNet and ConvGRU, nor of forecast frames of these and SimVP. A DiffCast
-    observes as many frames as its segments have, as in the official code. Raises `InputError` if this is no
-    architecture that official weights exist for.
+    Weights tell the frame size of Earthformer alone, not the number of observed frames of PhyDNet and ConvGRU, nor of
+    forecast frames of these and SimVP. A DiffCast observes as many frames as its segments have, as in the official
+    code. Raises `InputError` if this is no architecture that official weights exist for.
     """
     weights = _merge_duplicates(weights)
     inner = {name.removeprefix(_BACKBONE): value for name, value in weights.items() if name.startswith(_BACKBONE)}
@@ -132,9 +135,8 @@ def deduce_architecture(weights: dict[str, Tensor]) -> dict:
     if name is None:
         raise InputError(f"the official weights are of no backbone known here; known are {', '.join(_BACKBONES)}.")
     fields, options = _BACKBONES[name][1](shapes)
-    defaults = inspect.signature(BACKBONES[name]).parameters
-    changed = {option: value for option, value in options.items() if value != defaults[option].default}
-    return {"backbone": name, "backbone_options": changed} | fields | (_diffusion(_Shapes(weights)) if inner else {})
+    diffusion = _diffusion(_Shapes(weights)) if inner else {"use_diff": False}
+    return {"backbone": name, "backbone_options": options} | fields | diffusion
 
 
 class _Shapes:
@@ -182,7 +184,7 @@ def _phydnet(shapes: _Shapes) -> tuple[dict, dict]:
         "lstm_dims": tuple(size // 4 for size in gates[:-1]),
         "kernel_size": shapes.size("encoder.phycell.cell_list.0.F.conv1.weight", 3),
     }
-    return {"channels": shapes.size("encoder.encoder_E.c1.main.0.weight", 1)}, options
+    return {"img_channel": shapes.size("encoder.encoder_E.c1.main.0.weight", 1)}, options
 
 
 def _simvp(shapes: _Shapes) -> tuple[dict, dict]:
@@ -193,7 +195,7 @@ def _simvp(shapes: _Shapes) -> tuple[dict, dict]:
         "translator_depth": shapes.count("hid.enc."),
     }
     fields = {
-        "channels": shapes.size("enc.enc.0.conv.conv.weight", 1),
+        "img_channel": shapes.size("enc.enc.0.conv.conv.weight", 1),
         "frames_in": shapes.size("hid.enc.0.conv1.weight", 1) // width,
     }
     return fields, options
@@ -206,7 +208,7 @@ def _convgru(shapes: _Shapes) -> tuple[dict, dict]:
         "kernel_sizes": tuple(shapes.size(f"encoder.{level}.cell.h2h.weight", 3) for level in levels),
         "stem_dim": shapes.size("head.0.weight"),
     }
-    return {"channels": shapes.size("head.1.weight")}, options
+    return {"img_channel": shapes.size("head.1.weight")}, options
 
 
 def _earthformer(shapes: _Shapes) -> tuple[dict, dict]:
@@ -221,8 +223,8 @@ def _earthformer(shapes: _Shapes) -> tuple[dict, dict]:
         "global_vectors": shapes.size("init_global_vectors"),
     }
     fields = {
-        "channels": shapes.size("dec_final_proj.weight"),
-        "frame_size": tuple(shapes.size(f"enc_pos_embed.{axis}_embed.weight") * prod(factors) for axis in "HW"),
+        "img_channel": shapes.size("dec_final_proj.weight"),
+        "img_size": [shapes.size(f"enc_pos_embed.{axis}_embed.weight") * prod(factors) for axis in "HW"],
         "frames_in": shapes.size("enc_pos_embed.T_embed.weight"),
         "frames_out": shapes.size("dec_pos_embed.T_embed.weight"),
     }

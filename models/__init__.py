@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import os
+import sys
 
 import torch
 
@@ -14,7 +16,9 @@ from models.phydnet import PhyDNet
 from models.simvp import SimVP
 from utils.errors import InputError
 
-__all__ = ["BACKBONES", "Backbone", "build_backbone"]
+__all__ = ["BACKBONES", "Backbone", "build_backbone", "full_options"]
+
+SIZES = ("frame_shape", "frames_in", "frames_out")  # what every constructor takes
 
 BACKBONES: dict[str, type[Backbone]] = {
     "simvp": SimVP,
@@ -51,6 +55,13 @@ def build_backbone(
         raise InputError(f"backbone {name} cannot be built with {options}: {error}.") from None
 
 
+def full_options(name: str, options: dict) -> dict:
+    """A backbone's own options with those of its constructor's defaults that they leave open."""
+    parameters = inspect.signature(_find(name)).parameters.values()
+    own = (one for one in parameters if one.name not in SIZES and one.default is not one.empty)
+    return {one.name: one.default for one in own} | options
+
+
 def _checked(name: str, backbone: Backbone) -> Backbone:
     """A user's backbone, its forecast of the promised shape."""
     backbone.eval()
@@ -71,6 +82,8 @@ def _find(name: str) -> type[Backbone]:
             )
         return BACKBONES[name]
     module_name, _, class_name = name.partition(":")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # a script finds its own folder alone
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:

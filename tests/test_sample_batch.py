@@ -1,5 +1,7 @@
 """The demo: PNG folders in, pictures and scores out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ import run
 import sample_batch
 from dataset.png import read_sequences, write_sequence
 from dataset.storms import storms
+from diffcast.forecaster import Architecture
 from tests.tiny import arguments, tiny_architecture
 from utils import checkpoint
+from utils.checkpoint import save_weights
 from utils.claims import IDENTITY
 from utils.errors import InputError
 
@@ -143,3 +147,19 @@ def test_missing_checkpoint_is_named(tmp_path, capsys):
         sample_batch.main(["--ckpt_milestone", str(tmp_path / "none.safetensors")])
     assert stop.value.code == 2
     assert "none.safetensors" in capsys.readouterr().err
+
+
+def test_weights_of_a_users_own_class_are_drawn_if_it_is_named(sequences, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_radar_nets.py").write_text("from models import Persistence\n\nclass Net(Persistence):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    name = "my_radar_nets:Net"
+    architecture = Architecture(name, True, (1, 32, 32), dim=8, dim_mults=(1, 2))
+    # as a training that names it would write them
+    model = replace(architecture, backbone="persistence").build()
+    save_weights(tmp_path / "own.safetensors", model.state_dict(), {"architecture": architecture.to_metadata()})
+    words = ["--seqs", str(sequences), "--ckpt_milestone", "own.safetensors", "--out", "out", "--sampling_steps", "1"]
+    with pytest.raises(SystemExit):
+        sample_batch.main(words)
+    assert f"add --backbone {name}" in capsys.readouterr().err
+    sample_batch.main([*words, "--backbone", name])
+    assert (tmp_path / "out" / "storm_0.png").is_file()

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.files import flush_to_disk, replacing
+from utils.foreign import may_be_pytorch, what_it_seems
 
 LOG = logging.getLogger(__name__)
 WEIGHTS, TRAINING, BEST, MANIFEST = "weights.safetensors", "training.pt", "best.safetensors", "manifest.json"
@@ -94,7 +95,7 @@ def _opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
     except FileNotFoundError:
         raise InputError(f"checkpoint {path} does not exist.") from None
     except (SafetensorError, OSError) as error:
-        raise InputError(f"checkpoint {path} cannot be read as safetensors: {error}.") from None
+        raise _unreadable(path, error) from None
 
 
 def _described(path: Path, file: safe_open) -> dict:
@@ -146,16 +147,21 @@ def load_pickle(path: Path) -> dict:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"checkpoint {path} does not exist.") from None
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"checkpoint {path} is refused: it is damaged, or holds more than tensors and plain values."
-        ) from None
-    except _DAMAGED as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"checkpoint {path} cannot be read: {reason}.") from None
+    except (pickle.UnpicklingError, *_DAMAGED) as error:
+        raise _unreadable(path, error) from None
     if not isinstance(loaded, dict):
         raise InputError(f"checkpoint {path} holds no dictionary of weights.")
     return loaded
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    """What to say of a file that is not read as weights."""
+    if isinstance(error, OSError) and error.strerror and not path.is_dir():
+        return InputError(f"checkpoint {path} cannot be read: {error.strerror}.")
+    if isinstance(error, pickle.UnpicklingError) and may_be_pytorch(path):
+        return InputError(f"checkpoint {path} is refused: it is damaged, or holds more than tensors and plain values.")
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return InputError(f"checkpoint {path} cannot be read: {what_it_seems(path, reason)}.")
 
 
 def _refuse_bombs(path: Path) -> None:
@@ -325,22 +331,34 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix(_PREFIX))
 
 
+def is_name(milestone: str) -> bool:
+    """Whether a milestone names a checkpoint of a run: `best`, `latest` or a step; otherwise it is a path."""
+    return milestone in ("best", "latest") or milestone.isdecimal()
+
+
+def locate(milestone: str, folder: Path) -> Path:
+    """Where the weights file of a milestone is, or would be; `folder` is that of the run's checkpoints."""
+    if milestone == "best":
+        return folder / BEST
+    if milestone == "latest":
+        return (checkpoints(folder) or [folder / f"{_PREFIX}*"])[-1] / WEIGHTS
+    if milestone.isdecimal():
+        return folder / f"{_PREFIX}{milestone}" / WEIGHTS
+    path = Path(milestone)
+    return path / WEIGHTS if path.is_dir() else path
+
+
 def find_weights(milestone: str, folder: Path) -> Path:
     """The weights file that `--ckpt_milestone` means: a path, `best`, `latest` or a step of the run in `folder`."""
-    if milestone == "best":
-        path = folder / BEST
-    elif milestone == "latest":
-        path = (checkpoints(folder) or [folder / f"{_PREFIX}*"])[-1] / WEIGHTS
-    elif milestone.isdecimal():
-        path = folder / f"{_PREFIX}{milestone}" / WEIGHTS
-    else:
-        path = Path(milestone)
-        path = path / WEIGHTS if path.is_dir() else path
-    return existing(path, f"--ckpt_milestone {milestone}")
+    return existing(locate(milestone, folder), f"--ckpt_milestone {milestone}")
 
 
 def existing(path: Path, asked_by: str) -> Path:
-    """The path, if there is such a file; otherwise an `InputError` that names the option."""
-    if not path.is_file():
-        raise InputError(f"{asked_by}: there is no file {path}.")
-    return path
+    """The path, if there is such a file; otherwise an `InputError` that names the option, and the steps there are."""
+    if path.is_file():
+        return path
+    found = "; it is a folder, name a file in it" if path.is_dir() else ""
+    for folder in (path.parent, path.parent.parent):
+        if steps := [str(step_of(one)) for one in checkpoints(folder)]:
+            found = f"; {folder} has the steps {', '.join(steps)}{' and best' if (folder / BEST).is_file() else ''}"
+    raise InputError(f"{asked_by}: there is no file {path}{found}.")

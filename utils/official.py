@@ -4,7 +4,8 @@
     python -m utils.official export Exps/.../checkpoints/best.safetensors official.pt
 
 `convert` writes what `sample_batch.py` and `run.py --ckpt_milestone` read; both also read official files directly.
-`export` writes what the official code loads strictly.
+`export` writes what the official code loads strictly, and refuses networks that it would compute otherwise. It adds
+our settings as one entry beside the weights, so that the way back changes nothing.
 
 A module that official weights exist for carries two tables. `official_names` lists pairs of templates, official and
 ours, for the leading parts of a parameter's name, `{}` standing for a number; the first pair that fits counts, whether
@@ -13,6 +14,7 @@ that repeat others or are recomputed. This file applies them; it knows no module
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint import load_pickle, save_weights
+from utils.checkpoint import TRAINING, WEIGHTS, load_pickle, save_weights
 from utils.errors import InputError, exit_on_input_error
 from utils.files import replacing, writable_folder
 
@@ -32,6 +34,7 @@ Value = TypeVar("Value")
 
 # Raw weights come before averaged ones because the official evaluation uses them.
 _ENTRIES = ("model", "ema", "state_dict")
+NOTE = "diffcast"  # beside them: the metadata of our weights as JSON, which the official code does not look at
 _AVERAGED = "ema_model."
 _WRAPPERS = re.compile(r"^(ema_model\.|module\.|torch_nn_module\.)+")  # ema-pytorch, DistributedDataParallel, Lightning
 
@@ -65,11 +68,22 @@ def load_official(module: nn.Module, state_dict: dict[str, Tensor]) -> None:
 
     Entries that `official_dropped` knows are ignored; `diffcast.official.load` checks them.
     """
-    fill(module, _without(state_dict, module.official_dropped))
+    fill(module, parameters_of(module, state_dict))
+
+
+def parameters_of(module: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Official tensors without those that `official_dropped` stands for."""
+    return _without(state_dict, module.official_dropped)
 
 
 def fill(module: nn.Module, parameters: dict[str, Tensor]) -> None:
-    """Fill `module` from exactly its parameters under their official names.
+    """Fill `module` from exactly its parameters under their official names; see `check_fit`."""
+    check_fit(module, parameters)
+    module.load_state_dict(rename(parameters, module.official_names))
+
+
+def check_fit(module: nn.Module, parameters: dict[str, Tensor]) -> None:
+    """Compare names and shapes of official tensors with those that `module` has.
 
     Raises `InputError` (a `ValueError`) that names those that are missing, unexpected or of another shape.
     """
@@ -87,17 +101,21 @@ def fill(module: nn.Module, parameters: dict[str, Tensor]) -> None:
         problems.append(f"wrong shape of {_some(wrong)}")
     if problems:
         raise InputError(f"the official weights do not fit this {type(module).__name__}: {'; '.join(problems)}.")
-    module.load_state_dict(rename(parameters, module.official_names))
 
 
-def read_official(path: Path) -> dict[str, Tensor]:
-    """Tensors under official names from a `.pt` or `.ckpt` file, without executing anything from it.
+def read_official(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors under official names from a `.pt` or `.ckpt` file, and what `export` noted, if it wrote the file.
+
+    Nothing in the file is executed.
 
     The file is a state dict, or a checkpoint that holds one: of the official trainer (`model`, whose raw weights the
     official evaluation uses; `ema` only where there is no `model`) or of Lightning (`state_dict`). Prefixes of
     wrappers are removed. Raises `InputError` for anything else.
     """
+    if path.name == TRAINING:
+        raise InputError(f"checkpoint {path} holds the state to resume from; name the {WEIGHTS} beside it.")
     loaded = load_pickle(path)
+    noted = _read_note(path, loaded.pop(NOTE)) if NOTE in loaded else {}
     state = next((loaded[entry] for entry in _ENTRIES if isinstance(loaded.get(entry), dict)), loaded)
     if averaged := {name: value for name, value in state.items() if name.startswith(_AVERAGED)}:
         state = averaged
@@ -106,7 +124,17 @@ def read_official(path: Path) -> dict[str, Tensor]:
             f"checkpoint {path} holds no official weights: neither tensors by name nor an entry "
             f"{', '.join(_ENTRIES[:-1])} or {_ENTRIES[-1]} with them."
         )
-    return {_WRAPPERS.sub("", name): value for name, value in state.items()}
+    return {_WRAPPERS.sub("", name): value for name, value in state.items()}, noted
+
+
+def _read_note(path: Path, note: object) -> dict:
+    try:
+        read = json.loads(note)
+    except (TypeError, ValueError, RecursionError):
+        read = None
+    if not isinstance(read, dict):
+        raise InputError(f"checkpoint {path} has an entry {NOTE} that is not what `export` writes.")
+    return read
 
 
 def _without(names: dict[str, Value], dropped: Sequence[str]) -> dict[str, Value]:
@@ -140,13 +168,14 @@ def build_parser() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="official weights to ours; the file tells most of the architecture")
     convert.add_argument("source", type=Path, help="official .pt or .ckpt")
     convert.add_argument("target", type=Path, help=".safetensors to write")
-    convert.add_argument("--img_size", type=int, help="pixels of a frame's side (Earthformer: from the file; else 128)")
-    convert.add_argument("--frames_in", type=int, help="observed frames (PhyDNet or ConvGRU alone: 5; else the file's)")
-    convert.add_argument("--frames_out", type=int, help="frames to forecast (Earthformer: from the file; else 20)")
+    convert.add_argument("--img_size", type=int, help="pixels of a frame's side, where the file does not tell (128)")
+    convert.add_argument("--frames_in", type=int, help="number of observed frames, where the file does not tell (5)")
+    convert.add_argument("--frames_out", type=int, help="number of forecast frames, where the file does not tell (20)")
     convert.set_defaults(command=_convert)
     export = commands.add_parser("export", help="our weights to official ones")
     export.add_argument("source", type=Path, help="our .safetensors")
     export.add_argument("target", type=Path, help="official .pt to write")
+    export.add_argument("--backbone", help="the weights' own class as package.module:Class, if they have one")
     export.set_defaults(command=_export)
     return parser
 
@@ -162,29 +191,42 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from diffcast.forecaster import load_forecaster
+    from diffcast.forecaster import describe, load_forecaster
 
     if args.target.suffix != ".safetensors":
         raise InputError(f"{args.target} must end in .safetensors, by which our weights are told from official ones.")
-    for option in ("img_size", "frames_in", "frames_out"):
-        if (value := getattr(args, option)) is not None and value < 1:
+    sizes = {option: getattr(args, option) for option in ("img_size", "frames_in", "frames_out")}
+    for option, value in sizes.items():
+        if value is not None and value < 1:
             raise InputError(f"--{option} must be at least 1, not {value}.")
-    model, architecture = load_forecaster(args.source, args.img_size, args.frames_in, args.frames_out)
+    model, architecture = load_forecaster(args.source, **sizes)
+    described = describe(args.source).metadata | {"architecture": architecture.to_metadata()}
     writable_folder(args.target.parent, args.target.name)
-    save_weights(args.target, model.state_dict(), {"architecture": architecture.to_metadata()})
+    save_weights(args.target, model.state_dict(), described)
     settings = ", ".join(f"{name} {value}" for name, value in architecture.to_metadata().items())
     sys.stdout.write(f"{args.target}: {settings}\n")
 
 
 def _export(args: argparse.Namespace) -> None:
-    from diffcast.forecaster import load_forecaster
+    from diffcast.exporting import inexpressible, official_call
+    from diffcast.forecaster import describe, load_forecaster
     from diffcast.official import official_state
 
-    state = official_state(load_forecaster(args.source)[0])
+    model, architecture = load_forecaster(args.source, args.backbone)
+    options = architecture.options()
+    if impossible := inexpressible(options):
+        raise InputError(
+            f"{args.source} cannot be exported, since the official code would compute something else (ours / its): "
+            f"{'; '.join(impossible)}."
+        )
+    state, metadata = official_state(model), describe(args.source).metadata
+    note = json.dumps(metadata | {"architecture": architecture.to_metadata()})
     writable_folder(args.target.parent, args.target.name)
     with replacing(args.target) as temporary:
-        torch.save({"model": state}, temporary)
-    sys.stdout.write(f"{args.target}: {len(state)} official entries\n")
+        torch.save({"model": state, NOTE: note}, temporary)
+    sys.stdout.write(
+        f"{args.target}: {len(state)} official entries; the official code needs {official_call(options)}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -46,16 +46,17 @@ def test_checkpoints_from_before_the_residual_had_a_scale_are_read(tmp_path, sav
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"residual_scale": 0.2}, "residual_scale 1.0 / 0.2"),
-        ({"dim": 16}, "dim 8 / 16"),
-        ({"backbone": "persistence", "backbone_options": {}}, "backbone convgru / persistence; backbone_options"),
-        ({"use_diff": False}, "use_diff True / False"),
-        ({"frames_out": 6, "segment_length": None}, "frames_out 4 / 6; segment_length 2 / None"),
+        ({"residual_scale": 0.2}, "--residual_scale 1.0 / 0.2"),
+        ({"dim": 16}, "--dim 8 / 16"),
+        ({"backbone": "persistence", "backbone_options": {}}, "--backbone convgru / persistence"),
+        ({"backbone_options": {"stem_dim": 8}}, "--backbone_options stem_dim=4 / 8"),
+        ({"use_diff": False}, "--use_diff True / False"),
+        ({"frames_out": 6, "segment_length": 3}, "--frames_out 4 / 6; --segment_length 2 / 3"),
     ],
 )
 def test_another_architecture_is_told_apart(saved, changes, message):
     other = replace(TINY, **changes)
-    with pytest.raises(InputError, match=rf"\(checkpoint / command line\): {message}.*\.$"):
+    with pytest.raises(InputError, match=rf"\(checkpoint / command line\): {message}; leave out .*\.$"):
         load_forecaster_weights(other.build(), other, saved[1])
 
 
@@ -108,8 +109,8 @@ def test_a_backbone_outside_of_the_project_needs_the_users_word(tmp_path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     path = tmp_path / "own.safetensors"
     save_weights(path, {}, {"architecture": Architecture(name, frame_shape=(1, 16, 16)).to_metadata()})
-    for trusted in (None, "models:Persistence"):
-        with pytest.raises(InputError, match=rf"own\.safetensors has the backbone {name}"):
-            load_forecaster(path, trusted_backbone=trusted)
+    for trusted, told in {None: f"has the backbone {name}", "models:Persistence": "contradicts"}.items():
+        with pytest.raises(InputError, match=rf"own\.safetensors {told}"):
+            load_forecaster(path, backbone=trusted)
         assert "evil_backbone" not in sys.modules
-    assert isinstance(load_forecaster(path, trusted_backbone=name)[0], Backbone)
+    assert isinstance(load_forecaster(path, backbone=name)[0], Backbone)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from diffcast.forecaster import load_forecaster
 from tests.utils.test_checkpoint import WEIGHTS, save
 from utils import checkpoint
 from utils.checkpoint import DamagedError, load_pickle, load_weights, newest_whole, save_weights, verify
@@ -46,6 +47,36 @@ BROKEN = {
     "header too long": (2**60).to_bytes(8, "little") + b"{}",
     "no tensors": header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}),
 }
+
+
+KINDS = {
+    "a text file": b"# epochs: 3\nlr: 1e-4\n",
+    "an empty file": b"",
+    "a PNG picture": b"\x89PNG\r\n\x1a\n" + bytes(99),
+    "a web page": b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n",
+    "a PyTorch or zip file that is cut off": b"PK\3\4" + bytes(99),
+    "a safetensors file that is cut off": header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}),
+    "damaged, or of an unknown kind": bytes(range(130, 256)),
+}
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_file_is_told_for_what_it_seems_to_be(kind, name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(KINDS[kind])
+    with pytest.raises(InputError) as refused:
+        load_forecaster(path)
+    assert f"{name} cannot be read: it seems to be {kind}" in str(refused.value)
+    assert "expected are our weights (.safetensors), or a checkpoint of the official code (.pt" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_a_folder_is_no_weights(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match="it is a folder; expected are"):
+        load_forecaster(tmp_path / name)
 
 
 class TestLoading:

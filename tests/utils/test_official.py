@@ -13,9 +13,11 @@ from PIL import Image
 import run
 import sample_batch
 from diffcast import official
+from diffcast.exporting import inexpressible
 from diffcast.forecaster import Architecture, load_forecaster, load_forecaster_weights
 from tests.golden.fill import SCHEDULE_BUFFERS
 from tests.golden.reference import arrays, official_weights, shapes
+from utils.checkpoint import load_metadata, save_weights
 from utils.errors import InputError
 from utils.official import main, read_official
 
@@ -122,7 +124,7 @@ def test_the_architecture_is_read_off_the_weights(architecture, tmp_path):
     path = saved(tmp_path, official.official_state(architecture.build()))
     earthformer = architecture.backbone == "earthformer"
     told = {} if earthformer else {"img_size": architecture.frame_shape[1], "frames_out": architecture.frames_out}
-    assert load_forecaster(path, **told)[1].differences(architecture) == []
+    assert load_forecaster(path, **told)[1] == architecture
 
 
 def wrap(prefix, weights):
@@ -152,7 +154,7 @@ WRAPPINGS = {
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_weights_are_found_in_whatever_holds_them(wrapping, tmp_path, tiny_state):
     other = {name: value + 1 for name, value in tiny_state.items()}
-    found = read_official(saved(tmp_path, WRAPPINGS[wrapping](tiny_state, other)))
+    found, _ = read_official(saved(tmp_path, WRAPPINGS[wrapping](tiny_state, other)))
     assert found.keys() == tiny_state.keys()
     assert all(torch.equal(found[name], value) for name, value in tiny_state.items())
 
@@ -251,10 +253,94 @@ def test_our_format_must_be_named_so(tmp_path, capsys, tiny_state):
     assert "must end in .safetensors" in capsys.readouterr().err
 
 
-def test_segments_that_the_official_code_cannot_have_are_not_exported():
-    model = Architecture(**{**vars(TINY), "segment_length": 4}).build()
-    with pytest.raises(InputError, match="cannot be exported"):
-        official.official_state(model)
+SMALL = {"backbone": "phydnet", "use_diff": True, "frame_shape": (1, 32, 32), "dim": 8, "dim_mults": (1, 2)}
+EXPORTS = [
+    SMALL | {"segment_length": 5},
+    SMALL | {"residual_scale": 0.22},
+    {"backbone": "simvp", "frame_shape": (1, 16, 16), "frames_in": 2, "frames_out": 4},
+    {"backbone": "convgru", "frame_shape": (2, 16, 24), "frames_in": 3, "backbone_options": {"dims": [8, 4, 4]}},
+    {
+        "backbone": "earthformer",
+        "frame_shape": (1, 23, 35),
+        "backbone_options": {"stem_dims": [4, 8], "stem_factors": [3, 2], "heads": 2, "dropout": 0.0},
+    },
+    {"backbone": "persistence", "frame_shape": (1, 16, 16)},
+]
+
+
+@pytest.mark.parametrize("fields", EXPORTS, ids=str)
+def test_an_export_is_read_back_as_it_was_or_refused(fields, tmp_path, capsys):
+    torch.manual_seed(0)
+    architecture, source = Architecture(**fields), tmp_path / "ours.safetensors"
+    metadata = {"source": {"units": "dBZ"}, "dataset": "frames", "architecture": architecture.to_metadata()}
+    save_weights(source, architecture.build().state_dict(), metadata)
+    try:
+        main(["export", str(source), str(tmp_path / "official.pt")])
+    except SystemExit:
+        assert "cannot be exported, since the official code would compute something else" in capsys.readouterr().err
+        return
+    size = " ".join(map(str, dict.fromkeys(architecture.frame_shape[1:])))
+    assert f"--img_size {size} --frames_in {architecture.frames_in}" in capsys.readouterr().out
+    main(["convert", str(tmp_path / "official.pt"), str(tmp_path / "back.safetensors")])
+    assert load_metadata(tmp_path / "back.safetensors") == load_metadata(source)
+    observed = torch.rand(1, architecture.frames_in, *architecture.frame_shape)
+    sampling = {"sampling_steps": 1} if architecture.use_diff else {}
+    forecasts = []
+    for path in (source, tmp_path / "official.pt"):
+        model, found = load_forecaster(path)
+        assert found == load_forecaster(source)[1]
+        forecasts.append(model.eval().forecast(observed, 1, torch.Generator().manual_seed(1), **sampling))
+    assert torch.equal(*forecasts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"residual_scale": 0.22}, "--residual_scale 0.22 / 1"),
+        ({"segment_length": 4}, "--segment_length 4 / as many as --frames_in"),
+        ({"timesteps": 50}, "--timesteps 50 / 1000"),
+        ({"frames_in": 4}, "--frames_in 4 / 5"),
+        ({"frames_out": 12}, "--frames_out 12 / a multiple of --frames_in 5"),
+        ({"frame_shape": (1, 32, 16)}, "--img_size 32 16 / one number"),
+        ({"frame_shape": (2, 32, 32)}, "--img_channel 2 / 1"),
+        ({"backbone_options": {"kernel_size": 5}}, "--backbone_options kernel_size=5 / 7"),
+        ({"backbone": "convgru"}, "--backbone convgru / one of phydnet, simvp"),
+        (
+            {"backbone": "mine:Net", "use_diff": False},
+            "--backbone mine:Net / one of phydnet, simvp, convgru, earthformer",
+        ),
+    ],
+    ids=str,
+)
+def test_what_the_official_code_would_compute_otherwise_is_named(changes, told):
+    assert inexpressible(Architecture(**SMALL | changes).options()) == [told]
+
+
+def test_constants_of_the_official_code_may_be_said():
+    options = {"lstm_dims": [128, 128], "kernel_size": 7}
+    assert inexpressible(Architecture(**SMALL, backbone_options=options).options()) == []
+
+
+def noted(architecture, state):
+    return {"model": state, "diffcast": json.dumps({"architecture": architecture.to_metadata()})}
+
+
+def test_what_export_noted_must_fit_the_weights(tmp_path):
+    architecture = Architecture(**SMALL)
+    state = official.official_state(architecture.build())
+    assert load_forecaster(saved(tmp_path, noted(architecture, state)))[1] == architecture
+    for changes in ({"dim": 16}, {"residual_scale": 0.5}, {"backbone": "simvp"}, {"segment_length": 2}):
+        with pytest.raises(InputError, match="official"):
+            load_forecaster(saved(tmp_path, noted(Architecture(**SMALL | changes), state)))
+    with pytest.raises(InputError, match="not what `export` writes"):
+        load_forecaster(saved(tmp_path, {"model": state, "diffcast": "["}))
+
+
+def test_sizes_that_the_file_tells_otherwise_are_refused(tmp_path, capsys):
+    source = saved(tmp_path, official.official_state(Architecture("simvp", frames_in=4).build()))
+    with pytest.raises(SystemExit):
+        main(["convert", str(source), str(tmp_path / "ours.safetensors"), "--frames_in", "5"])
+    assert "--frames_in 4 / 5" in capsys.readouterr().err
 
 
 def test_the_demo_takes_an_official_checkpoint(tmp_path, tiny_state, monkeypatch):
