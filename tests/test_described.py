@@ -86,7 +86,7 @@ CONTRADICTIONS = {
 def test_what_contradicts_a_checkpoint_is_refused_and_both_are_named(words, path):
     with pytest.raises(InputError) as refused:
         resolved("--eval", "--ckpt_milestone", path, *words.split())
-    assert f"{path} contradicts the command line (checkpoint / command line): {CONTRADICTIONS[words]};" in str(refused)
+    assert f"{path} contradicts the command line (checkpoint / command line): {CONTRADICTIONS[words]};" in str(refused.value)
 
 
 def test_other_data_may_be_named(path):
