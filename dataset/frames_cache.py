@@ -30,7 +30,7 @@ from utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when a change of code changes the cached rows
+FORMAT = 2  # raise it when a change of code changes the cached rows
 RECORD = np.dtype([("time", "<i8"), ("size", "<i8"), ("mtime", "<i8"), ("state", "u1")])
 WHOLE, PARTIAL, UNUSABLE = 1, 2, 3  # states of a row: all pixels valid, some, no frame at all
 BATCH = 64  # frames that are decoded side by side and flushed together
@@ -239,6 +239,7 @@ def _index(config: FramesConfig, encoder: Encoder) -> dict:
         "scale": config.scale,
         "offset": config.offset,
         "missing": list(config.missing),
+        "units": config.units,  # which the files may contradict
         "range": list(config.range),
         "stored": list(encoder.grid.stored),
         "stored_type": encoder.stored_type,
