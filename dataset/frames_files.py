@@ -12,7 +12,7 @@ from dataset.frames_config import FramesConfig
 from dataset.frames_netcdf import read_netcdf
 from dataset.frames_odim import is_odim, read_odim
 from dataset.frames_values import Meaning, StoredFrame, agreed, physical
-from dataset.hdf5 import own_dataset, patiently, refuse_bombs
+from dataset.hdf5 import own_dataset, patiently, refuse_bombs, refuse_endless_heaps
 from utils.errors import InputError
 
 MAX_PIXELS = 2**26  # of a frame: 8192 x 8192
@@ -81,6 +81,7 @@ def _read_hdf5(path: Path, config: FramesConfig) -> StoredFrame:
     with path.open("rb") as file:
         if file.read(3) == b"CDF":
             raise ValueError("it is NetCDF-3: convert it, for example with `nccopy -k nc4`")
+    refuse_endless_heaps(path)
     with h5py.File(path, "r") as file:
         data = own_dataset(file, config.variable.strip("/"))
         _check(data.shape, data.dtype)

@@ -4,10 +4,13 @@ import errno
 import itertools
 import logging
 import math
+import mmap
 import re
+import struct
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import h5py
@@ -90,3 +93,19 @@ def patiently(read: Callable[[], T]) -> T:
             logger.warning("%s; trying again in %g s", error, pause)
             time.sleep(pause)
     return read()
+
+
+def refuse_endless_heaps(path: Path) -> None:
+    """Raise `LayoutError` for a file whose texts of variable length would make HDF5 2.0 search for their end for ever.
+
+    https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, "Global Heap".
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for heap in re.finditer(b"GCOL\1\0\0\0", content):
+            place, size = heap.start() + 16, content[heap.end() : heap.end() + 8]
+            end = heap.start() + int.from_bytes(size, "little")
+            while place + 16 <= end:
+                number, size = struct.unpack("<H6xQ", content[place : place + 16].ljust(16, b"\0"))
+                if number == 0 and place + size != end:  # free space counts its own header and reaches to the end
+                    raise LayoutError("its texts are damaged")
+                place += size if number == 0 else 16 + -(-size // 8) * 8
