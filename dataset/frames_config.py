@@ -38,9 +38,9 @@ class FramesConfig:
     thresholds: tuple[float, ...]
     extent_km: float  # width of a stored frame
     name: str = "radar"
-    scale: float | None = None  # None: the file's `scale_factor`, or 1
-    offset: float | None = None  # None: the file's `add_offset`, or 0
-    missing: tuple[float, ...] = ()  # stored values; what is not finite is missing in any case
+    scale: float | None = None  # None: the file's, or 1
+    offset: float | None = None  # None: the file's, or 0
+    missing: tuple[float, ...] = ()  # stored values, besides those that the file names
     variable: str | None = None  # name of the data set in HDF5 and NetCDF-4 files
     bounds: tuple[float, ...] | None = None
     colors: tuple[str, ...] | None = None

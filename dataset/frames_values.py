@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.frames_config import FramesConfig
-from dataset.frames_units import NOTHING, same_units
+from dataset.units import NOTHING, same_units
 from utils.errors import InputError
 
 MASKED_FLOAT, MASKED_INTEGER = 1e20, 999999  # what `filled` of NumPy's masked arrays writes; no radar measures that

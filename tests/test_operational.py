@@ -290,6 +290,7 @@ def described(operation, **changes) -> dict:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"units": 5}, r"units 5 / 'dBZ'"),
         ({"units": "mm/h"}, r"tiny.safetensors was trained on .*frames.yaml .*: units 'mm/h' / 'dBZ'\."),
         ({"interval": 5.0}, r": interval 5.0 / 6.0\."),
         ({"offset": 0.0, "scale": 255.0, "units": "VIL"}, r": units 'VIL' / 'dBZ'; range \[0, 255\] / \[-10, 50\]\."),
@@ -303,7 +304,7 @@ def test_weights_of_other_data_are_refused_by_name(operation, changes, message):
         replace(operation, trained=described(operation, **changes))
 
 
-@pytest.mark.parametrize("trained", [None, "nothing", {}, {"units": "dBZ"}])
+@pytest.mark.parametrize("trained", [None, "nothing", {}, {"units": "dBZ"}, {"units": "dbz"}])
 def test_weights_that_say_little_about_their_data_stay_usable(operation, trained):
     assert list(replace(operation, trained=trained).doubts(operation.newest(now()))) == []
 

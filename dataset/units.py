@@ -19,12 +19,13 @@ def same_units(one: str, other: str) -> bool:
 
 def _factors(text: str) -> Counter | str:
     """Exponents by unit, with water of 1 kg m-2 as 1 mm; the text itself if it is no product of units."""
-    text = re.sub(r"\s*(/|\bper\b)\s*", " /", text.lower()).replace("**", "").replace("^", "")
+    text = " ".join(text.lower().split())
+    product = re.sub(" ?(/|\\bper\\b) ?", " /", text).replace("**", "").replace("^", "")
     factors = Counter()
-    for part in re.split(r"[\s.*·]+", text.strip()):
-        match = re.fullmatch(r"(/?)([a-z%]+)([-+]?\d*)", part)
+    for part in re.split("[ .*·]+", product.strip()):
+        match = re.fullmatch(r"(/?)([a-z%]+)([-+]?[0-9]{1,2})?", part)
         if match is None:
-            return text.strip()
+            return text
         exponent = int(match[3] or 1)
         factors[NAMES.get(match[2], match[2])] += -exponent if match[1] else exponent
     if factors["kg"] == 1 and factors["m"] == -2:
