@@ -55,7 +55,7 @@ def _scales(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[h5py.Dat
         kind = h5py.check_vlen_dtype(data.attrs.get_id("DIMENSION_LIST").dtype)
         if kind is None or h5py.check_ref_dtype(kind) is not h5py.Reference or np.shape(listed) != (data.ndim,):
             raise ValueError("its attribute DIMENSION_LIST is not a list of dimensions")
-        yield from (file[reference] for reference in listed[axis])
+        yield from (file[reference] for reference in listed[axis] if reference)  # copied data sets lose them
 
 
 def _way(coordinate: h5py.Dataset) -> str | None:

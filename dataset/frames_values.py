@@ -43,7 +43,10 @@ def agreed(path: Path, meaning: Meaning, config: FramesConfig) -> Meaning:
     converted = meaning.scale is None and scale != 1
     units = (meaning.units or "").strip()
     if units.lower() not in NOTHING and not converted and not same_units(units, config.units):
-        raise InputError(f"{path}: units are {units} there but {config.units} in {config.file}; correct units.")
+        raise InputError(
+            f"{path}: units are {units} there but {config.units} in {config.file}; correct units, range and thresholds "
+            "in the latter."
+        )
     return meaning._replace(scale=scale, offset=offset, missing=meaning.missing + config.missing)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from dataset.frames import latest
 from dataset.frames_config import read_config
 from dataset.frames_files import read_frame
+from dataset.png import read_sequences
 from tests.dataset.archive import START, Archive
 from utils.errors import InputError
 
@@ -136,6 +137,15 @@ NORTH, EAST = {"standard_name": "projection_y_coordinate"}, {"standard_name": "p
 def test_north_is_up_and_east_is_right_whatever_way_a_grid_goes(archive, dimensions, coordinates, attributes, expected):
     write(archive, np.float32([[1, 2], [3, 4]]), attributes, NETCDF, coordinates, dimensions)
     assert_holds(archive, expected)
+
+
+def test_coordinates_that_a_copy_has_lost_tell_nothing(archive):
+    write(archive, np.float32([[1, 2], [3, 4]]), {}, NETCDF, {"y": (RISING, NORTH)})
+    with h5py.File(archive.path(0), "r+") as file:
+        lost = np.empty(2, object)
+        lost[:] = [np.array([h5py.Reference()], h5py.ref_dtype)] * 2
+        file["dbz"].attrs.create("DIMENSION_LIST", lost, dtype=h5py.vlen_dtype(h5py.ref_dtype))
+    assert_holds(archive, [[1, 2], [3, 4]])
 
 
 def write_odim(archive, stored, whats, root=b"ODIM_H5/V2_4"):
@@ -288,6 +298,17 @@ def test_pictures_that_would_lose_values_are_refused(archive, save, message):
     archive.shape = (2, 2)
     with pytest.raises(InputError, match=message):
         read(archive)
+
+
+def test_sequences_of_pictures_follow_the_same_rules(tmp_path):
+    path = tmp_path / "storm" / "inputs" / "0.png"
+    path.parent.mkdir(parents=True)
+    bits(path)
+    (sequence,) = read_sequences(tmp_path, 1, 1, 2)
+    assert sequence.inputs[0, 0].tolist() == (GREYS > 50).tolist()
+    bands_of_16_bits(path)
+    with pytest.raises(InputError, match="not an 8-bit picture"):
+        read_sequences(tmp_path, 1, 1, 1)
 
 
 HOSTILE = [b"", b"true" * 9999, "\x1b[31m\n", np.nan, np.inf, 0, 1e308, -1, [1, 2, 3], np.zeros(8000), [b"a", b"b"]]
