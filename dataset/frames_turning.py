@@ -32,20 +32,26 @@ def turned(values: np.ndarray, file: h5py.File, data: h5py.Dataset) -> np.ndarra
 
 def _ways(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[tuple[str, int]]:
     """What each coordinate along an axis of the frame measures, and whether it rises (above 0) or falls."""
-    frame, names = data.shape[-2:], [scale.name for scale in _scales(file, data, data.ndim - 2 + axis)]
-    group = data.parent.name.strip("/")
-    for name in text_of(data, "coordinates").split():
-        if data.parent.get(name, getlink=True) is not None:
-            names.append(f"{group}/{name}")
-    for name in filter(None, names):
+    frame, along = data.shape[-2:], (NORTH, EAST)[axis]
+    for name in _names(file, data, data.ndim - 2 + axis):
         coordinate = own_dataset(file, name.strip("/"))
-        way = _way(coordinate)
-        one_line, plane = coordinate.shape == (frame[axis],), coordinate.shape == frame and way == (NORTH, EAST)[axis]
-        if way and (one_line or plane) and coordinate.dtype.kind in "iuf":
-            refuse_bombs(coordinate, [0] * coordinate.ndim, coordinate.shape)
-            line = np.take(coordinate[()], coordinate.shape[axis - 1] // 2, 1 - axis) if plane else coordinate[()]
-            if not _counts_pixels(coordinate, line):
-                yield way, int(np.sign(np.diff(line.astype(np.float64))).sum())
+        way, plane = _way(coordinate), coordinate.shape == frame
+        if not way or coordinate.dtype.kind not in "iuf" or not (coordinate.shape == (frame[axis],) or plane):
+            continue
+        refuse_bombs(coordinate, [0] * coordinate.ndim, coordinate.shape)
+        line = coordinate[()]
+        if plane and way == along:  # of a curved grid: what its middle says
+            line = line[:, frame[1] // 2] if axis == 0 else line[frame[0] // 2]
+        if line.ndim == 1 and not _counts_pixels(coordinate, line):
+            yield way, int(np.sign(np.diff(line.astype(np.float64))).sum())
+
+
+def _names(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[str]:
+    """Names of the coordinates of a dimension, and of those that a curved grid has besides."""
+    yield from (scale.name for scale in _scales(file, data, axis) if scale.name)
+    for name in text_of(data, "coordinates").split():
+        if "/" not in name and data.parent.get(name, getlink=True) is not None:
+            yield f"{data.parent.name}/{name}"
 
 
 def _scales(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[h5py.Dataset]:
