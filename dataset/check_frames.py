@@ -27,18 +27,22 @@ from dataset.exclusions import exclusions_path
 from dataset.frames import Runs, split_numbers
 from dataset.frames_cache import listed_frames
 from dataset.frames_config import FramesConfig, read_config
-from dataset.frames_files import StoredFrame, read_frame
+from dataset.frames_files import read_frame
 from dataset.frames_names import frame_id, moment
+from dataset.frames_values import StoredFrame
 from dataset.hdf5 import AccessError
 from utils.errors import InputError
 
 UNLIKE = "frame of another size or type than most"
 ALL_MISSING = "frame without a valid pixel"
-FAR_OUT = "values more than a whole range beyond the range"
+FAR_OUT = "most values more than a whole range beyond the range"
+FAR_PIXELS = "pixels more than a whole range beyond the range"
 
 TELLING = 20  # pixels with echo that tell a frame from all others
 SEQUENCE = 25  # frames; what a training reads unless told otherwise
-LOOKS = np.dtype([("form", "u4"), ("lowest", "f8"), ("highest", "f8"), ("digest", "u8")])
+LOOKS = np.dtype(
+    [("form", "u4"), ("lowest", "f8"), ("highest", "f8"), ("digest", "u8"), ("far", "u4"), ("pixels", "u4")]
+)
 
 
 class Look(NamedTuple):
@@ -49,6 +53,8 @@ class Look(NamedTuple):
     lowest: float = np.nan  # in units, of valid pixels; NaN if there is none
     highest: float = np.nan
     digest: int = 0  # 0 if it does not tell the frame from others
+    far: int = 0  # pixels more than a whole range beyond the range
+    pixels: int = 0  # that are valid
 
 
 def check(data_path: str | Path, workers: int = 0) -> Report:
@@ -61,6 +67,8 @@ def check(data_path: str | Path, workers: int = 0) -> Report:
     splits, splits_excluded = (_splits_of(found["mark"], config) for found in (listed, excluded))
     times, fresh = listed["time"], is_fresh(listed["mtime"] / 1e9)
     forms, looks, unreadable = _look_at_all(config, times, workers)
+    if len(unreadable) == len(listed):  # a mistake in frames.yaml, more likely than so many damaged files
+        raise InputError(f"None of the {len(listed)} frames in {config.folder} can be used: {unreadable[0][1]}")
     found = [(number, UNFINISHED if fresh[number] else BAD_FRAMES, reason) for number, reason in unreadable]
     found += [*_judge(config, listed, splits, forms, looks)]
     faults = [Fault(frame_id(times[number]), splits[number], kind, detail) for number, kind, detail in found]
@@ -74,6 +82,7 @@ def check(data_path: str | Path, workers: int = 0) -> Report:
         "usable frames": Counter(splits[usable]),
         BLANK: Counter(splits[usable & (looks["highest"] <= _quiet(config))]),
         f"frames cut off at {high:g} {config.units}": Counter(splits[usable & (looks["highest"] > high)]),
+        **_count_far(config, looks, splits, usable),
     }
     counts |= _count_sequences(config, np.append(listed["mark"], excluded["mark"]), listed["mark"][usable])
     return Report(config.file, faults, counts)
@@ -96,7 +105,7 @@ def _look_at_all(
     loader = DataLoader(_Looks(config, times), batch_size=None, num_workers=workers)
     for number, look in enumerate(tqdm(loader, "checking", len(times), unit="frame", disable=None)):
         form = look.form if look.readable else ""
-        looks[number] = forms.setdefault(form, len(forms)), look.lowest, look.highest, look.digest
+        looks[number] = (forms.setdefault(form, len(forms)), *look[2:])
         if not look.readable:
             unreadable.append((number, look.form))
     return list(forms), looks, unreadable
@@ -124,20 +133,20 @@ class _Looks(Dataset):
 def look_at(frame: StoredFrame, config: FramesConfig) -> Look:
     """Look at a frame, leaving missing pixels out of account."""
     height, width = frame.values.shape
-    form, values = f"{height} x {width} {frame.values.dtype}", frame.physical()
-    valid = values[~np.isnan(values)]
+    form, valid = f"{height} x {width} {frame.kind}", frame.values[~np.isnan(frame.values)]
     if not valid.size:
         return Look(form, True)
     telling = np.count_nonzero(valid >= config.thresholds[0]) >= TELLING
     digest = digest_of(frame.values) if telling else 0
-    return Look(form, True, float(valid.min()), float(valid.max()), digest)
+    low, high = config.range
+    far = np.count_nonzero((valid < 2 * low - high) | (valid > 2 * high - low))
+    return Look(form, True, float(valid.min()), float(valid.max()), digest, far, valid.size)
 
 
 def _judge(
     config: FramesConfig, listed: np.ndarray, splits: np.ndarray, forms: list[str], looks: np.ndarray
 ) -> Iterator[tuple[int, str, str]]:
     """Number, kind and detail of each fault of the frames that can be read."""
-    low, high = config.range
     usual = int(np.bincount(looks["form"], minlength=len(forms))[1:].argmax()) + 1 if len(forms) > 1 else 0
     for number in np.flatnonzero((looks["form"] != usual) & (looks["form"] > 0)):
         yield number, UNLIKE, f"{forms[looks['form'][number]]} instead of {forms[usual]}"
@@ -145,7 +154,7 @@ def _judge(
     lowest, highest = (np.where(like, looks[field], np.nan) for field in ("lowest", "highest"))
     for number in np.flatnonzero(like & np.isnan(highest)):
         yield number, ALL_MISSING, ""
-    for number in np.flatnonzero((lowest < 2 * low - high) | (highest > 2 * high - low)):
+    for number in np.flatnonzero(like & (2 * looks["far"] > looks["pixels"])):
         yield number, FAR_OUT, f"{lowest[number]:g} to {highest[number]:g} {config.units}"
     joined = np.diff(listed["mark"]) <= round(config.interval * 60)
     _, suspicious = stuck(lowest, highest, _quiet(config), config.thresholds[0], joined)
@@ -154,6 +163,20 @@ def _judge(
     times, ranks = listed["time"], np.array([rank_of(split) for split in splits], int)
     for copy, kept in zip(*copies(np.where(like, looks["digest"], 0), ranks), strict=True):
         yield copy, SAME_FRAMES, f"{frame_id(times[kept])} ({splits[kept]})"
+
+
+def _count_far(
+    config: FramesConfig, looks: np.ndarray, splits: np.ndarray, usable: np.ndarray
+) -> dict[str, Counter[str]]:
+    """Pixels of usable frames far beyond the range, which are clipped, by split; nothing if there is none."""
+    far = usable & (looks["far"] > 0)
+    if not far.any():
+        return {}
+    counts = Counter()
+    for split, pixels in zip(splits[far], looks["far"][far].tolist(), strict=True):
+        counts[split] += pixels
+    lowest, highest = looks["lowest"][far].min(), looks["highest"][far].max()
+    return {f"{FAR_PIXELS} ({lowest:g} to {highest:g} {config.units}), clipped": counts}
 
 
 def _quiet(config: FramesConfig) -> float:

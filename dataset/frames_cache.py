@@ -256,6 +256,7 @@ def _index(config: FramesConfig, encoder: Encoder) -> dict:
         "scale": config.scale,
         "offset": config.offset,
         "missing": list(config.missing),
+        "units": config.units,  # which the files may contradict
         "range": list(config.range),
         "stored": list(encoder.grid.stored),
         "stored_type": encoder.stored_type,

@@ -41,9 +41,9 @@ class FramesConfig:
     extent_km: float  # width of a stored frame
     tolerance: float = 0  # seconds that a name may be off its multiple of the interval; 0: names are exact
     name: str = "radar"
-    scale: float | None = None  # None: the file's `scale_factor`, or 1
-    offset: float | None = None  # None: the file's `add_offset`, or 0
-    missing: tuple[float, ...] = ()  # stored values; what is not finite is missing in any case
+    scale: float | None = None  # None: the file's, or 1
+    offset: float | None = None  # None: the file's, or 0
+    missing: tuple[float, ...] = ()  # stored values, besides those that the file names
     variable: str | None = None  # name of the data set in HDF5 and NetCDF-4 files
     bounds: tuple[float, ...] | None = None
     colors: tuple[str, ...] | None = None

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.frames_config import FramesConfig
-from dataset.frames_files import StoredFrame, read_frame
+from dataset.frames_files import read_frame
+from dataset.frames_values import StoredFrame
 from utils.errors import InputError
 
 
@@ -67,7 +68,7 @@ class Encoder:
         frame = read_frame(config.folder / config.pattern.name_of(first), config)
         grid = Grid.fitting(frame.values.shape, img_size)
         levels = 255 if _bytes_suffice(frame, config) else fine_levels(config)
-        return cls(config, grid, str(frame.values.dtype), levels)
+        return cls(config, grid, frame.kind, levels)
 
     @property
     def dtype(self) -> np.dtype:
@@ -83,13 +84,13 @@ class Encoder:
         """
         path = self.config.folder / self.config.pattern.name_of(time)
         frame = read_frame(path, self.config)
-        found = frame.values.shape, str(frame.values.dtype)
+        found = frame.values.shape, frame.kind
         if found != (self.grid.stored, self.stored_type):
             raise InputError(
                 f"{path} has {found[0]} {found[1]} values, the first frame {self.grid.stored} {self.stored_type}; "
                 "all frames of a folder must be alike."
             )
-        values, valid = _shrink(_unit(frame, self.config), self.grid.fitted)
+        values, valid = _shrink(_unit(frame.values, self.config), self.grid.fitted)
         if not valid.any():
             raise InputError(f"{path} has no valid pixel.")
         return np.rint(values * self.levels).astype(self.dtype), valid
@@ -114,17 +115,17 @@ def fine_levels(config: FramesConfig) -> int:
     return int(levels[fit.all(axis=1).argmax(), 0])
 
 
-def _unit(frame: StoredFrame, config: FramesConfig) -> np.ndarray:
-    """Values in [0, 1] as float32 `(H, W)`; NaN where missing."""
+def _unit(values: np.ndarray, config: FramesConfig) -> np.ndarray:
+    """Values in units as float32 in [0, 1]; NaN where missing."""
     low, high = config.range
-    return np.clip((frame.physical() - low) / (high - low), 0, 1).astype(np.float32)
+    return np.clip((values - low) / (high - low), 0, 1).astype(np.float32)
 
 
 def _bytes_suffice(frame: StoredFrame, config: FramesConfig) -> bool:
-    if frame.values.dtype != np.uint8:
+    if frame.kind != "uint8":
         return False
-    levels = 255 * _unit(frame._replace(values=np.arange(256, dtype=np.uint8)), config)
-    return bool(np.nanmax(np.abs(levels - np.rint(levels))) < 1e-3)
+    levels = 255 * _unit(np.arange(256) * frame.scale + frame.offset, config)
+    return bool(np.abs(levels - np.rint(levels)).max() < 1e-3)
 
 
 def _shrink(values: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,9 +4,11 @@ import errno
 import itertools
 import logging
 import math
+import mmap
 import os
 import re
 import stat
+import struct
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -154,3 +156,19 @@ def _number_of(error: Exception) -> int | None:
     """The operating system's number of an error, which HDF5 may tell in words alone."""
     told = re.search(r"\berrno = (\d+)", str(error))
     return error.errno if isinstance(error, OSError) and error.errno else int(told[1]) if told else None
+
+
+def refuse_endless_heaps(path: Path) -> None:
+    """Raise `LayoutError` for a file whose texts of variable length would make HDF5 2.0 search for their end for ever.
+
+    https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, "Global Heap".
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for heap in re.finditer(b"GCOL\1\0\0\0", content):
+            place, size = heap.start() + 16, content[heap.end() : heap.end() + 8]
+            end = heap.start() + int.from_bytes(size, "little")
+            while place + 16 <= end:
+                number, size = struct.unpack("<H6xQ", content[place : place + 16].ljust(16, b"\0"))
+                if number == 0 and place + size != end:  # free space counts its own header and reaches to the end
+                    raise LayoutError("its texts are damaged")
+                place += size if number == 0 else 16 + -(-size // 8) * 8

@@ -97,7 +97,8 @@ def _decode(path: Path) -> np.ndarray:
     """Pixels of a PNG file, uint8 `(H, W, 3)`."""
     # from memory, because a file would be asked for as much as a chunk declares; other formats may run programs
     with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
-        if image.mode not in ("L", "P", "RGB", "RGBA"):
+        # of bands of 16 bits Pillow keeps 8
+        if image.mode not in ("1", "L", "P", "RGB", "RGBA") or any("16" in tile[3] for tile in image.tile):
             raise InputError(f"{path} is not an 8-bit picture (its mode is {image.mode}).")
         if max(image.size) > MAX_SIDE:
             raise InputError(f"{path} is {image.size[0]} x {image.size[1]} pixels; use at most {MAX_SIDE} a side.")

@@ -21,6 +21,7 @@ from dataset.frames import Latest, latest
 from dataset.frames_config import FramesConfig
 from dataset.frames_names import seconds
 from dataset.source import Source
+from dataset.units import same_units
 from diffcast.evaluation import EvaluationSettings, forecast_all
 from diffcast.loading import generators
 from diffcast.model import DiffCast
@@ -34,11 +35,7 @@ from utils.provenance import provenance
 LOG = logging.getLogger(__name__)
 FAILURES = (InputError, OSError, RuntimeError, MemoryError)  # after which another frame may find better luck
 LEVELS, FILL = 32000, np.int16(-32768)  # of packed values: the range of the frames has so many steps
-STANDARD_NAMES = {
-    "dBZ": "equivalent_reflectivity_factor",
-    "mm/h": "lwe_precipitation_rate",
-    "mm h-1": "lwe_precipitation_rate",
-}
+STANDARD_NAMES = {"dBZ": "equivalent_reflectivity_factor", "mm/h": "lwe_precipitation_rate"}
 EPOCH = {"units": "seconds since 1970-01-01 00:00:00", "calendar": "standard"}
 
 
@@ -201,7 +198,8 @@ def quantities(members: Tensor, observed: Tensor, source: Source) -> dict[str, V
     `members` are `(M, T, H, W)` in [0, 1], NaN where missing; `observed` `(H, W)` counts the frames that show a pixel.
     """
     chances = torch.stack([exceedance(members, source.scale, step) for step in source.steps])
-    standard = {"standard_name": STANDARD_NAMES[source.units]} if source.units in STANDARD_NAMES else {}
+    names = [name for units, name in STANDARD_NAMES.items() if same_units(units, source.units)]
+    standard = {"standard_name": names[0]} if names else {}
     located = {"coordinates": "lead_time forecast_reference_time"}
     plane = ("time", "y", "x")
     return {

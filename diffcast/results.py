@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from dataset.source import Source
+from dataset.units import same_units
 from utils.files import replacing
 from utils.log import format_table
 
@@ -41,11 +42,12 @@ def data_differences(trained: object, found: dict) -> list[str]:
     """
     if not isinstance(trained, dict):
         return []
-    differing = [
-        f"{key} {trained[key]!r} / {found[key]!r}"
-        for key in ("units", "interval")
-        if trained.get(key, found[key]) != found[key]
-    ]
+    units, interval = (trained.get(key, found[key]) for key in ("units", "interval"))
+    same = {
+        "units": isinstance(units, str) and same_units(units, found["units"]),
+        "interval": interval == found["interval"],
+    }
+    differing = [f"{key} {trained[key]!r} / {found[key]!r}" for key, equal in same.items() if not equal]
     if not _same_range(trained, found):
         differing.append(f"range {_range(trained)} / {_range(found)}")
     return differing

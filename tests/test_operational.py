@@ -138,6 +138,27 @@ def test_coordinates_tell_time_place_member_and_threshold(operation, drawn):
         assert "tiny.safetensors" in file.attrs["source"].decode()
 
 
+def test_a_forecast_from_a_grid_that_goes_from_south_to_north_lacks_data_where_the_input_does(model, tmp_path, drawn):
+    folder, rising = tmp_path / "southup", 2.0 * np.arange(12) + 1
+    folder.mkdir()
+    settings = {"name": "reflectivity", "pattern": "%Y%m%d%H%M.nc", "variable": "dbz", "interval": 6, "extent_km": 40}
+    more = {"units": "dBZ", "range": [0, 60], "thresholds": [10, 20]}
+    (folder / "frames.yaml").write_text(yaml.safe_dump(settings | more))
+    for number in range(5):
+        with h5py.File(folder / f"{now(number):%Y%m%d%H%M}.nc", "w") as file:
+            field = np.random.default_rng(number).uniform(0, 60, SHAPE).astype(np.float32)
+            field[rising < 7] = np.nan  # in the south
+            file["dbz"], file["y"] = field, rising
+            file["y"].attrs["standard_name"] = "projection_y_coordinate"
+            file["y"].make_scale("y")
+            file["dbz"].dims[0].attach_scale(file["y"])
+    about = EvaluationSettings(seed=3, members=1, sampling_steps=2), tmp_path, "tiny.safetensors"
+    with h5py.File(Operation(model, "diffcast_simvp", read_config(folder), *about).run(now())) as file:
+        np.testing.assert_array_equal(file["y"][()], rising[::-1])
+        np.testing.assert_array_equal((file["observed_frames"][()] == 0).all(1), file["y"][()] < 7)
+        np.testing.assert_array_equal(np.isnan(decoded(file["forecast"])[0, 0]).all(1), file["y"][()] < 7)
+
+
 def test_pictures_show_values_in_units_and_what_is_missing(operation, drawn):
     operation.run(now())
     (picture,) = drawn
@@ -269,6 +290,7 @@ def described(operation, **changes) -> dict:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"units": 5}, r"units 5 / 'dBZ'"),
         ({"units": "mm/h"}, r"tiny.safetensors was trained on .*frames.yaml .*: units 'mm/h' / 'dBZ'\."),
         ({"interval": 5.0}, r": interval 5.0 / 6.0\."),
         ({"offset": 0.0, "scale": 255.0, "units": "VIL"}, r": units 'VIL' / 'dBZ'; range \[0, 255\] / \[-10, 50\]\."),
@@ -282,7 +304,7 @@ def test_weights_of_other_data_are_refused_by_name(operation, changes, message):
         replace(operation, trained=described(operation, **changes))
 
 
-@pytest.mark.parametrize("trained", [None, "nothing", {}, {"units": "dBZ"}])
+@pytest.mark.parametrize("trained", [None, "nothing", {}, {"units": "dBZ"}, {"units": "dbz"}])
 def test_weights_that_say_little_about_their_data_stay_usable(operation, trained):
     assert list(replace(operation, trained=trained).doubts(operation.newest(now()))) == []
 

@@ -96,8 +96,28 @@ def test_values_far_beyond_the_range_are_told_and_others_cut_off(archive):
     assert report.faults == []
     assert report.counts["frames cut off at 100 VIL byte"]["train"] > 50
     archive.configure(split=SPLIT, offset=-9000)  # as if a code of missing pixels were not declared
-    assert {kind for *_, kind in faults(archive)} == {"values more than a whole range beyond the range"}
+    assert {kind for *_, kind in faults(archive)} == {"most values more than a whole range beyond the range"}
     assert len(faults(archive)) == 140
+
+
+def test_a_few_values_far_beyond_the_range_are_clipped_and_counted(archive):
+    archive.configure(split=SPLIT, missing=255, range=[0, 100], thresholds=[16]).add(range(140), dtype=np.float32)
+    for number in range(140):
+        change(archive, number, value=np.minimum(archive.frames[number], 200))
+    change(archive, 3, rows=0, value=1205)
+    report = check("frames", archive.folder)
+    assert report.faults == []
+    row = "pixels more than a whole range beyond the range (0 to 1205 VIL byte), clipped"
+    assert report.counts[row] == {"train": 8}
+    assert report.counts["usable frames"]["train"] == 60
+    assert (archive.open(img_size=(6, 8), seq_len=1, stride=1)[3][0][0, 0, 0] == 1).all()
+
+
+def test_a_mistake_that_all_frames_share_is_told_once_and_excludes_none(archive):
+    for number in range(140):
+        archive.path(number).write_bytes(b"no frame")
+    with pytest.raises(InputError, match=r"None of the 140 frames in .* can be used: .*radar_202305010000.npy"):
+        check("frames", archive.folder)
 
 
 def test_a_dry_archive_is_weather(archive):

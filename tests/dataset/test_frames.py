@@ -87,7 +87,7 @@ def test_a_value_just_at_a_threshold_reaches_it(tmp_path, monkeypatch, limits, t
     assert (values[1] < steps).all()
 
 
-def test_netcdf_attributes_are_used_unless_the_settings_say_otherwise(tmp_path):
+def test_netcdf_attributes_are_used_and_settings_where_there_are_none(tmp_path):
     archive = Archive(tmp_path).configure(pattern="%Y%m%d%H%M.nc", variable="rain", range=[0, 10], thresholds=[1])
     for number in range(4):
         archive.store(number, np.array([[0, 10], [20, -99]], np.int16))
@@ -102,7 +102,8 @@ def test_netcdf_attributes_are_used_unless_the_settings_say_otherwise(tmp_path):
     assert archive.open(img_size=2)[0][1][0, 0].tolist() == [[True, False], [True, False]]
     for number in range(4):
         with h5py.File(archive.path(number), "r+") as file:
-            del file["rain"].attrs["missing_value"]
+            for key in ("missing_value", "scale_factor", "add_offset"):
+                del file["rain"].attrs[key]
     archive.configure(**archive.settings, scale=0.5, offset=0)
     np.testing.assert_allclose(archive.open(img_size=2)[0][0][0, 0], [[0, 0.5], [1, 0]], atol=1e-5)
 

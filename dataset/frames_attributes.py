@@ -1,0 +1,32 @@
+"""Attributes in HDF5 files that nobody vouches for."""
+
+import h5py
+import numpy as np
+
+LONGEST = 80  # characters of a text
+
+
+def numbers_of(holder: h5py.HLObject, key: str) -> tuple[float, ...]:
+    """Numbers of an attribute, none if it is absent; raises ValueError if it is anything else."""
+    if key not in holder.attrs:
+        return ()
+    numbers = np.asarray(holder.attrs[key])
+    if numbers.dtype.kind not in "uif" or not numbers.size:
+        raise ValueError(f"its attribute {key} is not a number")
+    return tuple(numbers.astype(np.float64).ravel().tolist())
+
+
+def number_of(holder: h5py.HLObject, key: str) -> float | None:
+    """The one number of an attribute, None if it is absent; raises ValueError if it is anything else."""
+    numbers = numbers_of(holder, key)
+    if len(numbers) > 1:
+        raise ValueError(f"its attribute {key} is not one number")
+    return numbers[0] if numbers else None
+
+
+def text_of(holder: h5py.HLObject, key: str) -> str:
+    """Text of an attribute in one printable line, empty if it is absent or no text."""
+    text = np.ravel(holder.attrs[key])[:1].tolist() if key in holder.attrs else []
+    text = text[0] if text else ""
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text
+    return "".join(filter(str.isprintable, text))[:LONGEST].strip() if isinstance(text, str) else ""

@@ -1,0 +1,33 @@
+"""Spellings of physical units: `mm/h`, `mm h-1` and `kg m-2 hr^-1` are the same."""
+
+import re
+from collections import Counter
+
+NAMES = {
+    **dict.fromkeys(("hr", "hrs", "hour", "hours"), "h"),
+    **dict.fromkeys(("minute", "minutes", "mins"), "min"),
+    **dict.fromkeys(("sec", "second", "seconds"), "s"),
+    **dict.fromkeys(("millimeter", "millimeters", "millimetre", "millimetres"), "mm"),
+}
+NOTHING = ("", "1", "-", "none", "unknown")  # what writers put where they know no units
+
+
+def same_units(one: str, other: str) -> bool:
+    """Whether two spellings mean the same units."""
+    return _factors(one) == _factors(other)
+
+
+def _factors(text: str) -> Counter | str:
+    """Exponents by unit, with water of 1 kg m-2 as 1 mm; the text itself if it is no product of units."""
+    text = " ".join(text.lower().split())
+    product = re.sub(" ?(/|\\bper\\b) ?", " /", text).replace("**", "").replace("^", "")
+    factors = Counter()
+    for part in re.split("[ .*·]+", product.strip()):
+        match = re.fullmatch(r"(/?)([a-z%]+)([-+]?[0-9]{1,2})?", part)
+        if match is None:
+            return text
+        exponent = int(match[3] or 1)
+        factors[NAMES.get(match[2], match[2])] += -exponent if match[1] else exponent
+    if factors["kg"] == 1 and factors["m"] == -2:
+        factors.update({"kg": -1, "m": 2, "mm": 1})
+    return Counter({unit: exponent for unit, exponent in factors.items() if exponent})

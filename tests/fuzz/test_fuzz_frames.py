@@ -1,0 +1,53 @@
+import io
+
+import h5py
+import numpy as np
+import pytest
+import xarray
+
+from dataset.frames_config import read_config
+from dataset.frames_files import read_frame
+from tests.dataset.archive import Archive
+from tests.fuzz.children import ACCEPTED, REFUSED, fuzz, mutate
+from utils.errors import InputError
+
+ROWS = {"coords": {"y": np.arange(16.0)}, "dims": ("y", "x")}
+PACKING = {"_FillValue": -1, "scale_factor": 0.5, "add_offset": 1.0, "chunksizes": (8, 16), "zlib": True}
+
+
+def netcdf(**encoding) -> bytes:
+    field = xarray.DataArray(np.arange(256.0).reshape(16, 16) / 3, **ROWS, attrs={"units": "dBZ", "valid_max": 80.0})
+    content = io.BytesIO()
+    xarray.Dataset({"v": field}).to_netcdf(content, engine="h5netcdf", encoding={"v": encoding})
+    return content.getvalue()
+
+
+def odim() -> bytes:
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.attrs["Conventions"] = b"ODIM_H5/V2_4"
+        file["v"] = np.arange(256, dtype=np.uint8).reshape(16, 16)
+        file.create_group("what").attrs.update(gain=0.5, offset=-32.0, nodata=255.0, undetect=0.0, quantity=b"DBZH")
+    return content.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_netcdf_and_odim_frames_are_read_or_refused(tmp_path):
+    samples = [netcdf(), netcdf(dtype="int16", **PACKING), netcdf(dtype="int8", _FillValue=-1), odim()]
+    archive = Archive(tmp_path).configure(pattern="%Y%m%d%H%M.nc", variable="v", units="dBZ")
+    config, path = read_config(tmp_path), archive.path(0)
+    for sample in samples:
+        path.write_bytes(sample)
+        read_frame(path, config)
+    outcomes = fuzz("frames", lambda rng: path.write_bytes(mutate(samples, rng)), lambda: read_frame(path, config), 600)
+    assert min(outcomes[ACCEPTED], outcomes[REFUSED]) > 10
+
+
+def test_a_damaged_text_does_not_make_reading_endless(tmp_path):
+    archive = Archive(tmp_path).configure(pattern="%Y%m%d%H%M.nc", variable="v")
+    content = bytearray(odim())
+    free = content.index(b"GCOL") + 16 + 32 + 24  # behind two texts
+    content[free + 9] ^= 2  # of the size
+    archive.path(0).write_bytes(content)
+    with pytest.raises(InputError, match="its texts are damaged"):
+        read_frame(archive.path(0), read_config(tmp_path))
