@@ -10,7 +10,7 @@ demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and
 	@test -f demo/sevir/CATALOG.csv || $(RUN) -m dataset.synthetic --out demo/sevir --events 120 --seed 1
 	@$(RUN) -m dataset.packed --data_path demo/sevir --img_size 32
 	@echo "2 of 4, about 2 min: train the backbone"
-	@$(RUN) run.py @resources/demo.args --lr 4e-3 --training_steps 1000 --resume
+	@$(RUN) run.py @resources/demo.args --lr 4e-3 --training_steps 1000 --resume --no_eval
 	@echo "3 of 4, about 2 min: train DiffCast around it; 4 of 4, about 1 min: evaluate it with 8 members"
 	@$(RUN) run.py @resources/demo.args --lr 6e-3 --training_steps 500 --resume --use_diff --freeze_backbone \
 	    --backbone_ckpt Exps/demo/Singleconvgru_sevir/checkpoints/best.safetensors

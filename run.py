@@ -303,8 +303,13 @@ def make_accelerator(args, folder: Path) -> Accelerator:
 
 
 def open_split(args, split: str):
-    """One split of the data set."""
+    """One split of the data set; raises `InputError` that says how to get data if they have no place."""
     path = args.data_path or Path("data") / args.dataset
+    if args.data_path is None and args.dataset != "synthetic" and not path.exists():
+        raise InputError(
+            f"there is no {path}: name the data with --data_path, get SEVIR with python -m dataset.download sevir "
+            "--out data/sevir, or try --dataset synthetic, which generates storms."
+        )
     return build_dataset(
         args.dataset,
         split,

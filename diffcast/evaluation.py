@@ -87,7 +87,7 @@ def evaluate(
     with alone_in(folder, accelerator, "wait for its end or stop it"):
         scores = evaluator.evaluate(folder, identity, about)
     accelerator.wait_for_everyone()
-    LOG.info("results in %s", folder)
+    LOG.info("open %s", folder / "report.html")
     return scores
 
 

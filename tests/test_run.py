@@ -138,6 +138,16 @@ def test_help_names_every_option():
     assert {option for option in options if option not in helped} == set()
 
 
+def test_a_run_without_data_says_how_to_get_some(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run.main(["--dry_run"])
+    told = capsys.readouterr().err
+    assert stop.value.code == 2
+    for advice in ("--data_path", "python -m dataset.download sevir --out data/sevir", "--dataset synthetic"):
+        assert advice in told
+
+
 def test_synthetic_data_are_generated_on_first_use(tmp_path, monkeypatch):
     monkeypatch.setattr("dataset.synthetic.DEFAULT", {"events": 3, "size": 16, "resolution": 16, "seed": 0})
     run.main(arguments(tmp_path / "storms", tmp_path, "--dataset", "synthetic", "--dry_run"))
