@@ -4,18 +4,16 @@ Two recurrent branches share an encoder and a decoder: a cell whose dynamics are
 equation, and a ConvLSTM for what such an equation cannot express.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from models.backbone import Backbone, squared_error, without_gaps
-from models.winograd import WinogradConv
 from utils.errors import InputError
 
 NORM_GROUPS = 16  # of encoders and decoders
@@ -47,55 +45,11 @@ OFFICIAL_NAMES = [
 OFFICIAL_DROPPED = [r"^phycell\.", r"^convcell\.", r"^k2m\."]  # the cells once more, and moment matrices
 
 
-class DirectConv:
-    """`nn.Conv2d` with the interface of `WinogradConv`."""
-
-    def __init__(self, conv: nn.Conv2d):
-        self.conv = conv
-
-    def split(self, maps: Tensor) -> Tensor:
-        return maps
-
-    def __call__(self, *operands: Tensor) -> Tensor:
-        maps = torch.cat(operands, dim=1)
-        return F.conv2d(maps, self.conv.weight[:, : maps.shape[1]], self.conv.bias, padding=1)
-
-
-GateConv = DirectConv | WinogradConv
-
-
-class Twins:
-    """The physical and the residual stack of blocks as one, prepared for the steps of a rollout.
-
-    The channels are those of both, one after the other. A convolution takes the two halves apart if it has as many
-    channels as both, and gives both the same maps if it has as many as one.
-    """
-
-    def __init__(self, convolve: Callable[..., Tensor], physical: nn.Sequential, residual: nn.Sequential):
-        self.convolve = convolve  # function of the blocks' convolutions
-        self.blocks = [
-            [torch.cat(pair) for pair in zip(one.parameters(), other.parameters(), strict=True)]
-            for one, other in zip(physical, residual, strict=True)
-        ]
-
-    def __call__(self, maps: Tensor) -> Tensor:
-        for weight, bias, gain, offset in self.blocks:
-            maps = self.convolve(maps, weight, bias, padding=1, groups=maps.shape[1] // weight.shape[1])
-            maps = F.leaky_relu(F.group_norm(maps, 2 * NORM_GROUPS, gain, offset), SLOPE, inplace=True)
-        return maps
-
-
 class State(NamedTuple):
     """Memory of the two branches after a frame; every map is `(B, C, H/4, W/4)`."""
 
     physical: Tensor
-    residual: Tensor  # hidden state of the ConvLSTM's last layer
-    lstm: list[tuple[Tensor, Tensor]]  # hidden state, as an operand of the gates, and cell state of every layer
-
-    @property
-    def outputs(self) -> Tensor:
-        """What the decoders read: the channels of both branches."""
-        return torch.cat([self.physical, self.residual], dim=1)
+    lstm: list[tuple[Tensor, Tensor]]  # hidden state and memory of every layer
 
 
 class PhyDNet(Backbone):
@@ -164,51 +118,42 @@ class PhyDNet(Backbone):
         device = frames_in.device.type
         precise = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
         with precise:
-            encoders = Twins(F.conv2d, self.physical_encoder, self.residual_encoder)
-            decoders = Twins(F.conv_transpose2d, self.physical_decoder, self.residual_decoder)
-            features = self._encode(rearrange(frames_in, "b t c h w -> (t b) c h w"), encoders)
-            gates = [cell.gate_convolution(*features[0].shape[-2:]) for cell in self.residual_cells]
-            states = self._observe(*(branch.chunk(observed) for branch in features), gates)
-            outputs = torch.cat([s.outputs for s in states[first - 1 :]])
-            predictions = list(self._decode(outputs, decoders).chunk(observed - first + 1))
+            features = self._encode(rearrange(frames_in, "b t c h w -> (t b) c h w"))
+            states = self._observe(*(branch.chunk(observed) for branch in features))
             state = states[-1]
+            predictions = list(self._decode(states[first - 1 :]).chunk(observed - first + 1))
             for _ in range(self.frames_out - 1):
-                state = self._update(*self._encode(predictions[-1], encoders), gates, state)
-                predictions.append(self._decode(state.outputs, decoders))
+                state = self._update(*self._encode(predictions[-1]), state)
+                predictions.append(self._decode([state]))
         return torch.stack(predictions, dim=1)
 
-    def _observe(self, physical: Sequence[Tensor], residual: Sequence[Tensor], gates: list[GateConv]) -> list[State]:
+    def _observe(self, physical: Sequence[Tensor], residual: Sequence[Tensor]) -> list[State]:
         """The states after each observed frame, from the features of both branches per frame."""
-        state = self._initial_state(physical[0], gates)
+        batch, _, *size = physical[0].shape
+        zeros = [physical[0].new_zeros(batch, cell.dim, *size) for cell in self.residual_cells]
+        state = State(torch.zeros_like(physical[0]), [(memory, memory) for memory in zeros])
         states = []
         for features in zip(physical, residual, strict=True):
-            state = self._update(*features, gates, state)
+            state = self._update(*features, state)
             states.append(state)
         return states
 
-    def _initial_state(self, features: Tensor, gates: list[GateConv]) -> State:
-        batch, _, height, width = features.shape
+    def _update(self, physical: Tensor, residual: Tensor, state: State) -> State:
         lstm = []
-        for cell, convolve in zip(self.residual_cells, gates, strict=True):
-            memory = features.new_zeros(batch, cell.dim, height, width)
-            lstm.append((convolve.split(memory[:, :0]), memory))  # missing channels count as zeros
-        zeros = torch.zeros_like(features)
-        return State(zeros, zeros, lstm)
+        for cell, before in zip(self.residual_cells, state.lstm, strict=True):
+            residual, memory = cell(residual, *before)
+            lstm.append((residual, memory))
+        return State(self.physical_cell(physical, state.physical), lstm)
 
-    def _update(self, physical: Tensor, residual: Tensor, gates: list[GateConv], state: State) -> State:
-        operand = gates[0].split(residual)
-        lstm = []
-        for cell, convolve, (hidden, memory) in zip(self.residual_cells, gates, state.lstm, strict=True):
-            residual, memory = cell(convolve(operand, hidden), memory)
-            operand = convolve.split(residual)
-            lstm.append((operand, memory))
-        return State(self.physical_cell(physical, state.physical), residual, lstm)
+    def _encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of the physical and of the residual branch."""
+        maps = self.encoder(frames)
+        return self.physical_encoder(maps), self.residual_encoder(maps)
 
-    def _encode(self, frames: Tensor, encoders: Twins) -> tuple[Tensor, Tensor]:
-        return encoders(self.encoder(frames)).chunk(2, dim=1)
-
-    def _decode(self, outputs: Tensor, decoders: Twins) -> Tensor:
-        physical, residual = decoders(outputs).chunk(2, dim=1)
+    def _decode(self, states: list[State]) -> Tensor:
+        """The frames that states predict, one state after the other along the batch."""
+        physical = self.physical_decoder(torch.cat([state.physical for state in states]))
+        residual = self.residual_decoder(torch.cat([state.lstm[-1][0] for state in states]))
         return torch.sigmoid(self.decoder(physical + residual))
 
 
@@ -256,15 +201,9 @@ class ConvLSTMCell(nn.Module):
         self.dim = dim
         self.gates = nn.Conv2d(dim_in + dim, 4 * dim, 3, padding=1)
 
-    def gate_convolution(self, height: int, width: int) -> GateConv:
-        """The convolution of inputs and hidden state, prepared for the steps of a rollout."""
-        if self.gates.weight.device.type == "cpu":
-            return WinogradConv(self.gates, height, width)
-        return DirectConv(self.gates)  # accelerators have their own fast algorithms
-
-    def forward(self, gates: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """The next hidden state and memory, `(B, dim, H, W)`, from gates `(B, 4 * dim, H, W)`."""
-        write, forget, read, candidate = gates.chunk(4, dim=1)
+    def forward(self, maps: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """The next hidden state and memory, both `(B, dim, H, W)`, from the input `(B, dim_in, H, W)` and the last."""
+        write, forget, read, candidate = self.gates(torch.cat([maps, hidden], dim=1)).chunk(4, dim=1)
         memory = torch.sigmoid(forget) * memory + torch.sigmoid(write) * torch.tanh(candidate)
         return torch.sigmoid(read) * torch.tanh(memory), memory
 
