@@ -126,7 +126,6 @@ def run(args, architecture: Architecture) -> None:
         diffusion_weight=args.diffusion_weight,
         freeze_backbone=args.freeze_backbone,
         loss_weight=args.loss_weight,
-        previous_residual=args.previous_residual,
         gradient_checkpointing=args.gradient_checkpointing,
     )
     accelerator = make_accelerator(args, folder)

@@ -52,7 +52,6 @@ CHOICES = {
     "together": Choice("backbone and diffusion together", 1080, "--lr 2e-3 --diffusion_weight 0.5", frozen=False),
     "together-0.9": Choice("the same, another alpha", 1080, "--lr 2e-3 --diffusion_weight 0.9", frozen=False),
     "scratch": Choice("end to end from scratch", 2150, "--lr 4e-3 --diffusion_weight 0.5", start=False, frozen=False),
-    "sampled": Choice("sampled previous residual", 900, "--previous_residual sampled"),
     "signal": Choice("official loss weight", 1300, "--loss_weight signal"),
 }
 

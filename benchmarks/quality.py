@@ -1,10 +1,9 @@
 """Skill of sampler settings on a trained DiffCast, against a reference setting with the same start noise.
 
     python -m benchmarks.quality --ckpt_milestone best.safetensors --data_path data/sevir --sequences 64 --members 8 \
-        --settings ddim:250 ddim:20 dpm:10 dpm:10:end=40 dpm:10:bfloat16 --json quality.json
+        --settings ddim:250 ddim:20 dpm:10 dpm:10:bfloat16 --json quality.json
 
-A setting is `sampler:steps[:end=TIME][:PRECISION]`; `end` chooses the log-SNR grid that ends at that time, in place of
-the sampler's own grid. The first setting is the reference.
+A setting is `sampler:steps[:PRECISION]`. The first setting is the reference.
 
 Sequences are evenly spread over the test split, the noise of each is that of `run.py --eval` with the same seed.
 Differences are paired, with jackknife standard errors over sequences: a score, ratio of sums or not, is computed anew
@@ -21,11 +20,8 @@ import math
 import re
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -38,7 +34,7 @@ from diffcast import DiffCast
 from diffcast.forecaster import load_forecaster, place
 from diffcast.loading import digest_of_frames, generators, load_batches, spread
 from diffcast.results import without_nan
-from diffcast.samplers import SAMPLERS, uniform_in_log_snr
+from diffcast.samplers import SAMPLERS
 from utils.checkpoint import find_weights
 from utils.errors import InputError, exit_on_input_error
 from utils.files import replacing
@@ -47,8 +43,8 @@ from utils.metrics import CategoricalScores, EnsembleScores, PowerSpectrum, Scor
 from utils.provenance import provenance, sha256
 
 PRECISIONS = ("float32", "bfloat16")
-SETTING = re.compile(r"([\w-]+):(\d{1,9})(?::end=(\d{1,9}))?(?::(" + "|".join(PRECISIONS) + "))?")
-SETTINGS = ("ddim:250", "ddim:20", "dpm:20", "dpm:10", "dpm:10:end=40", "dpm:8:end=40", "sde-dpm:10", "dpm:10:bfloat16")
+SETTING = re.compile(r"([\w-]+):(\d{1,9})(?::(" + "|".join(PRECISIONS) + "))?")
+SETTINGS = ("ddim:250", "ddim:20", "dpm:20", "dpm:10", "dpm:8", "sde-dpm:10", "dpm:10:bfloat16")
 SCORES = {  # as in the tables
     "crps": "CRPS",
     "crps_fair": "fair CRPS",
@@ -68,35 +64,26 @@ class Setting:
 
     sampler: str
     steps: int  # network evaluations per segment
-    end: int | None  # last time of the log-SNR grid; None: the sampler's own grid
     precision: str
 
     @classmethod
     def parse(cls, text: str, precision: str) -> "Setting":
-        """Read `sampler:steps[:end=TIME][:PRECISION]`; `precision` stands where none is given."""
+        """Read `sampler:steps[:PRECISION]`; `precision` stands where none is given."""
         found = SETTING.fullmatch(text)
         if not found or found[1] not in SAMPLERS:
             raise InputError(
-                f"--settings {text}: write sampler:steps[:end=TIME][:{'|'.join(PRECISIONS)}] "
+                f"--settings {text}: write sampler:steps[:{'|'.join(PRECISIONS)}] "
                 f"with one of the samplers {', '.join(SAMPLERS)}."
             )
-        return cls(found[1], int(found[2]), int(found[3]) if found[3] else None, found[4] or precision)
+        return cls(found[1], int(found[2]), found[3] or precision)
 
     def __str__(self) -> str:
-        end = "" if self.end is None else f":end={self.end}"
-        return f"{self.sampler}:{self.steps}{end}:{self.precision}"
+        return f"{self.sampler}:{self.steps}:{self.precision}"
 
     def check(self, timesteps: int) -> None:
         """Raise `InputError` if the diffusion process does not have so many times."""
-        if not 1 <= self.steps <= timesteps - (self.end or 0):
-            raise InputError(f"--settings {self}: choose 1 to {timesteps - (self.end or 0)} steps.")
-
-    def on_grid(self) -> Callable[..., Tensor]:
-        """The sampler with the setting's grid."""
-        sampler = SAMPLERS[self.sampler]
-        if self.end is None:
-            return sampler
-        return partial(sampler, spacing=partial(uniform_in_log_snr, end=self.end))
+        if not 1 <= self.steps <= timesteps:
+            raise InputError(f"--settings {self}: choose 1 to {timesteps} steps.")
 
 
 def measure(
@@ -134,16 +121,15 @@ def measure(
 
 def draw(model: DiffCast, observed: Tensor, setting: Setting, members: int, draws: list, forecast_batch: int) -> Tensor:
     """Ensemble `(B, M, T, C, H, W)` of the observed frames, on the host."""
-    with patch.dict(SAMPLERS, {setting.sampler: setting.on_grid()}):
-        return model.forecast(
-            observed,
-            members,
-            draws,
-            sampler=setting.sampler,
-            sampling_steps=setting.steps,
-            forecast_batch=forecast_batch,
-            precision=getattr(torch, setting.precision),
-        ).cpu()
+    return model.forecast(
+        observed,
+        members,
+        draws,
+        sampler=setting.sampler,
+        sampling_steps=setting.steps,
+        forecast_batch=forecast_batch,
+        precision=getattr(torch, setting.precision),
+    ).cpu()
 
 
 def new_scores(dataset: Dataset, leads: int, members: int) -> ScoreGroup:

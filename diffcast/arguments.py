@@ -12,7 +12,6 @@ from dataset import DATASETS, SCALED
 from diffcast.described import Description, plain
 from diffcast.evaluation import BASELINES, EvaluationSettings
 from diffcast.forecaster import Architecture
-from diffcast.model import PREVIOUS_RESIDUALS
 from diffcast.process import LOSS_WEIGHTS
 from diffcast.samplers import SAMPLERS, STEPS
 from diffcast.training import TrainingSettings
@@ -23,7 +22,7 @@ from utils.processors import loading_processes
 # What a resumed training must have in common with the interrupted one, so that it is the same training.
 COURSE = (
     *("seed", "lr", "lr_beta1", "lr_beta2", "l2_norm", "scheduler", "warmup_steps", "ema_rate", "mixed_precision"),
-    *("batch_size", "grad_acc_step", "diffusion_weight", "loss_weight", "previous_residual", "freeze_backbone"),
+    *("batch_size", "grad_acc_step", "diffusion_weight", "loss_weight", "freeze_backbone"),
     *("dataset", "split", "stride", "augment"),
 )
 OF_DATA = ("dataset", "split", "scale")
@@ -108,12 +107,6 @@ def _model_arguments(group) -> None:
         default="signal",
         choices=LOSS_WEIGHTS,
         help="of diffusion times in the loss: their share of signal, as in the official code, or the same for all",
-    )
-    group.add_argument(
-        "--previous_residual",
-        default="true",
-        choices=PREVIOUS_RESIDUALS,
-        help="of the segment before, in training: the true one, or one that the network generates, as in a forecast",
     )
     group.add_argument(
         "--residual_scale",

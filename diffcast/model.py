@@ -21,8 +21,6 @@ from models.backbone import without_gaps
 from utils.errors import InputError
 from utils.official import prefixed
 
-PREVIOUS_RESIDUALS = ("true", "sampled")
-QUICK_STEPS = 5  # of the sampler, for the residuals that a training is conditioned on
 Generators = Generator | Sequence[Generator] | None  # one for all, or one for each sequence of the batch
 
 
@@ -41,7 +39,7 @@ class DiffCast(nn.Module):
     [-1, 1]), is cut into segments of `segment_length` frames and generated one after the other: LocalResidual
     denoises a segment given GlobalMotion's context of observation and trend, the residual of the segment before it
     and the segment's index. A last segment that reaches beyond the forecast is filled with zero residual, in training
-    and (because it was trained so) in sampling, and cut off.
+    and (because it was trained so) in sampling, and cut off. Raises `InputError` for options that are not possible.
     """
 
     loss_terms = ("loss", "deterministic", "diffusion")
@@ -57,16 +55,19 @@ class DiffCast(nn.Module):
         freeze_backbone: bool = False,  # keep the backbone as it is: no gradient, no loss term, evaluation mode
         residual_scale: float = 1.0,  # what the diffusion takes for 1, in units of [-1, 1]; the official code: 1
         loss_weight: str = "signal",  # of diffusion times in the loss, see `process.weighted_loss`
-        previous_residual: str = "true",  # one of PREVIOUS_RESIDUALS: what a segment is conditioned on in training
         gradient_checkpointing: bool = False,  # keep few activations and compute the others anew in the backward pass
     ):
         super().__init__()
+        _check(backbone, dim, dim_mults, segment_length)
+        if not 0 < diffusion_weight <= 1:
+            raise InputError(f"diffusion_weight must lie in (0, 1], not {diffusion_weight}.")
+        if not 0 < residual_scale <= 2:
+            raise InputError(f"residual_scale must lie in (0, 2], not {residual_scale}.")
         self.segment_length = segment_length or backbone.frames_in
         self.diffusion_weight = 1.0 if freeze_backbone else diffusion_weight
         self.freeze_backbone = freeze_backbone
         self.residual_scale = residual_scale
         self.loss_weight = loss_weight
-        self.previous_residual = previous_residual
         self.gradient_checkpointing = gradient_checkpointing
         self.segments = math.ceil(backbone.frames_out / self.segment_length)
         channels = backbone.frame_shape[0]
@@ -107,9 +108,7 @@ class DiffCast(nn.Module):
         b, shape = len(frames_in), (self.segments, self.segment_length, *frames_in.shape[2:])
         time = self._draw_times(b, generator, frames_in.device)
         noise = _draw(torch.randn, b, shape, generator, frames_in.device)
-        sampled = self.previous_residual == "sampled" and self.segments > 1
-        start = _draw(torch.randn, b, shape, generator, frames_in.device) if sampled else None
-        return self.objective(frames_in, frames_out, time, noise, start)
+        return self.objective(frames_in, frames_out, time, noise)
 
     def _draw_times(self, sequences: int, generator: Generators, device: torch.device) -> Tensor:
         """Diffusion times `(B, S)`, each uniform, those of a sequence one in each S-th part of all times.
@@ -127,13 +126,12 @@ class DiffCast(nn.Module):
         frames_out: Tensor,
         time: Tensor,  # (B, S)
         noise: Tensor,  # (B, S, L, C, H, W)
-        start: Tensor | None = None,  # like `noise`: from which previous residuals are sampled; None: the true ones
     ) -> dict[str, Tensor]:
         """`forward` for given diffusion times and noise of the S segments.
 
-        All segments go through LocalResidual at once, each conditioned on the residual of the one before. Nothing but
-        sampled residuals is detached: the diffusion loss also shapes the backbone, through residual, condition and
-        context. Frames may hold NaN, where the radar saw nothing: there is no residual, and no weight in the loss.
+        All segments go through LocalResidual at once, each conditioned on the residual of the one before. Nothing is
+        detached: the diffusion loss also shapes the backbone, through residual, condition and context. Frames may hold
+        NaN, where the radar saw nothing: there is no residual, and no weight in the loss.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
             trend = recomputed(self.gradient_checkpointing, self.backbone, frames_in, frames_out)
@@ -141,8 +139,7 @@ class DiffCast(nn.Module):
         valid = self._to_segments(~frames_out.isnan(), beyond=True)
         target = self._to_segments((2 * frames_out - 1 - mu) / self.residual_scale).where(valid, 0)
         local, last = self._context(2 * without_gaps(frames_in) - 1, mu)
-        known = target if start is None else self._sampled_segments(start, local, last)
-        previous = F.pad(known, (0, 0) * 4 + (1, 0))[:, :-1]
+        previous = F.pad(target, (0, 0) * 4 + (1, 0))[:, :-1]
         context = [
             rearrange([first] + [later] * (self.segments - 1), "s b c h w -> (b s) c h w")
             for first, later in zip(local, last, strict=True)
@@ -202,13 +199,6 @@ class DiffCast(nn.Module):
         forecast = ((mu[:, None] + drawn + 1) / 2).clamp(0, 1)
         return Generated(forecast, (mu + 1) / 2, drawn)
 
-    @torch.no_grad()
-    def _sampled_segments(self, start: Tensor, local: list[Tensor], last: list[Tensor]) -> Tensor:
-        """Scaled residuals of a quick forecast from start noise, both `(B, S, L, C, H, W)`; the last ones are zero."""
-        sample = partial(SAMPLERS["dpm"], schedule=self.schedule, steps=QUICK_STEPS, clip=1 / self.residual_scale)
-        drawn = self._sample_residual(start[:, None, :-1], local, last, sample, lambda denoise: denoise)
-        return self._to_segments(drawn[:, 0])
-
     def _sample_residual(self, noise: Tensor, local: list[Tensor], last: list[Tensor], sample, translate) -> Tensor:
         """Scaled residuals `(B, M, T, C, H, W)` from start noise `(B, M, S, L, C, H, W)`, segment after segment."""
         b = len(noise)
@@ -250,52 +240,26 @@ class DiffCast(nn.Module):
         return [schedule, *backbone]
 
 
-def build_diffcast(
-    backbone: Backbone,
-    dim: int = 64,
-    dim_mults: tuple[int, ...] = (1, 2, 4, 8),
-    segment_length: int | None = None,
-    timesteps: int = 1000,
-    diffusion_weight: float = 0.5,
-    freeze_backbone: bool = False,
-    residual_scale: float = 1.0,
-    loss_weight: str = "signal",
-    previous_residual: str = "true",
-    gradient_checkpointing: bool = False,
-) -> DiffCast:
-    """A DiffCast around a backbone, its options as in `DiffCast`; raises `InputError` where they contradict."""
+build_diffcast = DiffCast  # beside `models.build_backbone`
+
+
+def _check(backbone: Backbone, dim: int, dim_mults: tuple[int, ...], segment_length: int | None) -> None:
+    """Raise `InputError` for networks that cannot be."""
     _, height, width = backbone.frame_shape
-    halvings = len(dim_mults) - 1
-    if height % 2**halvings or width % 2**halvings:
-        raise InputError(
-            f"--img_size {height}x{width} cannot be halved {halvings} times, as --dim_mults with {len(dim_mults)} "
-            f"levels demands; choose a multiple of {2**halvings} or fewer levels."
-        )
+    multiple = 2 ** (len(dim_mults) - 1)
     if not dim_mults or min(dim_mults) < 1:
-        raise InputError(f"--dim_mults must be positive numbers, not {' '.join(map(str, dim_mults)) or 'none'}.")
+        raise InputError(f"dim_mults must be positive numbers, not {' '.join(map(str, dim_mults)) or 'none'}.")
+    if height % multiple or width % multiple:
+        raise InputError(
+            f"frames of {height} x {width} pixels do not fit the {len(dim_mults)} levels of dim_mults; choose a "
+            f"multiple of {multiple} pixels or fewer levels."
+        )
     if dim < 8 or dim % 8:
-        raise InputError(f"--dim must be a positive multiple of 8, not {dim}.")
+        raise InputError(f"dim must be a positive multiple of 8, not {dim}.")
     if segment_length is not None and not 1 <= segment_length <= backbone.frames_out:
         raise InputError(
-            f"--segment_length must lie between 1 and --frames_out ({backbone.frames_out}), not {segment_length}."
+            f"segment_length must lie between 1 and frames_out ({backbone.frames_out}), not {segment_length}."
         )
-    if not 0 < diffusion_weight <= 1:
-        raise InputError(f"--diffusion_weight must lie in (0, 1], not {diffusion_weight}.")
-    if not 0 < residual_scale <= 2:
-        raise InputError(f"--residual_scale must lie in (0, 2], not {residual_scale}.")
-    return DiffCast(
-        backbone,
-        dim,
-        dim_mults,
-        segment_length,
-        timesteps,
-        diffusion_weight,
-        freeze_backbone,
-        residual_scale,
-        loss_weight,
-        previous_residual,
-        gradient_checkpointing,
-    )
 
 
 def _draw(distribution, batch: int, shape: tuple[int, ...], generator: Generators, device) -> Tensor:

@@ -40,30 +40,21 @@ def uniform_in_time(schedule: Schedule, steps: int) -> list[int]:
     return times[1:].flip(0).tolist()
 
 
-def uniform_in_log_snr(
-    schedule: Schedule,
-    steps: int,
-    end: int = 0,  # the last time, from which a sampler jumps to clean data
-) -> list[int]:
-    """Times evenly spread in log-SNR, from the last but one to `end`.
+def uniform_in_log_snr(schedule: Schedule, steps: int) -> list[int]:
+    """Times evenly spread in log-SNR, from the last but one to 0.
 
     The schedule's last step is left out, unless its time is needed: with its beta clipped, it takes almost a third of
     the whole range of log-SNR and holds nothing to find. Times are rounded to the integers that the network was
     trained at, at no loss, for samplers step by the log-SNR of the rounded times. Where more times than integers fall
     into a stretch, they are moved apart.
-
-    Times 0 to 40 of 1000 take another quarter of that range, with noise of a deviation of 0.12 and less. An `end`
-    before them gives the few evaluations to where more is decided, at the price of such faint detail.
     """
     _check(schedule, steps)
-    if not 0 <= end <= schedule.timesteps - steps:
-        raise ValueError(f"end must lie between 0 and {schedule.timesteps - steps}, to leave {steps} times, not {end}.")
-    levels, start = schedule.half_log_snr, max(schedule.timesteps - 2, 0)
-    wanted = torch.linspace(levels[start], levels[end], steps, dtype=levels.dtype)
+    levels = schedule.half_log_snr
+    wanted = torch.linspace(levels[max(schedule.timesteps - 2, 0)], levels[0], steps, dtype=levels.dtype)
     nearest = (wanted[:, None] - levels).abs().argmin(dim=1)
     number = torch.arange(steps)
     apart = (nearest + number).cummin(dim=0).values - number
-    return torch.maximum(apart, end + steps - 1 - number).tolist()
+    return torch.maximum(apart, steps - 1 - number).tolist()
 
 
 def ddim(
@@ -121,47 +112,13 @@ def dpm_solver(
     return x0
 
 
-def heun(
-    denoise: Denoiser,
-    noise: Tensor,
-    schedule: Schedule,
-    steps: int,
-    clip: float = 1.0,
-    spacing: Spacing = uniform_in_log_snr,
-    draw: Draw = torch.randn_like,
-) -> Tensor:
-    """Heun's method with the linear part integrated exactly (Zhang et al. 2023, arXiv 2308.02157, with c2 = 1).
-
-    Second order, with two evaluations per step but for the last one, to clean data; if `steps` is even, the first step
-    is of first order. `draw` is part of the contract of all samplers; this one draws nothing.
-
-    Heun's method as in EDM, `y += (s' - s) (d + d') / 2` with slopes `d = (y - x0) / s` at noise deviations `s > s'`,
-    gives the second data estimate the weight `w = (s / s' - 1) / 2` and the first `1 - s' / s - w`. Beyond a ratio of
-    2, that is with fewer than some 25 evaluations, it extrapolates from the first over the second by more than the
-    noise that is left, and diverges. Here all weights lie between 0 and 1, however long the step.
-    """
-    times, lengths = _grid(schedule, spacing, steps // 2 + 1)
-    estimate = partial(_scaled_estimate, denoise, schedule, clip)
-    y = noise / _scale(schedule, times[0])
-    x0 = estimate(y, times[0])
-    for i, (then, length) in enumerate(zip(times[1:], lengths, strict=True)):
-        y = torch.lerp(x0, y, math.exp(-length))
-        ahead = estimate(y, then)
-        if i > 0 or steps % 2 == 1:
-            y = y + (1 + math.expm1(-length) / length) * (ahead - x0)
-            ahead = estimate(y, then)
-        x0 = ahead
-    return x0
-
-
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "ddim": ddim,
     "dpm": dpm_solver,
     "sde-dpm": partial(dpm_solver, eta=1.0),
-    "heun": heun,
 }
 # Network evaluations per segment unless told otherwise: the official number, and what loses no measurable skill to it.
-STEPS = {"ddim": 250, "dpm": 10, "sde-dpm": 10, "heun": 20}
+STEPS = {"ddim": 250, "dpm": 10, "sde-dpm": 10}
 
 
 def _check(schedule: Schedule, steps: int) -> None:

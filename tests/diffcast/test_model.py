@@ -4,13 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffcast import DiffCast, build_diffcast, process
 from diffcast.forecaster import Architecture
-from diffcast.model import QUICK_STEPS
 from models import Persistence
 from models.convgru import ConvGRU
 from models.phydnet import PhyDNet
@@ -285,7 +283,7 @@ class TestTraining:
 
     def test_times_and_noise_are_uniform_and_normal(self, tiny, monkeypatch):
         model, frames = tiny(timesteps=10), torch.rand(32, 5, 1, 16, 16)
-        monkeypatch.setattr(model, "objective", lambda _, __, time, noise, ___: (time, noise))
+        monkeypatch.setattr(model, "objective", lambda _, __, time, noise: (time, noise))
         for generator in (torch.Generator().manual_seed(0), seeded(*range(32)), None):
             time, noise = model(frames, frames, generator)
             assert time.shape == (32, 4)
@@ -303,33 +301,13 @@ class TestTraining:
 
     def test_the_times_of_a_sequence_are_spread(self, tiny, monkeypatch):
         model, frames = tiny(timesteps=1000), torch.rand(64, 5, 1, 16, 16)
-        monkeypatch.setattr(model, "objective", lambda _, __, time, *___: time)
+        monkeypatch.setattr(model, "objective", lambda _, __, time, ___: time)
         time = model(frames, frames, seeded(*range(64)))
         assert (time.sort(dim=1).values // 250).tolist() == 64 * [[0, 1, 2, 3]]
         assert all(len(column.unique()) == 4 for column in (time // 250).T)
         offsets = time % 250
         assert offsets.min() < 10
         assert offsets.max() >= 240
-
-    def test_sampled_previous_residuals_are_those_of_a_forecast(self, tiny):
-        model, frames = tiny(previous_residual="sampled", residual_scale=0.5), torch.rand(2, 25, 1, 16, 16)
-        noise, start = torch.randn(2, 2, 4, 5, 1, 16, 16)
-        calls = calls_of(model.residual)
-        model.objective(frames[:, :5], frames[:, 5:], torch.randint(1000, (2, 4)), noise, start)
-        forecast = model.generate(frames[:, :5], noise=start[:, None], sampler="dpm", sampling_steps=QUICK_STEPS)
-        expected = F.pad(forecast.residual[:, 0] / 0.5, (0, 0) * 3 + (5, 0))[:, :20]
-        torch.testing.assert_close(calls[0][0][2].reshape(expected.shape), expected, atol=1e-5, rtol=1e-4)
-
-    def test_a_single_segment_has_no_previous_residual_to_sample(self, tiny):
-        model, frames = tiny(previous_residual="sampled", segment_length=20), torch.rand(1, 25, 1, 16, 16)
-        assert model(frames[:, :5], frames[:, 5:])["loss"].isfinite()
-
-    @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-    def test_sampled_previous_residuals_leave_the_gradients(self, tiny, precision):
-        model, frames = tiny(previous_residual="sampled"), torch.rand(2, 25, 1, 16, 16)
-        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            model(frames[:, :5], frames[:, 5:], seeded(1, 2))["diffusion"].backward()
-        assert all(p.grad is not None and p.grad.any() for p in model.residual.parameters())
 
     @pytest.mark.parametrize("weight", [0.25, 1])
     def test_the_loss_weighs_its_parts(self, tiny, weight):
@@ -380,15 +358,15 @@ class TestTraining:
 @pytest.mark.parametrize(
     ("frame_shape", "options", "message"),
     [
-        ((1, 36, 32), {}, "--img_size 36x32 cannot be halved 3 times.* multiple of 8"),
-        ((1, 32, 33), {"dim_mults": (1, 2)}, "--img_size 32x33 cannot be halved 1 times"),
-        ((1, 32, 32), {"dim": 20}, "--dim must be a positive multiple of 8, not 20"),
-        ((1, 32, 32), {"dim": 0}, "--dim must be a positive multiple of 8, not 0"),
-        ((1, 32, 32), {"segment_length": 0}, r"--segment_length must lie between 1 and --frames_out \(20\), not 0"),
-        ((1, 32, 32), {"segment_length": 21}, "--segment_length must lie between 1 and .*, not 21"),
-        ((1, 32, 32), {"diffusion_weight": 0}, r"--diffusion_weight must lie in \(0, 1\], not 0"),
-        ((1, 32, 32), {"diffusion_weight": 1.5}, r"--diffusion_weight must lie in \(0, 1\], not 1.5"),
-        ((1, 32, 32), {"residual_scale": 0.0}, r"--residual_scale must lie in \(0, 2\], not 0.0"),
+        ((1, 36, 32), {}, "frames of 36 x 32 pixels do not fit the 4 levels of dim_mults; choose a multiple of 8"),
+        ((1, 32, 33), {"dim_mults": (1, 2)}, "frames of 32 x 33 pixels do not fit the 2 levels"),
+        ((1, 32, 32), {"dim": 20}, "dim must be a positive multiple of 8, not 20"),
+        ((1, 32, 32), {"dim": 0}, "dim must be a positive multiple of 8, not 0"),
+        ((1, 32, 32), {"segment_length": 0}, r"segment_length must lie between 1 and frames_out \(20\), not 0"),
+        ((1, 32, 32), {"segment_length": 21}, "segment_length must lie between 1 and .*, not 21"),
+        ((1, 32, 32), {"diffusion_weight": 0}, r"diffusion_weight must lie in \(0, 1\], not 0"),
+        ((1, 32, 32), {"diffusion_weight": 1.5}, r"diffusion_weight must lie in \(0, 1\], not 1.5"),
+        ((1, 32, 32), {"residual_scale": 0.0}, r"residual_scale must lie in \(0, 2\], not 0.0"),
     ],
 )
 def test_contradicting_options_are_refused(frame_shape, options, message):

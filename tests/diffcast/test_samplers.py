@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffcast.process import Schedule
-from diffcast.samplers import SAMPLERS, ddim, dpm_solver, heun, uniform_in_log_snr, uniform_in_time
+from diffcast.samplers import SAMPLERS, ddim, dpm_solver, uniform_in_log_snr, uniform_in_time
 from tests.golden.reference import arrays
 
 MEAN, DEVIATION = 0.2, 0.25
@@ -41,25 +41,11 @@ class TestSpacing:
         even = torch.linspace(levels[998], levels[0], steps, dtype=levels.dtype)
         assert (levels[times] - even).abs().max() < 0.18  # half of the widest gap between two of these times
 
-    @pytest.mark.parametrize(("timesteps", "end", "every"), [(2, 1, 1), (50, 7, 1), (1000, 40, 37), (1000, 600, 37)])
-    def test_log_snr_grid_ends_where_it_is_told_to(self, timesteps, end, every):
-        schedule = Schedule(timesteps)
-        for steps in range(2, timesteps - end + 1, every):
-            times = uniform_in_log_snr(schedule, steps, end)
-            assert len(times) == steps
-            assert times[-1] == end
-            assert times[0] == max(timesteps - 2, end + steps - 1)
-            assert all(now > then for now, then in itertools.pairwise(times))
-
-    def test_log_snr_is_even_down_to_the_end(self):
-        levels = Schedule().half_log_snr
-        steps = levels[uniform_in_log_snr(Schedule(), 10, end=40)].diff()
-        assert steps.tolist() == pytest.approx([((levels[40] - levels[998]) / 9).item()] * 9, abs=0.05)
-
-    @pytest.mark.parametrize("end", [-1, 41])
-    def test_an_end_that_leaves_too_few_times_is_refused(self, end):
-        with pytest.raises(ValueError, match=f"between 0 and 40, .* not {end}"):
-            uniform_in_log_snr(Schedule(50), 10, end)
+    @pytest.mark.parametrize(("timesteps", "every"), [(2, 1), (50, 1), (1000, 37)])
+    def test_log_snr_grid_falls_from_the_last_but_one_time_to_0(self, timesteps, every):
+        for steps in range(2, timesteps + 1, every):
+            times = uniform_in_log_snr(Schedule(timesteps), steps)
+            assert (len(times), times[0], times[-1]) == (steps, max(timesteps - 2, steps - 1), 0)
 
     @pytest.mark.parametrize("spacing", [uniform_in_time, uniform_in_log_snr])
     @pytest.mark.parametrize("steps", [0, 51])
@@ -103,12 +89,11 @@ def moments(sampler, schedule, steps):
 
 
 class TestConvergence:
-    @pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpm_solver, 2), (heun, 2)])
+    @pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpm_solver, 2)])
     def test_order_to_the_exact_flow(self, sampler, order):
         schedule, errors = Schedule(20_000), []  # nearly continuous
         for steps in (33, 65, 129):
-            evaluated = steps // 2 + 1 if sampler is heun else steps
-            expected = Gaussian(schedule).moments(uniform_in_log_snr(schedule, evaluated))
+            expected = Gaussian(schedule).moments(uniform_in_log_snr(schedule, steps))
             found = moments(partial(sampler, spacing=uniform_in_log_snr), schedule, steps)
             assert found == pytest.approx(expected, abs=0.03)
             errors.append(abs(found[1] - expected[1]))
@@ -117,7 +102,7 @@ class TestConvergence:
 
     @pytest.mark.parametrize(
         ("sampler", "steps", "error"),
-        [("ddim", 250, 6e-3), ("dpm", 20, 3e-3), ("sde-dpm", 20, 6e-3), ("heun", 41, 4e-3)],
+        [("ddim", 250, 6e-3), ("dpm", 20, 3e-3), ("sde-dpm", 20, 6e-3)],
     )
     def test_few_steps_suffice_on_the_real_schedule(self, sampler, steps, error):
         assert moments(SAMPLERS[sampler], Schedule(), steps) == pytest.approx((MEAN, DEVIATION), abs=error)
@@ -206,18 +191,3 @@ class Scripted:
         self.seen.append(x.item())
         a, b = self.signal[time].sqrt(), (1 - self.signal[time]).sqrt()
         return (a * x - next(self.estimates)) / b
-
-
-class TestHeun:
-    def test_it_does_not_extrapolate_however_long_its_steps(self):
-        denoise = Scripted(Schedule(), 1, -1, 1, -1, 1)
-        heun(denoise, torch.zeros(1, 1), Schedule(), 5)
-        assert all(abs(x) <= 1 for x in denoise.seen)
-
-    def test_an_even_number_of_steps_begins_with_a_first_order_step(self):
-        schedule = Schedule()
-        denoise = Scripted(schedule, 0.0, 0.5, 0.5, 0.5)
-        heun(denoise, torch.zeros(1, 1), schedule, 4)
-        middle, end = (schedule.half_log_snr[t].item() for t in uniform_in_log_snr(schedule, 3)[1:])
-        towards = 0.5 * (1 - math.exp(middle - end)) / math.hypot(1, math.exp(-end))
-        assert denoise.seen == pytest.approx([0, 0, towards, towards], abs=1e-6)
