@@ -36,7 +36,7 @@ from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
 from dataset import build_dataset
 from diffcast import arguments
-from diffcast.arguments import COURSE, evaluation_settings, plain_settings, training_settings
+from diffcast.arguments import COURSE, LENGTH, evaluation_settings, plain_settings, training_settings
 from diffcast.described import Description
 from diffcast.dressed import dress
 from diffcast.evaluation import evaluate
@@ -69,13 +69,14 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    with exit_on_input_error():
-        architecture = resolve(args, arguments.given_options(parser, argv))
     advice = "the same command goes on" if args.eval or args.resume == "auto" else "the same with --resume goes on"
-    marker = None if args.dry_run or args.eval else run_folder(args) / MARKER
-    with ending_loaders(), exit_on_input_error(), exit_when_stopped(advice, marker), reporting_lost_processes():
-        arguments.check(args)
-        run(args, architecture)
+    with ending_loaders(), exit_on_input_error():
+        arguments.check_purpose(args)
+        architecture = resolve(args, arguments.given_options(parser, argv))
+        marker = None if args.dry_run or args.eval else run_folder(args) / MARKER
+        with exit_when_stopped(advice, marker), reporting_lost_processes(advice):
+            arguments.check(args)
+            run(args, architecture)
 
 
 def resolve(args, given: set[str]) -> Architecture:
@@ -157,6 +158,7 @@ def start_training(args, accelerator: Accelerator, model, architecture: Architec
         "dataset": args.dataset,
         "source": describe_source(train_set.source, model),
         "course": {name: getattr(args, name) for name in COURSE} | {"processes": accelerator.num_processes},
+        "length": {name: getattr(args, name) for name in LENGTH},
     }
     resume = find_resume(args, checkpoints, metadata)
     if resume is None:
@@ -235,7 +237,10 @@ def start_backbone(args, model, architecture: Architecture) -> None:
 
 
 def find_resume(args, checkpoints: Path, wanted: dict) -> Path | None:
-    """The checkpoint folder to go on from, its data and course checked; None: start from the beginning."""
+    """The checkpoint folder to go on from; None: start from the beginning.
+
+    Checked is what `arguments.settle` cannot know: data, processes, and the precision that auto stands for here.
+    """
     found = checkpoint.checkpoints(checkpoints)
     if args.resume is None:
         if found:
@@ -249,7 +254,8 @@ def find_resume(args, checkpoints: Path, wanted: dict) -> Path | None:
         return None
     metadata = checkpoint.load_metadata(path / checkpoint.WEIGHTS)
     earlier, course = metadata.get("course", {}), wanted["course"]
-    differences = [f"{name} {earlier.get(name)} / {now}" for name, now in course.items() if earlier.get(name) != now]
+    differing = [name for name in ("mixed_precision", "processes") if earlier.get(name) != course[name]]
+    differences = [f"{name} {earlier.get(name)} / {course[name]}" for name in differing]
     differences += data_differences(metadata.get("source"), wanted["source"])
     if differences:
         raise InputError(

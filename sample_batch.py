@@ -121,7 +121,7 @@ def load(args: argparse.Namespace) -> tuple[nn.Module, str, str, object]:
     place(model, torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
     height, width = architecture.frame_shape[1:]
     LOG.info("%s: %s at %d x %d pixels", path, architecture.backbone, height, width)
-    name = f"diffcast_{architecture.backbone}" if architecture.use_diff else architecture.backbone
+    name = ("diffcast_" if architecture.use_diff else "") + architecture.backbone.replace(":", ".")
     trained = describe(path).metadata.get("source")
     return model, name, f"{path.name} (SHA-256 {sha256(path)})", trained
 

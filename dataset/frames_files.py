@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.frames_config import FramesConfig
+from dataset.frames_knmi import is_knmi, read_knmi
 from dataset.frames_netcdf import read_netcdf
 from dataset.frames_odim import is_odim, read_odim
 from dataset.frames_values import Meaning, StoredFrame, agreed, physical
@@ -84,7 +85,9 @@ def _read_hdf5(path: Path, config: FramesConfig) -> StoredFrame:
         data = own_dataset(file, config.variable.strip("/"))
         _check(data.shape, data.dtype)
         refuse_bombs(data, [0] * data.ndim, data.shape)
-        return read_odim(data, path, config) if is_odim(file) else read_netcdf(file, data, path, config)
+        if is_odim(file):
+            return read_odim(data, path, config)
+        return read_knmi(data, path, config) if is_knmi(data) else read_netcdf(file, data, path, config)
 
 
 def _check(shape: tuple[int, ...] | None, dtype: np.typing.DTypeLike) -> None:

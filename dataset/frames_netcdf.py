@@ -36,7 +36,7 @@ def read_netcdf(file: h5py.File, data: h5py.Dataset, path: Path, config: FramesC
     missing = tuple(value for value in missing if not math.isnan(value))
     scale, offset = number_of(data, "scale_factor"), number_of(data, "add_offset")
     meaning = agreed(path, Meaning(scale, offset, missing, units=text_of(data, "units")), config)
-    values = _decoded(stored, meaning, unsigned)
+    values = stored.view(kind).astype(np.float64) * meaning.scale + meaning.offset
     # rounded like the stored values, or else -9999.9 would not be found among float32
     marks = np.array(meaning.missing, kind if kind.kind == "f" else np.float64)
     values[np.isin(stored.view(kind), marks)] = np.nan
@@ -63,14 +63,3 @@ def _valid_range(data: h5py.Dataset, numbers: Callable, meaning: Meaning) -> tup
     if not (packed and keys and np.asarray(data.attrs[keys[0]]).dtype.kind == "f"):  # or else they are in units
         limits = [limit * meaning.scale + meaning.offset for limit in limits]
     return min(limits), max(limits)
-
-
-def _decoded(stored: np.ndarray, meaning: Meaning, unsigned: bool) -> np.ndarray:
-    """Stored values in units, float64 `(H, W)`."""
-    import xarray  # takes most of a second, which other formats need not wait for
-
-    attributes = {"scale_factor": meaning.scale, "add_offset": meaning.offset}
-    if unsigned:
-        attributes["_Unsigned"] = "true"
-    variable = xarray.Variable(("y", "x"), stored, attributes)
-    return xarray.conventions.decode_cf_variable("", variable, concat_characters=False, decode_times=False).to_numpy()

@@ -43,7 +43,7 @@ def _ways(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[tuple[str,
         if plane and way == along:  # of a curved grid: what its middle says
             line = line[:, frame[1] // 2] if axis == 0 else line[frame[0] // 2]
         if line.ndim == 1 and not _counts_pixels(coordinate, line):
-            yield way, int(np.sign(np.diff(line.astype(np.float64))).sum())
+            yield way, int(np.nansum(np.sign(np.diff(line.astype(np.float64)))))
 
 
 def _names(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[str]:

@@ -25,6 +25,11 @@ COURSE = (
     *("batch_size", "grad_acc_step", "diffusion_weight", "loss_weight", "freeze_backbone"),
     *("dataset", "split", "stride", "augment"),
 )
+# What it takes over unless the user says otherwise.
+LENGTH = (
+    *("epochs", "training_steps", "valid_every", "valid_sequences", "early_stop", "max_bad_steps"),
+    "keep_checkpoints",
+)
 OF_DATA = ("dataset", "split", "scale")
 OF_BACKBONE = ("backbone", "backbone_options", "img_channel", "img_size", "frames_in", "frames_out")
 
@@ -314,6 +319,16 @@ def complete_length(args: argparse.Namespace) -> None:
         args.training_steps = TrainingSettings.training_steps
 
 
+def check_purpose(args: argparse.Namespace) -> None:
+    """Find options that ask for training and evaluation at once, before any checkpoint is read."""
+    if args.ckpt_milestone and not args.eval:
+        raise InputError("--ckpt_milestone names weights to evaluate: add --eval, or use --resume to go on training.")
+    if args.eval and args.no_eval:
+        raise InputError("--eval only evaluates and --no_eval leaves that out; give one of them.")
+    if args.eval and args.resume:
+        raise InputError("--eval evaluates and --resume goes on training; give one of them.")
+
+
 def check(args: argparse.Namespace) -> None:
     """Find options that contradict each other before anything is built."""
     complete_length(args)
@@ -349,12 +364,6 @@ def check(args: argparse.Namespace) -> None:
     for name in ("backbone_ckpt", "freeze_backbone"):
         if getattr(args, name) and not args.use_diff:
             raise InputError(f"--{name} belongs to --use_diff: give both or neither.")
-    if args.ckpt_milestone and not args.eval:
-        raise InputError("--ckpt_milestone names weights to evaluate: add --eval, or use --resume to go on training.")
-    if args.eval and args.no_eval:
-        raise InputError("--eval only evaluates and --no_eval leaves that out; give one of them.")
-    if args.eval and args.resume:
-        raise InputError("--eval evaluates and --resume goes on training; give one of them.")
     if args.eval and not args.ckpt_milestone and (args.use_diff or args.backbone not in BASELINES):
         raise InputError(
             "--eval needs --ckpt_milestone: a checkpoint file or folder, a step of the run, best or latest."
@@ -399,6 +408,8 @@ def settle(
             named = OF_DATA if other else given.intersection(OF_DATA)
             told = {name: value for name, value in told.items() if name not in named}
         options |= described.agreed({name: options[name] for name in options.keys() & given}, told)
+        if use == "resume":
+            options |= _length(described, given)
         if "seq_len" not in given:
             options["seq_len"] = options["frames_in"] + options["frames_out"]
     words = [f"{name}={_flow(value)}" for name, value in options["backbone_options"].items()]
@@ -426,6 +437,13 @@ def _told(described: Description, use: str, args: argparse.Namespace) -> dict:
                 f"checkpoint {described.path} was trained with --{name} {told[name]}, which is unknown here."
             )
     return network | told
+
+
+def _length(described: Description, given: set[str]) -> dict:
+    """How long a training was to be, as far as the user does not say; steps and epochs belong together."""
+    given = given | {"epochs", "training_steps"} if given & {"epochs", "training_steps"} else given
+    found = _dictionary(described.metadata.get("length"))
+    return {name: found[name] for name in LENGTH if name not in given and type(found.get(name)) is int}
 
 
 def _is_of_type(value: object, example: object) -> bool:

@@ -40,7 +40,7 @@ BASELINES = ("advection", "persistence")
 OF_DIFFUSION = ("sampler", "sampling_steps", "precision", "compile")
 MACHINE = ("num_workers", "device", "processes")  # what does the work, and changes nothing
 # What the scores depend on besides checkpoint, evaluation settings and frames, of the settings of the run.
-DECISIVE = ("backbone_options", "dataset", "data_path", "split", "stride", "scale", "dress")
+DECISIVE = ("backbone_options", "dataset", "split", "stride", "scale", "dress")
 # Terms of each sequence that are kept, so that the difference of two runs gets an interval.
 COMPARED = re.compile(r"((ensemble_mean|pm_mean)/)?(categorical|errors|similarity)/|ensemble/")
 

@@ -145,6 +145,19 @@ def test_a_training_goes_on_with_the_options_it_began_with(tmp_path):
         resolved(*words, "--lr", "5e-4")
 
 
+def test_a_training_goes_on_to_where_it_was_to_end(tmp_path):
+    length = {"epochs": 0, "training_steps": 9, "valid_every": 4, "early_stop": 2}
+    write_step(tmp_path / "Diffconvgru_shanghai" / "checkpoints", 3, DIFF, ABOUT | {"length": length})
+    words = ("--exp_dir", tmp_path, "--dataset", "shanghai", "--backbone", "convgru", "--use_diff", "--resume")
+    for more, expected in {
+        (): length,
+        ("--training_steps", "20", "--early_stop", "0"): {"epochs": None, "training_steps": 20, "early_stop": 0},
+        ("--epochs", "3"): {"epochs": 3, "training_steps": None, "valid_every": 4},
+    }.items():
+        args = resolved(*words, *more)[1]
+        assert {name: getattr(args, name) for name in expected} == expected
+
+
 def test_a_start_from_a_backbone_takes_its_network_and_nothing_else(tmp_path):
     weights = write(tmp_path / "best.safetensors", SINGLE)
     architecture, args = resolved("--use_diff", "--backbone_ckpt", weights, "--dim", "16")

@@ -2,17 +2,16 @@
 
 import json
 import logging
-import os
 import re
-import shutil
+import time
 from itertools import count
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.files import flush_to_disk, replacing
 
 LOG = logging.getLogger(__name__)
 IDENTITY = "identity.json"
+PATIENCE = 1  # seconds
 
 
 def own_folder(wanted: Path, identity: dict) -> Path:
@@ -45,36 +44,35 @@ def _found(wanted: Path, identity: dict) -> Path | None:
 
 
 def _created(wanted: Path, identity: dict) -> Path:
-    """A new folder, or the one that another process has just created with this identity."""
-    staged = wanted.with_name(f".{wanted.name}.{os.getpid()}")
-    staged.mkdir(parents=True, exist_ok=True)
-    try:
-        with replacing(staged / IDENTITY) as temporary:
-            temporary.write_text(json.dumps(identity, indent=1, sort_keys=True))
-        for number in count(1):
-            folder = wanted.with_name(f"{wanted.name}_{number}") if number > 1 else wanted
-            if _renamed(staged, folder) or _identity_in(folder) == identity:
-                return folder
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    """A new or empty folder, or the one that another process has just created with this identity."""
+    for number in count(1):
+        folder = wanted.with_name(f"{wanted.name}_{number}") if number > 1 else wanted
+        if folder.exists() and not folder.is_dir():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        if _claimed(folder, identity) or _identity_in(folder) == identity:
+            return folder
 
 
-def _renamed(staged: Path, folder: Path) -> bool:
-    """Rename a folder unless the new name is taken. To rename is atomic, and the identity is there from the start."""
-    try:
-        os.rename(staged, folder)  # which replaces an empty folder, and nothing else
-    except OSError:
-        if not os.path.lexists(folder):
-            raise
+def _claimed(folder: Path, identity: dict) -> bool:
+    """Write the identity into a folder unless something is there already; of several processes, one succeeds."""
+    if any(folder.iterdir()):
         return False
-    flush_to_disk(folder.parent)
+    try:
+        with (folder / IDENTITY).open("xb", buffering=0) as file:
+            file.write(json.dumps(identity, indent=1, sort_keys=True).encode())
+    except FileExistsError:
+        return False
     return True
 
 
 def _identity_in(folder: Path) -> dict:
     """The identity of what a folder holds; nothing if there is none that can be read."""
+    path, end = folder / IDENTITY, time.monotonic() + PATIENCE
     try:
-        identity = json.loads((folder / IDENTITY).read_text())
+        while path.stat().st_size == 0 and time.monotonic() < end:  # another process is about to write it
+            time.sleep(0.01)
+        identity = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return identity if isinstance(identity, dict) else {}

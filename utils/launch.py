@@ -88,28 +88,31 @@ def ending_loaders() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reporting_lost_processes() -> Iterator[None]:
-    """Turn the errors of a process that has lost one it depends on into an `InputError`, which names the loss."""
+def reporting_lost_processes(advice: str) -> Iterator[None]:
+    """Turn the errors of a process that has lost one it depends on into an `InputError`.
+
+    It names the loss, and ends with the advice.
+    """
     try:
         yield
     except (RuntimeError, OSError, EOFError, MemoryError) as error:
         text = str(error)
         handing_over = isinstance(error, ConnectionError | EOFError)  # a batch, when the loading process was lost
         if "DataLoader worker" in text or handing_over:
-            raise _lost_loader(text or "it ended while it handed over a batch") from error
+            raise _lost_loader(text or "it ended while it handed over a batch", advice) from error
         if isinstance(error, torch.distributed.DistError) or "gloo" in text.lower():
             raise InputError(
-                "another process of this run was lost or stopped answering; find its own message, and go on with "
-                f"--resume ({text.splitlines()[0].rstrip('.')})."
+                "another process of this run was lost or stopped answering; find its own message; "
+                f"{advice} ({text.splitlines()[0].rstrip('.')})."
             ) from error
         raise
 
 
-def _lost_loader(text: str) -> InputError:
+def _lost_loader(text: str, advice: str) -> InputError:
     """The cause: the first line of an error, the last one of an error that arrives with its traceback."""
     lines = text.splitlines()
     cause = lines[-1 if lines[0].startswith("Caught ") else 0].strip(" .")
     return InputError(
         f"a process that loads data was lost ({cause}); if memory or shared memory (/dev/shm) was short, provide more "
-        "or lower --num_workers, and go on with --resume."
+        f"or lower --num_workers; {advice}."
     )

@@ -149,6 +149,22 @@ def test_coordinates_that_a_copy_has_lost_tell_nothing(archive):
     assert_holds(archive, [[1, 2], [3, 4]])
 
 
+def test_knmi_says_scale_units_and_what_is_missing(archive):
+    configured(archive, variable="image1/image_data", units="mm", range=[0, 10], thresholds=[1, 2, 5])
+    with h5py.File(archive.path(0), "w") as file:
+        file["image1/image_data"] = np.array([[0, 250], [65535, 65534]], np.uint16)
+        file["image1"].attrs["image_geo_parameter"] = np.bytes_("ACCUMULATED_PRECIPITATION_[MM]")
+        file.create_group("image1/calibration").attrs.update(
+            calibration_formulas=np.bytes_("GEO=0.01*PV+0.0"),
+            calibration_missing_data=np.int32([65534]),
+            calibration_out_of_image=np.int32([65535]),
+        )
+    assert_holds(archive, [[0, 2.5], [NAN, NAN]])
+    configured(archive, variable="image1/image_data", units="mm/h", range=[0, 10], thresholds=[1, 2, 5])
+    with pytest.raises(InputError, match="units are MM there but mm/h"):
+        read(archive)
+
+
 def write_odim(archive, stored, whats, root=b"ODIM_H5/V2_4"):
     """The first frame in ODIM, with the groups `what` that are given by their place."""
     with h5py.File(archive.path(0), "w") as file:

@@ -29,7 +29,10 @@ PASSED_ON = (
     ],
 )
 def test_the_loss_of_a_process_that_loads_data_names_the_cause(error, cause):
-    with pytest.raises(InputError, match="a process that loads data was lost") as told, reporting_lost_processes():
+    with (
+        pytest.raises(InputError, match="a process that loads data was lost") as told,
+        reporting_lost_processes("repeat it"),
+    ):
         raise error
     assert cause in str(told.value)
     assert "Caught" not in str(told.value)
@@ -37,5 +40,5 @@ def test_the_loss_of_a_process_that_loads_data_names_the_cause(error, cause):
 
 
 def test_other_errors_are_not_taken_for_a_loss():
-    with pytest.raises(OSError, match="No space left"), reporting_lost_processes():
+    with pytest.raises(OSError, match="No space left"), reporting_lost_processes("repeat it"):
         raise OSError(28, "No space left on device")
