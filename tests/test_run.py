@@ -87,6 +87,22 @@ def test_arguments_come_from_a_file(storm_folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "No such file"), (b"\xff\xfe\x00binary", "can't decode"), (b"--use_diff\n@my.args\n@my.args\n", "my.args")],
+    ids=["missing", "binary", "includes itself"],
+)
+def test_a_wrong_argument_file_is_one_sentence(content, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if content:
+        (tmp_path / "my.args").write_bytes(content)
+    with pytest.raises(SystemExit, match="2"):
+        run.main(["@my.args"])
+    error = capsys.readouterr().err
+    assert told in error.splitlines()[-1]
+    assert "my.args" in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
     ("words", "sampler", "steps"),
     [
         ("", "dpm", 10),
