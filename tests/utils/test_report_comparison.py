@@ -238,7 +238,7 @@ def damage(folder, what):
         ("no folder", "is not a folder"),
         ("no metrics", "has no metrics.json; evaluate"),
         ("broken JSON", "is not valid JSON"),
-        ("no source", 'lacks "scores" or "source"'),
+        ("no source", 'lacks the scale, interval, thresholds, frames_out of the "source"'),
         ("no parts", "has no sequences/part-"),
         ("missing part", "hold 100 sequences, but metrics.json was computed from 200"),
         ("broken part", "cannot be read"),

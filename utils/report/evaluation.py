@@ -13,10 +13,10 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from utils.errors import InputError
-from utils.report.schema import SchemaError, check_metrics
 
 METRICS = "metrics.json"
 PARTS = "sequences/part-*.npz"
+OF_SOURCE = ("scale", "interval", "thresholds", "frames_out")  # what no report can do without
 LEARNT = ("trend", "dressed")  # forecasts that have weights, besides the evaluated one
 OF_DIFFUSION = ("sampler", "sampling_steps", "precision", "forecast_precision", "compile")
 OF_ENSEMBLES = ("seed", "members", "dress")
@@ -138,11 +138,18 @@ def load_evaluation(folder: Path) -> Evaluation:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}); evaluate that run again.") from None
-    try:
-        check_metrics(metrics)
-    except SchemaError as error:
-        raise InputError(f"{path} {error}; evaluate that run again.") from None
+    if fault := _fault_of(metrics):
+        raise InputError(f"{path} is no result of an evaluation: it {fault}; evaluate that run again.")
     return Evaluation(folder, metrics)
+
+
+def _fault_of(metrics: object) -> str:
+    """What parsed JSON lacks of a `metrics.json` of ours; nothing if it looks like one."""
+    scores, source = (metrics.get(key) if isinstance(metrics, dict) else None for key in ("scores", "source"))
+    if not (isinstance(scores, dict) and scores and all(isinstance(each, dict) for each in scores.values())):
+        return 'lacks "scores", a table for each forecast'
+    lacking = [key for key in OF_SOURCE if not isinstance(source, dict) or key not in source]
+    return f'lacks the {", ".join(lacking)} of the "source"' if lacking else ""
 
 
 def find_entry(run: str) -> Entry:
