@@ -18,7 +18,14 @@ from utils.report.evaluation import Entry, load_evaluation
 
 THRESHOLDS, LEADS, MEMBERS, SCALES, BINS = (16, 74), 4, 3, 3, 8
 SOURCE = {
-    **{"name": "VIL", "scale": 255.0, "units": "VIL byte", "thresholds": list(THRESHOLDS), "interval": 5.0},
+    **{
+        "name": "VIL",
+        "scale": 255.0,
+        "offset": 0.0,
+        "units": "VIL byte",
+        "thresholds": list(THRESHOLDS),
+        "interval": 5.0,
+    },
     **{"pixel_km": 3.0, "frame_shape": [1, 128, 128], "frames_in": 5, "frames_out": LEADS},
 }
 SECTIONS = ["summary", "thresholds", "csi", "hss", "ensemble", "ranks", "reliability", "roc", "spectra", "fss", "cases"]
@@ -300,8 +307,14 @@ def test_an_animation_makes_its_still_superfluous(evaluation):
         ('{"scores": {"a"', "is not valid JSON"),
         ("[1, 2]", 'lacks "scores"'),
         ('{"epoch": 3, "scores": {"accuracy": 0.9}}', 'lacks "scores"'),
-        ('{"scores": {"a": {"csi": 0.3}}, "source": "sevir"}', "lacks the scale, interval, thresholds, frames_out of"),
-        ('{"scores": {"a": {}}, "source": {"scale": 255, "interval": 5, "frames_out": 4}}', "lacks the thresholds of"),
+        (
+            '{"scores": {"a": {"csi": 0.3}}, "source": "sevir"}',
+            "lacks the scale, offset, interval, thresholds, frames_out of",
+        ),
+        (
+            '{"scores": {"a": {}}, "source": {"scale": 255, "offset": 0, "interval": 5, "frames_out": 4}}',
+            "lacks the thresholds of",
+        ),
     ],
 )
 def test_a_file_that_no_evaluation_wrote_is_refused_in_one_sentence(evaluation, text, message):
