@@ -39,9 +39,6 @@ def header(content):
 
 
 BROKEN = {
-    "empty": b"",
-    "random": bytes(range(256)) * 9,
-    "text": b"404: Not Found\n",
     "zip": zipped("readme.txt"),
     "zip of a pickle": zipped("archive/data.pkl"),
     "header too long": (2**60).to_bytes(8, "little") + b"{}",
