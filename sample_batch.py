@@ -114,7 +114,7 @@ def check(args: argparse.Namespace) -> None:
 def load(args: argparse.Namespace) -> tuple[nn.Module, str, str, object]:
     """The forecaster, ready to run, its name, the file of its weights with their hash, and what they say of the data.
 
-    Official weights, and those of earlier versions, say nothing.
+    Official weights say nothing.
     """
     path = find_weights(str(args.ckpt_milestone), Path())
     model, architecture = load_forecaster(path, args.backbone)

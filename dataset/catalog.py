@@ -10,7 +10,7 @@ import csv
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -115,7 +115,7 @@ def read_events(data_path: str | Path, split: str, split_scheme: str) -> tuple[l
         raise InputError(f"Unknown split scheme '{split_scheme}'; choose one of {', '.join(SCHEMES)}.")
     scheme, skipped, events = SCHEMES[split_scheme], Counter(), []
     excluded = read_exclusions(data_path)
-    for row in vil_rows(data_path):
+    for row in catalog_rows(data_path):
         try:
             event, missing = parse(row)
         except (OverflowError, ValueError):
@@ -144,11 +144,11 @@ def read_events(data_path: str | Path, split: str, split_scheme: str) -> tuple[l
 
 def is_synthetic(data_path: str | Path) -> bool:
     """Whether the catalogue names an event that `dataset.synthetic` has made."""
-    return any(row.get(EVENT_TYPE) == SYNTHETIC_TYPE for row in vil_rows(data_path))
+    return any(row.get(EVENT_TYPE) == SYNTHETIC_TYPE for row in catalog_rows(data_path))
 
 
-def vil_rows(data_path: str | Path) -> Iterator[dict[str, str]]:
-    """COLUMNS, and BOX and EVENT_TYPE if given, of the catalogue's vil rows; where a row is too short, empty texts."""
+def catalog_rows(data_path: str | Path, types: Collection[str] = ("vil",)) -> Iterator[dict[str, str]]:
+    """COLUMNS, and BOX and EVENT_TYPE if given, of the rows of some types; where a row is too short, empty texts."""
     path = catalog_path(data_path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -159,7 +159,7 @@ def vil_rows(data_path: str | Path) -> Iterator[dict[str, str]]:
             places = {column: header.index(column) for column in (*COLUMNS, *BOX, EVENT_TYPE) if column in header}
             kind = places["img_type"]
             for row in rows:
-                if len(row) > kind and row[kind] == "vil":
+                if len(row) > kind and row[kind] in types:
                     yield {column: row[place] if place < len(row) else "" for column, place in places.items()}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(path, error) from error

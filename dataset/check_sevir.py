@@ -20,10 +20,10 @@ from dataset.catalog import (
     SCHEMES,
     UNREADABLE,
     Event,
+    catalog_rows,
     files_root,
     is_inside,
     parse,
-    vil_rows,
 )
 from dataset.check_report import Fault, Report
 from dataset.check_signs import (
@@ -72,7 +72,7 @@ def check(reader: type[Sevir], data_path: str | Path, split_scheme: str = "offic
     Of two events that share data the one of the later split is not at fault.
     """
     root, splits = files_root(data_path), SCHEMES[split_scheme]
-    rows = list(vil_rows(data_path))
+    rows = list(catalog_rows(data_path))
     events, faults, counts = _read_rows(rows, set(read_exclusions(data_path)), splits)
     sound, at_fault = _check_files(root, events, reader.event_frames)
     faults += [Fault(event.id, splits.split_of(event.time), *fault) for event, fault in at_fault]

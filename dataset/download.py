@@ -3,8 +3,9 @@
     python -m dataset.download sevir --years 2019 --out data/sevir --dry_run     lists the files and their sizes
     python -m dataset.download sevir --years 2019 --out data/sevir
 
-gives `CATALOG.csv` and `data/vil/2019/*.h5` in the folder, as `--data_path data/sevir` expects them. All years of VIL
-are about 110 GB. The same command goes on after an interruption; files that are complete are left alone.
+The catalogue comes first and names the other files. The second command gives `CATALOG.csv` and `data/vil/2019/*.h5` in
+the folder, as `--data_path data/sevir` expects them. All years of VIL are about 110 GB. The same command goes on after
+an interruption; files that are complete are left alone.
 """
 
 import argparse
@@ -14,19 +15,20 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import time
 import urllib.error
 import urllib.request
-import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlsplit
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from dataset.catalog import catalog_rows, is_inside
 from utils.errors import InputError, exit_on_input_error
 from utils.files import writable_folder
 from utils.log import start_logging
@@ -40,8 +42,6 @@ ATTEMPTS = 6  # in a row that get no further
 FIRST_PAUSE = 1.0  # seconds, twice as long after each failure
 TIMEOUT = 60  # seconds without an answer
 PIECE = 2**20  # bytes
-MAX_PAGE = 2**24  # bytes of a listing page, which names at most 1000 files
-MAX_PAGES = 100
 TRANSIENT = (429, 500, 502, 503, 504)  # HTTP status: try again
 
 logger = logging.getLogger(__name__)
@@ -49,9 +49,9 @@ T = TypeVar("T")
 
 
 class RemoteFile(NamedTuple):
-    """One object of a bucket."""
+    """A file on the server."""
 
-    key: str  # its name, checked to stay inside a folder
+    key: str  # its path below the server's address and below the output folder
     size: int  # bytes
     etag: str  # changes when the content does; may be empty
 
@@ -60,32 +60,52 @@ class _TryAgainError(Exception):
     """The server or the network failed in a way that may pass."""
 
 
-def list_files(base_url: str, prefix: str) -> list[RemoteFile]:
-    """All files of a bucket whose names begin with `prefix`, by ListObjectsV2 without credentials.
+def look_up(base_url: str, key: str) -> RemoteFile:
+    """Size and version of a file on the server; raises `InputError` if the server does not tell them."""
+    size, etag = _persistently(partial(_ask, f"{base_url}/{quote(key)}"))
+    if not re.fullmatch("[0-9]{1,15}", size):
+        raise InputError(f"{base_url} does not tell the size of {key}; check --url.")
+    return RemoteFile(key, int(size), etag if re.fullmatch('"[0-9a-zA-Z-]+"', etag) else "")
 
-    Raises `InputError` if the server cannot be reached, or answers with anything but names below `prefix`.
+
+def _ask(url: str) -> tuple[str, str]:
+    with _open(url, {}, "HEAD") as response:
+        return response.headers.get("Content-Length", ""), response.headers.get("ETag", "")
+
+
+def find_files(base_url: str, folder: Path, types: Sequence[str], years: Sequence[int]) -> list[RemoteFile]:
+    """The catalogue, which is downloaded to the folder, and the files of some types and years that it names.
+
+    Raises `InputError` if the server cannot be reached, has no such files, or names one outside the data folder.
     """
-    files, token = [], None
-    for _ in range(MAX_PAGES):
-        query = {"list-type": "2", "prefix": prefix} | ({"continuation-token": token} if token else {})
-        page = _parse(_persistently(partial(_get_page, f"{base_url}/?{urlencode(query)}")), base_url)
-        for entry in page.iterfind("Contents"):
-            file = _file_of(entry, base_url)
-            if file.key.endswith("/"):
-                continue  # a marker that stands for a folder
-            _check_key(file.key, prefix, base_url)
-            files.append(file)
-        if page.findtext("IsTruncated") != "true":
-            return files
-        token = page.findtext("NextContinuationToken")
-    raise InputError(f"{base_url} lists {prefix} on more than {MAX_PAGES} pages; check --url.")
+    catalog = look_up(base_url, CATALOG)
+    path = fetch(base_url, catalog, folder)
+    try:
+        names = {row["file_name"] for row in catalog_rows(folder, types)}
+    except InputError as error:
+        path.unlink()  # so that the next command asks for it again
+        raise InputError(f"{base_url} answers with no catalogue; check --url: {error}") from None
+    return [catalog, *(look_up(base_url, f"data/{name}") for name in _select(names, types, years))]
+
+
+def _select(names: set[str], types: Sequence[str], years: Sequence[int]) -> list[str]:
+    """The names of some types and years, in their order."""
+    found: list[str] = []
+    for prefix in dict.fromkeys(f"{kind}/{year}/" for kind in types for year in years):
+        below = sorted(name for name in names if name.startswith(prefix))
+        if not below:
+            raise InputError(f"{CATALOG} names no file {prefix}*; choose other --years or --types.")
+        found += below
+    if unsafe := [name for name in found if not (is_inside(name) and name.isprintable())]:
+        raise InputError(f"{CATALOG} names a file {unsafe[0]!r}, which is not safe to write; check --url.")
+    return found
 
 
 def fetch(base_url: str, file: RemoteFile, out: Path, progress: Callable[[int], object] = lambda _: None) -> Path:
     """Download a file to `out/<key>`, or go on with its part that is there; returns the path.
 
     `progress` is told how many bytes more are there, or fewer if the server begins again. Raises `InputError` if the
-    server gives up, the file has another size than listed, or the disk cannot take it.
+    server gives up, the file is larger than announced, or the disk cannot take it.
     """
     path = out / file.key
     if path.is_file() and path.stat().st_size == file.size:
@@ -108,7 +128,6 @@ def fetch(base_url: str, file: RemoteFile, out: Path, progress: Callable[[int], 
 
 def download(base_url: str, files: list[RemoteFile], out: Path) -> None:
     """Download the files in their order, with a progress bar; raises `InputError`, also if the disk is too small."""
-    out = writable_folder(out, "the download")
     missing = sum(file.size - _there(out, file) for file in files)
     free = shutil.disk_usage(out).free
     if missing > free:
@@ -117,13 +136,18 @@ def download(base_url: str, files: list[RemoteFile], out: Path) -> None:
             "--out."
         )
     total = sum(file.size for file in files)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="downloading", disable=None) as bar:
+        for file in files:
+            fetch(base_url, file, out, bar.update)
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[Path]:
+    """Create the output folder if needed, and keep other downloads out of it."""
+    out = writable_folder(out, "the download")
     try:
-        with (
-            FileLock(out / ".download.lock", timeout=0),
-            tqdm(total=total, unit="B", unit_scale=True, desc="downloading", disable=None) as bar,
-        ):
-            for file in files:
-                fetch(base_url, file, out, bar.update)
+        with FileLock(out / ".download.lock", timeout=0):
+            yield out
     except Timeout:
         raise InputError(f"another download to {out} is running; wait for it or choose another --out.") from None
 
@@ -144,7 +168,7 @@ def _receive(base_url: str, file: RemoteFile, target, progress: Callable[[int], 
     have = target.tell()
     if have > file.size:
         target.truncate(0)
-        raise InputError(f"{file.key} is larger than the {file.size} bytes that {base_url} lists; start again.")
+        raise InputError(f"{file.key} is larger than the {file.size} bytes that {base_url} announced; start again.")
     if have < file.size:
         raise _TryAgainError(f"{file.key} ends after {have} of {file.size} bytes")
 
@@ -171,10 +195,10 @@ def _persistently(action: Callable[[], T], position: Callable[[], int] = lambda:
 
 
 @contextlib.contextmanager
-def _open(url: str, headers: dict[str, str]) -> Iterator[http.client.HTTPResponse]:
+def _open(url: str, headers: dict[str, str], method: str = "GET") -> Iterator[http.client.HTTPResponse]:
     """A response with its body to read; raises `_TryAgainError`, or `InputError` for what will not pass."""
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers, method=method), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in TRANSIENT:
@@ -197,45 +221,6 @@ def _read(response: http.client.HTTPResponse, size: int) -> bytes:
         return error.partial
     except (OSError, http.client.HTTPException) as error:
         raise _TryAgainError(f"the connection failed ({error})") from None
-
-
-def _get_page(url: str) -> bytes:
-    with _open(url, {}) as response:
-        page = _read(response, MAX_PAGE + 1)
-    if len(page) > MAX_PAGE:
-        raise InputError(f"{url} answers with more than {format_bytes(MAX_PAGE)}; check --url.")
-    return page
-
-
-def _parse(page: bytes, base_url: str) -> ET.Element:
-    """The root of a listing, names without their namespace."""
-    try:
-        text = page.decode("utf-8")
-        if "<!" in text:  # document types and entities, which a listing has no use for and an attacker has
-            raise ValueError("it declares a document type")
-        root = ET.fromstring(text)
-    except (ValueError, ET.ParseError) as error:
-        raise InputError(f"{base_url} does not answer with a bucket's listing ({error}); check --url.") from None
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-    if root.tag != "ListBucketResult":
-        raise InputError(f"{base_url} does not answer with a bucket's listing but with <{root.tag}>; check --url.")
-    return root
-
-
-def _file_of(entry: ET.Element, base_url: str) -> RemoteFile:
-    size = entry.findtext("Size", "")
-    if not re.fullmatch("[0-9]{1,15}", size):
-        raise InputError(f"{base_url} lists a file without a size; check --url.")
-    etag = entry.findtext("ETag", "")
-    return RemoteFile(entry.findtext("Key", ""), int(size), etag if re.fullmatch('"[0-9a-zA-Z-]+"', etag) else "")
-
-
-def _check_key(key: str, prefix: str, base_url: str) -> None:
-    """Refuse a name that would not become a file below the output folder."""
-    plain = key.startswith(prefix) and re.fullmatch(r"[\w.+=@-]+(/[\w.+=@-]+)*", key, re.ASCII)
-    if not plain or not {".", ".."}.isdisjoint(key.split("/")):
-        raise InputError(f"{base_url} lists a file named {key!r}, which is not safe to write; check --url.")
 
 
 def _there(out: Path, file: RemoteFile) -> int:
@@ -297,23 +282,18 @@ def _base_of(url: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """List the files, then download them."""
+    """Download the catalogue, list the files that it names, and download them."""
     args = build_parser().parse_args(arguments)
     base_url = _base_of(args.url)
-    files: list[RemoteFile] = []
-    prefixes = [CATALOG, *(f"data/{kind}/{year}/" for kind in args.types for year in args.years)]
-    for prefix in dict.fromkeys(prefixes):
-        found = list_files(base_url, prefix)
-        if not found:
-            raise InputError(f"{base_url} has no file {prefix}*; check --url.")
-        files += found
-    if args.dry_run:
-        for file in files:
-            logger.info("%10s  %s", format_bytes(file.size), file.key)
-    logger.info("%d files, %s", len(files), format_bytes(sum(file.size for file in files)))
-    if not args.dry_run:
-        download(base_url, files, args.out)
-        logger.info("%s is complete", args.out)
+    with tempfile.TemporaryDirectory() if args.dry_run else _alone_in(args.out) as out:
+        files = find_files(base_url, Path(out), args.types, args.years)
+        if args.dry_run:
+            for file in files:
+                logger.info("%10s  %s", format_bytes(file.size), file.key)
+        logger.info("%d files, %s", len(files), format_bytes(sum(file.size for file in files)))
+        if not args.dry_run:
+            download(base_url, files, args.out)
+            logger.info("%s is complete", args.out)
 
 
 if __name__ == "__main__":

@@ -34,31 +34,23 @@ OF_DATA = ("dataset", "split", "scale")
 OF_BACKBONE = ("backbone", "backbone_options", "img_channel", "img_size", "frames_in", "frames_out")
 
 SPLITS = ("official", "benchmark")
-MAX_ARGUMENTS = 2**16  # bytes of an argument file
 TIMESTEPS = 1000  # of the diffusion process
 MAX_MEMBERS = 500  # the scores of ranks take a gigabyte then, and memory as the cube of the members
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads arguments from `@file` too: a regular UTF-8 file of at most MAX_ARGUMENTS bytes that includes no other."""
+    """Reads arguments from `@file` too: several a line, `#` begins a comment."""
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        return arg_line.split("#")[0].split()
 
     def parse_known_args(self, args=None, namespace=None):
-        arguments = []
-        for argument in sys.argv[1:] if args is None else args:
-            arguments += self._read_file(Path(argument[1:])) if argument.startswith("@") else [argument]
-        return super().parse_known_args(arguments, namespace)
-
-    def _read_file(self, path: Path) -> list[str]:
+        args = sys.argv[1:] if args is None else args
         try:
-            if not path.is_file() or path.stat().st_size > MAX_ARGUMENTS:
-                self.error(f"@{path} is no argument file: it must be a text file of at most {MAX_ARGUMENTS} bytes")
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            self.error(f"@{path} cannot be read: {error}")
-        arguments = [argument for line in lines for argument in line.split("#")[0].split()]
-        if inner := [argument for argument in arguments if argument.startswith("@")]:
-            self.error(f"@{path} includes {inner[0]}: an argument file cannot include another")
-        return arguments
+            return super().parse_known_args(args, namespace)
+        except (ValueError, RecursionError) as error:  # of a file that is no text, or that includes itself
+            files = ", ".join(word for word in args if word.startswith("@"))
+            self.error(f"can't read arguments from {files}: {error}")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -74,6 +66,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=HelpFormatter,
         allow_abbrev=False,
+        fromfile_prefix_chars="@",
     )
 
     for title, add_arguments in {

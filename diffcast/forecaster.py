@@ -79,8 +79,7 @@ class Architecture:
     def from_metadata(cls, metadata: dict) -> "Architecture":
         """The architecture in a checkpoint's metadata; raises `InputError` if there is none."""
         try:
-            stored = {"residual_scale": 1.0} | metadata["architecture"]  # which early checkpoints do not tell
-            fields = {name: stored[name] for name in cls.__dataclass_fields__}
+            fields = {name: metadata["architecture"][name] for name in cls.__dataclass_fields__}
             found = cls(**fields | {name: tuple(fields[name]) for name in ("frame_shape", "dim_mults")})
         except (KeyError, TypeError):
             raise InputError("the checkpoint does not say which network its weights belong to.") from None

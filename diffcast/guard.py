@@ -112,9 +112,8 @@ class Guard:
         return {"skipped": self.skipped, "bad_in_a_row": self.in_a_row, "overflows": self.overflows}
 
     def load_state(self, state: dict[str, int]) -> None:
-        """Go on from `state`, of which checkpoints of earlier versions lack some."""
-        self.skipped, self.in_a_row = state.get("skipped", 0), state.get("bad_in_a_row", 0)
-        self.overflows = state.get("overflows", 0)
+        """Go on from the `state` of a checkpoint."""
+        self.skipped, self.in_a_row, self.overflows = state["skipped"], state["bad_in_a_row"], state["overflows"]
 
     def _is_bad(self, step: StepLosses) -> bool:
         if not all(math.isfinite(loss) for losses in step.batches for loss in losses):

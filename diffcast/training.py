@@ -335,7 +335,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.stale = state["step"], state["best"], state["stale"]
         self.saved = self.step if path.resolve().parent == self.checkpoints.resolve() else None
-        self.pending = state.get("pending", False)  # not in checkpoints of format 1
+        self.pending = state["pending"]
         self.guard.load_state(state)
         self.buffers = Buffers(self.accelerator.unwrap_model(self.model))
         if self.best < math.inf:

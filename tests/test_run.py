@@ -12,6 +12,7 @@ import run
 from diffcast.arguments import build_parser, check, evaluation_settings, training_settings
 from diffcast.schedule import describe_length, total_steps
 from tests.tiny import arguments, read_losses, run_py
+from utils.errors import InputError
 from utils.preemption import MARKER
 
 
@@ -84,6 +85,22 @@ def test_arguments_come_from_a_file(storm_folder, tmp_path, capsys):
     (tmp_path / "my.args").write_text("# a comment\n--img_size 16  # pixels\n--dim 24\n")
     run.main(arguments(storm_folder, tmp_path, f"@{tmp_path}/my.args", "--dry_run"))
     assert "dim: 24" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "No such file"), (b"\xff\xfe\x00binary", "can't decode"), (b"--use_diff\n@my.args\n@my.args\n", "my.args")],
+    ids=["missing", "binary", "includes itself"],
+)
+def test_a_wrong_argument_file_is_one_sentence(content, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if content:
+        (tmp_path / "my.args").write_bytes(content)
+    with pytest.raises(SystemExit, match="2"):
+        run.main(["@my.args"])
+    error = capsys.readouterr().err
+    assert told in error.splitlines()[-1]
+    assert "my.args" in error.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -165,20 +182,14 @@ BAD_ARGUMENTS = {
     "missing checkpoint": ("--eval --ckpt_milestone 77", "77"),
     "nothing to train": ("--backbone persistence --backbone_options", "no weights to train"),
     "batch larger than the data": ("--batch_size 100", "45 sequences"),
-    "freezing random weights": ("--use_diff --freeze_backbone", "--backbone_ckpt"),
     "tracker that is not installed": ("--log_with wandb", "pip install wandb"),
-    "zero members": ("--members 0", "--members"),
     "too many members": ("--use_diff --members 20000", "--members must lie between 1 and 500, not 20000"),
     "members of one forecast": (
         "--members 4",
         "--members 4: simvp alone makes one forecast; add --use_diff or --dress",
     ),
     "no sequences to score": ("--eval_sequences 0", "--eval_sequences"),
-    "negative learning rate": ("--lr -1", "--lr"),
     "learning rate that is no number": ("--lr nan", "--lr"),
-    "huge seed": (f"--seed {2**64}", "--seed"),
-    "huge number": (f"--batch_size {10**20}", f"--batch_size {10**20} is too large"),
-    "huge number in a list": (f"--use_diff --dim_mults 1 {10**20}", f"--dim_mults {10**20} is too large"),
     "more memory than there is": ("--use_diff --dim 1000000", "this needs more memory than there is"),
     "empty level": ("--use_diff --dim_mults 0 1", "dim_mults must be positive"),
     "option that is no number": ("--backbone_options spatial_width=wide", "spatial_width"),
@@ -204,7 +215,16 @@ def test_mistakes_get_one_sentence_and_leave_nothing(words, told, storm_folder, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", ["--dataset radar", "--scheduler step", "--batch_size many", "--no_such_flag"])
+def test_every_whole_number_has_a_largest_value():
+    options = {action.option_strings[0] for action in build_parser("")._actions if action.type is int}
+    for option in options - {"--num_workers"}:  # of which there are no more than processors
+        args = build_parser("").parse_args(["--use_diff", option, str(10**20)])
+        with pytest.raises(InputError, match=f"{option} {10**20}|{option} .* not {10**20}"):
+            check(args)
+    assert len(options) > 20
+
+
+@pytest.mark.parametrize("words", ["--scheduler step", "--batch_size many", "--no_such_flag"])
 def test_argparse_refuses(words, storm_folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run.main(arguments(storm_folder, tmp_path, *words.split()))

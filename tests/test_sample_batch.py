@@ -121,11 +121,8 @@ def test_bad_frames_get_one_sentence(kind, weights, sequences, tmp_path, capsys)
     ("words", "told"),
     [
         ("--members 4", "is a backbone alone, which makes one forecast; leave out --members"),
-        ("--members 20000", "--members must lie between 1 and 500, not 20000"),
-        (f"--sampling_steps {10**20}", f"--sampling_steps {10**20} is too large"),
         (f"--seed {10**20}", f"--seed {10**20} is too large"),
         ("--latest /radar --watch 1e300", "--watch must lie between 0 and a million"),
-        ("--latest /radar --max_age 1e300", "--max_age must lie between 0 and a million"),
         ("--latest {frames} --now 9999-12-31T23:59", "--now must be a time such as"),
     ],
 )

@@ -8,7 +8,6 @@ A training writes, in its `checkpoints/` folder,
     best.safetensors                  averaged weights of the best validation so far
 
 Safetensors files carry a SHA-256 of their content in their own header, so that they verify when they travel alone.
-Format 1 had neither hashes nor manifests; it is still read, unverified.
 """
 
 import contextlib
@@ -75,8 +74,8 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Weights and metadata of `save_weights`; raises `InputError` if the file is missing, damaged or foreign."""
     with _opened(path) as (file, described):
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    metadata, version, written = _split(path, described)
-    if (version > 1 or written is not None) and written != _hash_of(weights, metadata):
+    metadata = _metadata_of(path, described)
+    if described.get(_HASH_KEY) != _hash_of(weights, metadata):
         raise DamagedError(f"checkpoint {path} is damaged: its SHA-256 is not the one that was written.")
     return weights, metadata
 
@@ -84,7 +83,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
 def load_metadata(path: Path) -> dict:
     """Metadata of `save_weights` alone, unverified."""
     with _opened(path) as (_, described):
-        return _split(path, described)[0]
+        return _metadata_of(path, described)
 
 
 @contextlib.contextmanager
@@ -108,28 +107,26 @@ def _described(path: Path, file: safe_open) -> dict:
     return described
 
 
-def _split(path: Path, described: dict) -> tuple[dict, int, str | None]:
-    """Metadata as they were given, format version, hash."""
-    version = _format_of(path, described)
-    metadata = {name: value for name, value in described.items() if name not in (_FORMAT_KEY, _HASH_KEY)}
-    return metadata, version, described.get(_HASH_KEY)
+def _metadata_of(path: Path, described: dict) -> dict:
+    """Metadata as they were given."""
+    _check_format(path, described)
+    return {name: value for name, value in described.items() if name not in (_FORMAT_KEY, _HASH_KEY)}
 
 
 def _foreign(path: Path) -> InputError:
     return InputError(f"checkpoint {path} was not written by this project: it lacks its settings.")
 
 
-def _format_of(path: Path, header: dict) -> int:
-    """The format version in a header or manifest; raises `InputError` if it is of the future."""
-    version = str(header.get(_FORMAT_KEY, 1))
-    if not version.isdecimal():
-        raise DamagedError(f"checkpoint {path} is damaged: its format version is {version!r}.")
-    if int(version) > FORMAT:
+def _check_format(path: Path, header: dict) -> None:
+    """Raise `InputError` for a header or manifest of a future format, `DamagedError` for one of none that ever was."""
+    version = header.get(_FORMAT_KEY)
+    if type(version) is int and version > FORMAT:
         raise InputError(
             f"checkpoint {path} has format {version}, and this version of DiffCast reads formats up to {FORMAT}: "
             "use the version that wrote it, or a newer one."
         )
-    return int(version)
+    if version != FORMAT:
+        raise DamagedError(f"checkpoint {path} is damaged: its format version is {version!r}.")
 
 
 def _hash_of(weights: dict[str, Tensor], metadata: dict) -> str:
@@ -227,8 +224,6 @@ def _reason(error: BaseException) -> str:
 def verify(path: Path) -> None:
     """Compare a `ckpt-<step>` folder with its manifest; raises `DamagedError` if something is missing or differs."""
     manifest = _read_manifest(path)
-    if manifest is None:
-        return
     for name in (WEIGHTS, TRAINING):
         expected = manifest.get(name)
         try:
@@ -240,27 +235,18 @@ def verify(path: Path) -> None:
             raise DamagedError(f"checkpoint {path} is damaged: the {what} of {name} differ from its {MANIFEST}.")
 
 
-def _read_manifest(path: Path) -> dict | None:
-    """What a checkpoint's files should be; None for format 1, which does not say."""
+def _read_manifest(path: Path) -> dict:
+    """What a checkpoint's files should be."""
     try:
         with (path / MANIFEST).open("rb") as file:
             manifest = json.loads(file.read(_LARGEST_MANIFEST))
-    except FileNotFoundError:
-        try:
-            with _opened(path / WEIGHTS) as (_, described):
-                first_format = _format_of(path, described) == 1
-        except InputError as error:
-            raise DamagedError(str(error)) from None
-        if first_format:
-            return None
-        raise DamagedError(f"checkpoint {path} is damaged: it has lost its {MANIFEST}.") from None
     except OSError as error:
         raise DamagedError(f"checkpoint {path} is damaged: {MANIFEST}: {error.strerror}.") from None
     except (ValueError, RecursionError):
         manifest = None
     if not (isinstance(manifest, dict) and isinstance(manifest.get("files"), dict)):
         raise DamagedError(f"checkpoint {path} is damaged: its {MANIFEST} is not what was written.")
-    _format_of(path, manifest)
+    _check_format(path, manifest)
     return manifest["files"]
 
 

@@ -124,7 +124,6 @@ def store_chunk(file, number, content):
     ("spoil", "kind"),
     [
         (lambda file, number: replace(file, number, None), "window is missing"),
-        (lambda file, number: replace(file, number, np.zeros((24, *SHAPE), np.uint8)), "another type or shape"),
         (lambda file, number: replace(file, number, np.zeros((25, *SHAPE), np.int16)), "another type or shape"),
         (lambda file, number: replace(file, number, np.zeros((25, 9, 9), np.uint8)), "another size than most"),
         (lambda file, number: replace(file, number, h5py.SoftLink("/train/1")), "another type or shape"),

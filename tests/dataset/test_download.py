@@ -1,13 +1,13 @@
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
 
 from dataset import download
-from dataset.download import RemoteFile, fetch, list_files, main
+from dataset.download import RemoteFile, fetch, look_up, main
 from utils.errors import InputError
 
 H5 = "data/vil/2019/SEVIR_VIL_STORMEVENTS_2019_0101_0630.h5"
@@ -16,22 +16,31 @@ CONTENT = np.random.default_rng(0).bytes(50_000)
 
 
 class Bucket(BaseHTTPRequestHandler):
-    """A bucket with pages of two names, and faults to order; `requests` says what was asked for."""
+    """A server of files, with faults to order; `requests` says which contents were asked for."""
 
     def log_message(self, *_):
         pass
 
+    def do_HEAD(self):
+        content = self.server.files.get(unquote(self.path[1:]))
+        if self.server.location or content is None:
+            self.refuse()
+        else:
+            self.answer(200, b"", {"Content-Length": len(content), "ETag": self.server.etag} | self.server.told)
+
     def do_GET(self):
-        server, parts = self.server, urlsplit(self.path)
-        server.requests.append((unquote(parts.path), self.headers.get("Range")))
+        server, path = self.server, unquote(urlsplit(self.path).path)
+        server.requests.append((path, self.headers.get("Range")))
         if server.failures:
             self.send_error(server.failures.pop(0))
-        elif server.location:
-            self.answer(302, b"", {"Location": server.location + self.path})
-        elif parts.path == "/":
-            self.answer(200, server.page(parse_qs(parts.query)))
-        elif unquote(parts.path[1:]) in server.files:
-            self.send_file(server.files[unquote(parts.path[1:])])
+        elif server.location or path[1:] not in server.files:
+            self.refuse()
+        else:
+            self.send_file(server.files[path[1:]])
+
+    def refuse(self):
+        if self.server.location:
+            self.answer(302, b"", {"Location": self.server.location + self.path})
         else:
             self.send_error(404)
 
@@ -42,7 +51,7 @@ class Bucket(BaseHTTPRequestHandler):
             start, status = int(wanted[1]), 206
         where = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if status == 206 else {}
         cut = self.server.cuts.pop(0) if self.server.cuts else None
-        self.answer(status, content[start:], where, cut)
+        self.answer(status, content[start:], where | {"ETag": self.server.etag}, cut)
 
     def answer(self, status, body, headers=None, cut=None):
         self.send_response(status)
@@ -52,31 +61,29 @@ class Bucket(BaseHTTPRequestHandler):
         self.wfile.write(body[:cut])
 
 
+def catalogue(*names) -> bytes:
+    """A catalogue with a row for each file."""
+    rows = [f"S{i},{name},{i},{name.partition('/')[0]},2019-01-01 00:00:00,0" for i, name in enumerate(names)]
+    return "\n".join(["id,file_name,file_index,img_type,time_utc,pct_missing", *rows, ""]).encode()
+
+
 class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Bucket)
-        self.files = {"CATALOG.csv": b"id,file_name\n", "data/vil/2019/": b"", H5: CONTENT, OTHER_H5: CONTENT[:99]}
-        self.files |= {"data/vil/2018/SEVIR_2018.h5": b"2018", "data/vis/2019/SEVIR_VIS.h5": b"vis"}
+        self.files = {
+            H5: CONTENT,
+            OTHER_H5: CONTENT[:99],
+            "data/vil/2018/SEVIR.h5": b"2018",
+            "data/vis/2019/V.h5": b"vis",
+        }
+        self.files["CATALOG.csv"] = catalogue(*(name.removeprefix("data/") for name in [OTHER_H5, *self.files]))
         self.etag, self.ranges = '"abc-7"', True
         self.failures, self.cuts, self.requests = [], [], []  # HTTP statuses; bytes after which a body ends
-        self.listing, self.location = "{}", ""  # where requests are sent on to
+        self.told, self.location = {}, ""  # headers about a file; where requests are sent on to
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
-
-    def page(self, query) -> bytes:
-        keys = sorted(key for key in self.files if key.startswith(query["prefix"][0]))
-        start = int(query.get("continuation-token", "0")[0])
-        entries = "".join(
-            f"<Contents><Key>{key}</Key><Size>{len(self.files[key])}</Size><ETag>{self.etag}</ETag></Contents>"
-            for key in keys[start : start + 2]
-        )
-        more = start + 2 < len(keys)
-        end = f"<NextContinuationToken>{start + 2}</NextContinuationToken>" if more else ""
-        body = f"<IsTruncated>{str(more).lower()}</IsTruncated>{end}{entries}"
-        xml = f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{body}</ListBucketResult>'
-        return ('<?xml version="1.0" encoding="UTF-8"?>' + self.listing.format(xml)).encode()
 
 
 @pytest.fixture
@@ -105,31 +112,25 @@ def test_catalogue_and_files_of_the_year_arrive_and_a_second_run_asks_for_none(s
     command(server, tmp_path)
     assert below(tmp_path) == {"CATALOG.csv", H5, OTHER_H5}
     assert (tmp_path / H5).read_bytes() == CONTENT
-    asked = [path for path, _ in server.requests if path != "/"]
+    asked = [path for path, _ in server.requests]
     assert asked == ["/CATALOG.csv", f"/{H5}", f"/{OTHER_H5}"]
     server.requests.clear()
     command(server, tmp_path)
-    assert {path for path, _ in server.requests} == {"/"}
+    assert server.requests == []
 
 
 def test_a_dry_run_lists_sizes_and_writes_nothing(server, tmp_path, caplog):
     caplog.set_level("INFO")
     command(server, tmp_path / "out", "--dry_run")
     assert f"50 kB  {H5}" in caplog.text
-    assert "3 files, 50.1 kB" in caplog.text
+    assert "3 files, 50.5 kB" in caplog.text
     assert not (tmp_path / "out").exists()
 
 
 def test_a_year_that_is_named_twice_counts_once(server, tmp_path, caplog):
     caplog.set_level("INFO")
     command(server, tmp_path, "--dry_run", "--years", "2019", "2019")
-    assert "3 files, 50.1 kB" in caplog.text
-
-
-def test_a_listing_of_several_pages_is_read_to_its_end(server):
-    names = [f"data/vil/2017/{n}.h5" for n in range(5)]
-    server.files |= dict.fromkeys(names, b"x")
-    assert [file.key for file in list_files(server.url, "data/vil/2017/")] == names
+    assert "3 files, 50.5 kB" in caplog.text
 
 
 def test_a_broken_connection_continues_with_the_missing_bytes(server, remote, tmp_path):
@@ -182,7 +183,7 @@ def test_passing_failures_are_outlasted_and_lasting_ones_told(server, remote, tm
     assert server.requests[-1] == ("/data/none.h5", None)
 
 
-def test_a_file_larger_than_listed_is_refused(server, remote, tmp_path):
+def test_a_file_larger_than_announced_is_refused(server, remote, tmp_path):
     with pytest.raises(InputError, match="larger than the 40000 bytes"):
         fetch(server.url, remote._replace(size=40_000), tmp_path)
     assert not (tmp_path / H5).exists()
@@ -194,42 +195,28 @@ def test_a_server_that_is_not_there_is_one_sentence(tmp_path, server):
         command(server, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "key", ["data/vil/../../../x", "data//x.h5", "data/./x.h5", "data/a\\b.h5", "data/a\tb.h5", "../x", "/etc/x"]
-)
-def test_a_name_that_leaves_the_folder_is_refused(server, key):
-    server.files = {key: b"evil"}
-    with pytest.raises(InputError, match="not safe to write"):
-        list_files(server.url, key[:2])
-
-
-def test_a_name_that_was_not_asked_for_is_refused(server, tmp_path):
-    server.listing = "<ListBucketResult><Contents><Key>data/x</Key><Size>1</Size></Contents></ListBucketResult>"
+@pytest.mark.parametrize("name", ["vil/2019/../../../x", "vil/2019/\\..\\x", "vil/2019/a\tb.h5"])
+def test_a_name_that_leaves_the_folder_is_refused(server, tmp_path, name):
+    server.files["CATALOG.csv"] = catalogue(name)
     with pytest.raises(InputError, match="not safe to write"):
         command(server, tmp_path)
+    assert below(tmp_path) == {"CATALOG.csv"}
 
 
-@pytest.mark.parametrize(
-    ("listing", "message"),
-    [
-        ('<!DOCTYPE a [<!ENTITY b "c">]>{}', "declares a document type"),
-        ("<Error><Code>AccessDenied</Code></Error>", "but with <Error>"),
-        ("no xml {}", "bucket's listing"),
-        (" " * 2000 + "{}", "more than 1 kB"),
-    ],
-)
-def test_an_answer_that_is_no_listing_is_refused(server, tmp_path, monkeypatch, listing, message):
-    server.listing = listing
-    monkeypatch.setattr(download, "MAX_PAGE", 1000)
-    with pytest.raises(InputError, match=message):
+@pytest.mark.parametrize("content", [b"", b"<html>Sign in</html>", b"\xff\xfe\0"])
+def test_an_answer_that_is_no_catalogue_is_refused_and_not_kept(server, tmp_path, content):
+    server.files["CATALOG.csv"] = content
+    with pytest.raises(InputError, match=r"answers with no catalogue; check --url: .*CATALOG\.csv"):
         command(server, tmp_path)
+    assert below(tmp_path) == set()
 
 
-def test_a_listing_without_end_is_refused(server, monkeypatch):
-    monkeypatch.setattr(download, "MAX_PAGES", 3)
-    server.files |= {f"data/vil/2017/{n}.h5": b"x" for n in range(9)}
-    with pytest.raises(InputError, match="more than 3 pages"):
-        list_files(server.url, "data/vil/2017/")
+def test_a_year_that_the_catalogue_lacks_and_a_size_that_is_not_told_are_one_sentence(server, tmp_path):
+    with pytest.raises(InputError, match=r"names no file vil/2017/\*"):
+        command(server, tmp_path, "--years", "2017")
+    server.told = {"Content-Length": "many"}
+    with pytest.raises(InputError, match=r"does not tell the size of CATALOG\.csv"):
+        command(server, tmp_path)
 
 
 def test_a_disk_that_is_too_small_is_known_before_the_download(server, tmp_path, monkeypatch):
@@ -237,7 +224,7 @@ def test_a_disk_that_is_too_small_is_known_before_the_download(server, tmp_path,
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InputError, match=r"has 1 kB free, 50\.1 kB are needed"):
         command(server, tmp_path)
-    assert below(tmp_path) == set()
+    assert below(tmp_path) == {"CATALOG.csv"}
 
 
 def test_a_disk_that_fills_up_is_one_sentence(server, remote):
@@ -274,11 +261,12 @@ def test_a_redirection_is_followed_with_the_range_and_one_in_a_circle_is_one_sen
         front.location, server.cuts = server.url, [10_000]
         assert fetch(front.url, remote, tmp_path).read_bytes() == CONTENT
         assert [asked for _, asked in server.requests] == [None, "bytes=10000-"]
+        assert look_up(front.url, H5) == remote
         front.location = front.url
         with pytest.raises(InputError, match=rf"{front.url}.* answers 302 .*; check --url\.") as caught:
-            list_files(front.url, "data/")
+            look_up(front.url, H5)
         front.location = "http://[::1"
         with pytest.raises(InputError, match="leads to no address"):
-            list_files(front.url, "data/")
+            look_up(front.url, H5)
         front.shutdown()
     assert "\n" not in str(caught.value)

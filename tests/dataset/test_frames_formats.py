@@ -240,9 +240,7 @@ def test_spellings_of_units_are_the_same(archive, stored, typed):
     assert_holds(archive, [[0, 45]])
 
 
-@pytest.mark.parametrize(
-    ("stored", "typed"), [("kg m-2", "mm/h"), ("mm", "dBZ"), ("m s-1", "mm/h"), ("mm/h", "mm"), ("mm/day", "mm/h")]
-)
+@pytest.mark.parametrize(("stored", "typed"), [("kg m-2", "mm/h"), ("mm", "dBZ"), ("mm/h", "mm"), ("mm/day", "mm/h")])
 def test_units_that_contradict_are_refused_and_both_named(archive, stored, typed):
     write(archive, np.int16([[0, 45]]), {"units": stored, "scale_factor": 0.05}, NETCDF)
     configured(archive, units=typed)

@@ -243,7 +243,6 @@ def test_a_broken_meteonet_file_is_named_and_nothing_is_left(tmp_path, write, me
 @pytest.mark.parametrize(
     "write",
     [
-        lambda path: path.write_bytes(b"no picture"),
         lambda path: path.write_bytes(path.read_bytes()[:-30]),
         lambda path: Image.new("RGB", SHAPE[::-1]).save(path),
         lambda path: Image.new("I;16", SHAPE[::-1]).save(path),

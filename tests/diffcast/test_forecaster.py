@@ -36,13 +36,6 @@ def test_a_forecaster_is_rebuilt_from_its_file(saved):
     assert all(torch.equal(value, weights[name]) for name, value in rebuilt.state_dict().items())
 
 
-def test_checkpoints_from_before_the_residual_had_a_scale_are_read(tmp_path, saved):
-    path, described = tmp_path / "early.safetensors", TINY.to_metadata()
-    del described["residual_scale"]
-    save_weights(path, saved[0].state_dict(), {"architecture": described})
-    assert load_forecaster(path)[1] == TINY
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -56,7 +56,7 @@ def common_ids(evaluations: Sequence[Evaluation]) -> list[str]:
     """The sequences that all evaluations score, sorted. Raises `InputError` if they score different ones."""
     first, *others = evaluations
     for other in others:
-        source, its = ({"offset": 0.0} | evaluation.source for evaluation in (first, other))
+        source, its = (evaluation.source for evaluation in (first, other))
         for key in SAME:
             if source.get(key) != its.get(key):
                 raise InputError(
@@ -105,7 +105,7 @@ def replicated_scores(entry: Entry, ids: Sequence[str], weights: np.ndarray) -> 
 def compared_score(entry: Entry) -> ScoreGroup:
     """An empty score of all that is compared."""
     source = entry.evaluation.source
-    steps = [threshold - source.get("offset", 0) for threshold in source["thresholds"]]
+    steps = [threshold - source["offset"] for threshold in source["thresholds"]]
     parts = Scores(source["scale"], steps, source["frames_out"], entry.members).parts
     return ScoreGroup(source["frames_out"], {name: parts[name] for name in PARTS})
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from utils.errors import InputError
-from utils.report.schema import SchemaError, check_metrics
 
 METRICS = "metrics.json"
 PARTS = "sequences/part-*.npz"
+OF_SOURCE = ("scale", "offset", "interval", "thresholds", "frames_out")  # what no report can do without
 LEARNT = ("trend", "dressed")  # forecasts that have weights, besides the evaluated one
 OF_DIFFUSION = ("sampler", "sampling_steps", "precision", "forecast_precision", "compile")
 OF_ENSEMBLES = ("seed", "members", "dress")
@@ -68,7 +68,7 @@ class Evaluation:
             raise InputError(
                 f"the parts in {self.folder} repeat sequences; delete {PARTS} and evaluate that run again."
             )
-        expected = self.metrics.get("sequences", len(events))
+        expected = self.metrics.get("sequences")
         if len(events) != expected:
             raise InputError(
                 f"the parts in {self.folder} hold {len(events)} sequences, but {METRICS} was computed from {expected}; "
@@ -138,11 +138,18 @@ def load_evaluation(folder: Path) -> Evaluation:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}); evaluate that run again.") from None
-    try:
-        check_metrics(metrics)
-    except SchemaError as error:
-        raise InputError(f"{path} {error}; evaluate that run again.") from None
+    if fault := _fault_of(metrics):
+        raise InputError(f"{path} is no result of an evaluation: it {fault}; evaluate that run again.")
     return Evaluation(folder, metrics)
+
+
+def _fault_of(metrics: object) -> str:
+    """What parsed JSON lacks of a `metrics.json` of ours; nothing if it looks like one."""
+    scores, source = (metrics.get(key) if isinstance(metrics, dict) else None for key in ("scores", "source"))
+    if not (isinstance(scores, dict) and scores and all(isinstance(each, dict) for each in scores.values())):
+        return 'lacks "scores", a table for each forecast'
+    lacking = [key for key in OF_SOURCE if not isinstance(source, dict) or key not in source]
+    return f'lacks the {", ".join(lacking)} of the "source"' if lacking else ""
 
 
 def find_entry(run: str) -> Entry:
@@ -184,22 +191,15 @@ def read_terms(
         yield [str(name) for name in ids], dict(zip(states, terms, strict=True))
 
 
-def event_of(sequence: str) -> str:
-    """The event in a sequence's name `<event>+<first frame>`; a name of another form is an event of its own."""
-    return sequence.rpartition("+")[0] or sequence
-
-
 def _sequences(path: Path, digest: str | None) -> list[tuple[str, str]]:
-    """The sequences of a part and their events, which the names tell if the part does not.
+    """The sequences of a part and their events.
 
-    Raises `InputError` unless the part carries the digest that `metrics.json` gives, if it gives one.
+    Raises `InputError` unless the part carries the digest that `metrics.json` gives.
     """
     with open_arrays(path) as file:
-        if digest is not None and str(file["evaluation"]) != digest:
+        if str(file["evaluation"]) != digest:
             raise InputError(f"{path} belongs to another evaluation; move it away and evaluate that run again.")
-        ids = [str(name) for name in file["id"]]
-        events = [str(event) for event in file["event"]] if "event" in file else map(event_of, ids)
-        return list(zip(ids, events, strict=True))
+        return list(zip(map(str, file["id"]), map(str, file["event"]), strict=True))
 
 
 def _evaluation_folder(folder: Path) -> Path:
