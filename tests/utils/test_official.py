@@ -349,7 +349,7 @@ def test_the_demo_takes_an_official_checkpoint(tmp_path, tiny_state, monkeypatch
     for t in range(5):
         Image.fromarray(np.full((128, 128), 40 * t, np.uint8)).save(inputs / f"{t}.png")
     drawn = {}
-    monkeypatch.setattr(sample_batch, "draw", lambda stem, sequence, forecasts: drawn.update(forecasts))
+    monkeypatch.setattr(sample_batch, "draw", lambda folder, sequence, forecasts, source: drawn.update(forecasts))
     path = saved(tmp_path, {"model": tiny_state})
     options = f"--seqs {inputs.parents[1]} --ckpt_milestone {path} --out {tmp_path / 'out'} --sampling_steps 1"
     sample_batch.main(options.split())
