@@ -35,22 +35,22 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
 from dataset import build_dataset
-from diffcast import arguments
-from diffcast.arguments import COURSE, LENGTH, evaluation_settings, plain_settings, training_settings
+from diffcast.commandline import arguments
+from diffcast.commandline.arguments import COURSE, LENGTH, evaluation_settings, plain_settings, training_settings
+from diffcast.commandline.summary import summarise
 from diffcast.described import Description
-from diffcast.dressed import dress
-from diffcast.evaluation import evaluate
+from diffcast.evaluation.loop import evaluate
+from diffcast.evaluation.results import data_differences, describe_source
 from diffcast.forecaster import Architecture, describe, load_forecaster_weights
+from diffcast.forecasting.dressed import dress
 from diffcast.precision import training_precision, warn_if_emulated
-from diffcast.results import data_differences, describe_source
-from diffcast.schedule import describe_length, total_steps
-from diffcast.summary import summarise
-from diffcast.training import train
-from diffcast.validation import alone_in
+from diffcast.processes import ending_loaders, patience, reporting_lost_processes, start_missing_processes
+from diffcast.training.loop import train
+from diffcast.training.settings import describe_length, total_steps
+from diffcast.training.validation import alone_in
 from utils import checkpoint
 from utils.errors import InputError, exit_on_input_error
 from utils.files import replacing, writable_folder
-from utils.launch import ending_loaders, patience, reporting_lost_processes, start_missing_processes
 from utils.log import format_table, start_logging
 from utils.preemption import MARKER, Stopped, exit_when_stopped
 from utils.provenance import provenance, sha256
@@ -61,7 +61,7 @@ TRAINING_PATIENCE = timedelta(minutes=10)  # while they train, where their work 
 
 
 def build_parser():
-    """The command line, see `diffcast.arguments`."""
+    """The command line, see `diffcast.commandline.arguments`."""
     return arguments.build_parser(__doc__)
 
 
@@ -312,7 +312,7 @@ def open_split(args, split: str):
     path = args.data_path or Path("data") / args.dataset
     if args.data_path is None and args.dataset != "synthetic" and not path.exists():
         raise InputError(
-            f"there is no {path}: name the data with --data_path, get SEVIR with python -m dataset.download sevir "
+            f"there is no {path}: name the data with --data_path, get SEVIR with python -m dataset download sevir "
             "--out data/sevir, or try --dataset synthetic, which generates storms."
         )
     return build_dataset(

@@ -30,16 +30,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dataset.frames_config import read_config
-from dataset.png import Sequence, read_sequences
+from dataset.demo_sequences import Sequence, read_sequences
+from dataset.frames.config import read_config
 from dataset.source import VIL, Source, synthetic
-from diffcast.arguments import add_sampling, check_sampling
-from diffcast.evaluation import EvaluationSettings, forecast_all, score_table
+from diffcast.commandline.arguments import add_sampling, check_sampling
+from diffcast.evaluation.loop import EvaluationSettings, forecast_all, score_table
 from diffcast.forecaster import describe, load_forecaster, place
+from diffcast.forecasting.operational import Operation
+from diffcast.forecasting.pictures import draw_case
 from diffcast.loading import generators
 from diffcast.model import DiffCast
-from diffcast.operational import Operation
-from diffcast.pictures import draw_case
 from utils.checkpoint import find_weights
 from utils.claims import own_folder
 from utils.errors import InputError, exit_on_input_error

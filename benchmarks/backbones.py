@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from diffcast.evaluation import EvaluationSettings
+from diffcast.commandline.summary import forecast_flops
+from diffcast.evaluation.loop import EvaluationSettings
 from diffcast.forecaster import Architecture, place
 from diffcast.model import DiffCast
-from diffcast.summary import forecast_flops
 from models import BACKBONES
 from utils.files import replacing
 from utils.log import format_table

@@ -18,13 +18,13 @@ from benchmarks import skill
 from benchmarks.jobs import run_together
 from benchmarks.skill_results import scores_of, training_steps
 from benchmarks.tables import interval, number, table_head, table_row
-from diffcast.results import without_nan
+from diffcast.evaluation.results import without_nan
+from diffcast.report.bootstrap import REPLICATES, differences
+from diffcast.report.evaluation import find_entry
 from utils.errors import InputError, exit_on_input_error
 from utils.files import replacing
 from utils.processors import processors
 from utils.provenance import provenance
-from utils.report.bootstrap import REPLICATES, differences
-from utils.report.evaluation import find_entry
 
 BACKBONE = "convgru"
 SCORES = {

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.packed import open_packed, pack
-from dataset.sevir import Sevir
-from dataset.synthetic import write_sevir
+from dataset.sevir.packed import open_packed, pack
+from dataset.sevir.reader import Sevir
+from dataset.synthetic.writer import write_sevir
 from diffcast.loading import TrainingBatches, load_batches
 from utils.errors import InputError, exit_on_input_error
 from utils.files import replacing

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.forecast import default_device, in_turn
 from diffcast import DiffCast
-from diffcast.arguments import parse_options
+from diffcast.commandline.arguments import parse_options
 from diffcast.forecaster import Architecture
 from tests.tiny import BACKBONES
 

@@ -84,7 +84,7 @@ def commands(bench: Bench) -> Iterator[Case]:
     data = bench.folder / "tiny"
     tiny = arguments(data, bench.folder / "tiny_runs", "--use_diff", "--num_workers", "2")
     sizes = ["--events", "12", "--size", "16", "--resolution", "16"]
-    yield "synthetic storms", 5, partial(command, "-m", "dataset.synthetic", "--out", data, *sizes)
+    yield "synthetic storms", 5, partial(command, "-m", "dataset", "synthetic", "--out", data, *sizes)
     yield "run.py", 15, partial(command, "run.py", *tiny, "--mixed_precision", "bf16", "--members", "2")
     yield "sample_batch.py", 10, partial(command, "sample_batch.py", "--members", "2", "--out", bench.folder / "drawn")
 

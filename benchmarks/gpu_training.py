@@ -16,9 +16,9 @@ import run
 from benchmarks.gpu_bench import Bench, Case, Sizes
 from benchmarks.training import packed_storms
 from dataset import build_dataset
-from diffcast.arguments import settle, training_settings
-from diffcast.summary import training_cost
-from diffcast.training import Trainer
+from diffcast.commandline.arguments import settle, training_settings
+from diffcast.commandline.summary import training_cost
+from diffcast.training.loop import Trainer
 
 THREE_STEPS = [  # a checkpoint after two of them
     *("--warmup_steps", "0", "--scheduler", "constant", "--epochs", "0", "--training_steps", "3"),

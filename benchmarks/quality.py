@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 from dataset import DATASETS, build_dataset
 from diffcast import DiffCast
+from diffcast.evaluation.results import without_nan
 from diffcast.forecaster import load_forecaster, place
 from diffcast.loading import digest_of_frames, generators, load_batches, spread
-from diffcast.results import without_nan
 from diffcast.samplers import SAMPLERS
 from utils.checkpoint import find_weights
 from utils.errors import InputError, exit_on_input_error

@@ -88,9 +88,9 @@ def prepared_runner() -> Runner:
     """What runs the commands, once it has generated the data."""
     runner = Runner(ROOT, RUNS / "logs")
     options = [word for name, value in DATA.items() for word in (f"--{name}", str(value))]
-    runner.run("storms", ["-m", "dataset.synthetic", "--out", str(STORMS), *options], STORMS, "CATALOG.csv")
+    runner.run("storms", ["-m", "dataset", "synthetic", "--out", str(STORMS), *options], STORMS, "CATALOG.csv")
     size = str(DATA["size"])
-    words = ["-m", "dataset.packed", "--data_path", str(STORMS), "--img_size", size]
+    words = ["-m", "dataset", "pack", "--data_path", str(STORMS), "--img_size", size]
     runner.run("packed", words, STORMS / "packed", f"sevir_official_{size}")
     return runner
 

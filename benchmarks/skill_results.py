@@ -8,12 +8,12 @@ from pathlib import Path
 
 from benchmarks.skill_pictures import draw_results
 from benchmarks.tables import interval, number, table_head, table_row
-from diffcast.results import without_nan
+from diffcast.evaluation.results import without_nan
+from diffcast.report import write_comparison
+from diffcast.report.bootstrap import REPLICATES, Difference, differences
+from diffcast.report.evaluation import Entry, find_entry, load_evaluation
 from utils.files import replacing
 from utils.provenance import provenance
-from utils.report import write_comparison
-from utils.report.bootstrap import REPLICATES, Difference, differences
-from utils.report.evaluation import Entry, find_entry, load_evaluation
 
 SCORES = {  # key -> heading
     "csi": "CSI-M",

@@ -29,12 +29,12 @@ from torch.utils.data import Dataset
 
 from benchmarks.forecast import default_device
 from dataset import build_dataset
-from dataset.packed import pack
-from dataset.synthetic import write_sevir
-from diffcast.arguments import parse_options
+from dataset.sevir.packed import pack
+from dataset.synthetic.writer import write_sevir
+from diffcast.commandline.arguments import parse_options
 from diffcast.forecaster import Architecture, place
 from diffcast.loading import TrainingBatches, generators, load_batches
-from diffcast.training import MAX_GRADIENT_NORM
+from diffcast.training.loop import MAX_GRADIENT_NORM
 from utils.errors import InputError, exit_on_input_error
 from utils.files import replacing
 from utils.log import format_table

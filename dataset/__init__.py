@@ -41,12 +41,12 @@ def build_dataset(
     return DATASETS[name](split, data_path, img_size, seq_len, stride, split_scheme, packed_path, **options)
 
 
-# Imports inside the functions: `python -m dataset.packed` imports this package before it runs the module.
+# Imports inside the functions: who opens one data set need not wait for the readers of the others.
 
 
 def _sevir(split, data_path, img_size, seq_len, stride, split_scheme, packed_path, name="sevir"):
-    from dataset.packed import open_packed
-    from dataset.sevir import Sevir
+    from dataset.sevir.packed import open_packed
+    from dataset.sevir.reader import Sevir
 
     options = img_size, seq_len, stride, split_scheme
     packed = open_packed(name, split, data_path, *options, packed_path)
@@ -54,14 +54,14 @@ def _sevir(split, data_path, img_size, seq_len, stride, split_scheme, packed_pat
 
 
 def _synthetic(split, data_path, *options):
-    from dataset.synthetic import ensure
+    from dataset.synthetic.writer import ensure
 
     ensure(data_path)
     return _sevir(split, data_path, *options, name="synthetic")
 
 
 def _sevir_lr(split, data_path, img_size, seq_len, stride, split_scheme, packed_path):
-    from dataset.sevir_lr import SevirLR
+    from dataset.sevir.reader import SevirLR
 
     if packed_path is not None:
         raise InputError("--packed_path does not fit --dataset sevir_lr, which has no packed cache; leave it out.")
@@ -69,7 +69,7 @@ def _sevir_lr(split, data_path, img_size, seq_len, stride, split_scheme, packed_
 
 
 def _radar_h5(name, split, data_path, img_size, seq_len, stride, split_scheme, packed_path, scale=None):
-    from dataset.radar_h5 import RadarH5
+    from dataset.published.reader import RadarH5
 
     for option, value in {"--stride": stride, "--packed_path": packed_path}.items():
         if value is not None:
@@ -78,7 +78,7 @@ def _radar_h5(name, split, data_path, img_size, seq_len, stride, split_scheme, p
 
 
 def _frames(split, data_path, img_size, seq_len, stride, split_scheme, packed_path):
-    from dataset.frames import open_frames
+    from dataset.frames.reader import open_frames
 
     return open_frames(split, data_path, img_size, seq_len, stride, packed_path)
 
@@ -86,7 +86,6 @@ def _frames(split, data_path, img_size, seq_len, stride, split_scheme, packed_pa
 SCALED = ("shanghai", "cikm")
 OBLONG = ("shanghai", "meteo", "cikm", "frames")  # may be taken to frames that are not square
 DATED = ("sevir", "sevir_lr", "synthetic")  # split by one of the schemes
-PACKABLE = ("sevir", "synthetic")  # by `dataset.packed`
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "sevir": _sevir,
     "sevir_lr": _sevir_lr,

@@ -1,7 +1,7 @@
 """Walks a whole data set and reports what is wrong with it.
 
-    python -m dataset.check --dataset sevir --data_path DIR
-    python -m dataset.check --dataset meteo --data_path meteo.h5 --fix
+    python -m dataset check --dataset sevir --data_path DIR
+    python -m dataset check --dataset meteo --data_path meteo.h5 --fix
 
 Every file, event, window and frame is looked at. Exit status 0: all is well, 1: something is wrong. `--fix` adds what
 is at fault to the exclusions (`dataset.exclusions`), which all loaders honour; what is excluded is not looked at
@@ -15,13 +15,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from dataset import check_frames, check_h5, check_sevir
-from dataset.catalog import SCHEMES
-from dataset.check_report import Report, fix, format_report
-from dataset.radar_h5 import LAYOUTS
-from dataset.sevir import Sevir
-from dataset.sevir_lr import SevirLR
-from utils.errors import InputError, exit_on_input_error
+from dataset.checking import Report, fix, format_report
+from dataset.frames import check as check_frames
+from dataset.published import check as check_h5
+from dataset.published.reader import LAYOUTS
+from dataset.sevir import check as check_sevir
+from dataset.sevir.catalog import SCHEMES
+from dataset.sevir.reader import Sevir, SevirLR
+from utils.errors import InputError
 from utils.processors import loading_processes
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def check(dataset: str, data_path: str | Path, split_scheme: str | None = None, 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m dataset.check", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m dataset check", description=__doc__.split("\n")[0])
     parser.add_argument("--dataset", choices=tuple(CHECKS), default="sevir")
     parser.add_argument("--data_path", type=Path, required=True, help="what training gets as --data_path")
     parser.add_argument(
@@ -68,9 +69,3 @@ def main(arguments: list[str] | None = None) -> None:
     faults = fix(report) if args.fix and report.faults else report.faults
     if faults:
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with exit_on_input_error():
-        main()

@@ -20,7 +20,7 @@ class Source:
     interval: float  # minutes between frames
     extent: float  # width of a frame in km
     offset: float = 0.0
-    synthetic: bool = False  # made by `dataset.synthetic`, which results and pictures tell
+    synthetic: bool = False  # made by `dataset.synthetic.writer`, which results and pictures tell
 
     @property
     def steps(self) -> tuple[float, ...]:
@@ -29,7 +29,7 @@ class Source:
 
 
 def synthetic(source: Source) -> Source:
-    """The same kind of frames, of storms that `dataset.synthetic` made."""
+    """The same kind of frames, of storms that `dataset.synthetic.writer` made."""
     return replace(source, name="synthetic storms", synthetic=True)
 
 

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset.sevir import EventWindows
+from dataset.sevir.reader import EventWindows
 from utils.errors import InputError
 
 

@@ -5,7 +5,7 @@ import torch
 from einops import repeat
 from torch import nn
 
-from dataset.synthetic import write_sevir
+from dataset.synthetic.writer import write_sevir
 from diffcast import DiffCast, build_diffcast
 from models import Backbone
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 import run
 from dataset import build_dataset
-from dataset.catalog import SPLITS
-from dataset.prepare import prepare
-from diffcast import evaluation
+from dataset.published.prepare import prepare
+from dataset.sevir.catalog import SPLITS
+from diffcast.evaluation import loop as evaluation
 from diffcast.loading import spread
 from tests.dataset.conftest import SevirFolder
 from tests.dataset.miniature import tenths, write_cikm, write_meteonet, write_shanghai

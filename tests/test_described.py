@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import run
-from diffcast.arguments import given_options
+from diffcast.commandline.arguments import given_options
 from diffcast.forecaster import Architecture
 from utils import checkpoint
 from utils.checkpoint import save_checkpoint, save_weights

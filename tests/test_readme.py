@@ -10,10 +10,13 @@ import run
 import sample_batch
 from benchmarks import skill_results
 from benchmarks.choices import table as choices_table
-from dataset import check, download, packed, prepare, synthetic
+from dataset import check
+from dataset.published import prepare
+from dataset.sevir import download, packed
+from dataset.synthetic import writer as synthetic
+from diffcast import convert
+from diffcast.report import __main__ as report
 from tests.tiny import ROOT, arguments
-from utils import official
-from utils.report import __main__ as report
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
@@ -47,13 +50,13 @@ def test_python_example_runs():
 PARSERS = {
     "run.py": run.build_parser,
     "sample_batch.py": sample_batch.build_parser,
-    "dataset.packed": packed.build_parser,
-    "dataset.synthetic": synthetic.build_parser,
-    "dataset.check": check.build_parser,
-    "dataset.download": download.build_parser,
-    "dataset.prepare": prepare.build_parser,
-    "utils.official": official.build_parser,
-    "utils.report": report.build_parser,
+    "dataset pack": packed.build_parser,
+    "dataset synthetic": synthetic.build_parser,
+    "dataset check": check.build_parser,
+    "dataset download": download.build_parser,
+    "dataset prepare": prepare.build_parser,
+    "diffcast.convert": convert.build_parser,
+    "diffcast.report": report.build_parser,
 }
 OURS = [command for command in COMMANDS if command and command[0] in ("python", "accelerate")]
 
@@ -61,6 +64,7 @@ OURS = [command for command in COMMANDS if command and command[0] in ("python", 
 @pytest.mark.parametrize("command", OURS, ids=" ".join)
 def test_commands_have_known_options(command, capsys):
     words = [word for word in command if word not in ("python", "accelerate", "launch", "-m")]
+    words[:2] = [" ".join(words[:2])] if words[0] == "dataset" else words[:2]
     if "-h" in words:
         with pytest.raises(SystemExit):
             PARSERS[words[0]]().parse_args(words[1:])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import run
-from diffcast.arguments import build_parser, check, evaluation_settings, training_settings
-from diffcast.schedule import describe_length, total_steps
+from diffcast.commandline.arguments import build_parser, check, evaluation_settings, training_settings
+from diffcast.training.settings import describe_length, total_steps
 from tests.tiny import arguments, read_losses, run_py
 from utils.errors import InputError
 from utils.preemption import MARKER
@@ -161,12 +161,12 @@ def test_a_run_without_data_says_how_to_get_some(tmp_path, monkeypatch, capsys):
         run.main(["--dry_run"])
     told = capsys.readouterr().err
     assert stop.value.code == 2
-    for advice in ("--data_path", "python -m dataset.download sevir --out data/sevir", "--dataset synthetic"):
+    for advice in ("--data_path", "python -m dataset download sevir --out data/sevir", "--dataset synthetic"):
         assert advice in told
 
 
 def test_synthetic_data_are_generated_on_first_use(tmp_path, monkeypatch):
-    monkeypatch.setattr("dataset.synthetic.DEFAULT", {"events": 3, "size": 16, "resolution": 16, "seed": 0})
+    monkeypatch.setattr("dataset.synthetic.writer.DEFAULT", {"events": 3, "size": 16, "resolution": 16, "seed": 0})
     run.main(arguments(tmp_path / "storms", tmp_path, "--dataset", "synthetic", "--dry_run"))
     assert (tmp_path / "storms" / "CATALOG.csv").is_file()
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 import run
 import sample_batch
-from dataset.png import read_sequences, write_sequence
-from dataset.storms import storms
+from dataset.demo_sequences import read_sequences, write_sequence
+from dataset.synthetic.storms import storms
 from diffcast.forecaster import Architecture
 from tests.tiny import arguments, tiny_architecture
 from utils import checkpoint

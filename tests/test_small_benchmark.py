@@ -14,8 +14,8 @@ import pytest
 from benchmarks import choices, skill, skill_results
 from benchmarks.jobs import Runner, run_together
 from benchmarks.skill_pictures import draw_results
+from diffcast.report import bootstrap
 from utils.errors import InputError
-from utils.report import bootstrap
 
 MODEL = "--backbone convgru --backbone_options dims=[8,8] kernel_sizes=[3,3] stem_dim=4 --dim 8 --dim_mults 1 2"
 SIZES = "--img_size 16 --num_workers 0 --batch_size 4 --valid_every 9 --members 2 --dress"

@@ -1,11 +1,4 @@
-"""Weights under the names of the papers' official code, in and out.
-
-    python -m utils.official convert diffcast_phydnet_sevir128.pt diffcast.safetensors
-    python -m utils.official export Exps/.../checkpoints/best.safetensors official.pt
-
-`convert` writes what `sample_batch.py` and `run.py --ckpt_milestone` read; both also read official files directly.
-`export` writes what the official code loads strictly, and refuses networks that it would compute otherwise. It adds
-our settings as one entry beside the weights, so that the way back changes nothing.
+"""Weights under the names of the papers' official code.
 
 A module that official weights exist for carries two tables. `official_names` lists pairs of templates, official and
 ours, for the leading parts of a parameter's name, `{}` standing for a number; the first pair that fits counts, whether
@@ -13,21 +6,17 @@ it is read from left to right or from right to left. `official_dropped` lists re
 that repeat others or are recomputed. This file applies them; it knows no module.
 """
 
-import argparse
 import json
 import re
-import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from utils.checkpoint import TRAINING, WEIGHTS, load_pickle, save_weights
-from utils.errors import InputError, exit_on_input_error
-from utils.files import replacing, writable_folder
+from utils.checkpoint import TRAINING, WEIGHTS, load_pickle
+from utils.errors import InputError
 
 Rules = Sequence[tuple[str, str]]
 Value = TypeVar("Value")
@@ -157,77 +146,3 @@ def _pattern(template: str) -> re.Pattern:
 def _some(names: list[str], limit: int = 5) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m utils.official", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True)
-    convert = commands.add_parser("convert", help="official weights to ours; the file tells most of the architecture")
-    convert.add_argument("source", type=Path, help="official .pt or .ckpt")
-    convert.add_argument("target", type=Path, help=".safetensors to write")
-    convert.add_argument("--img_size", type=int, help="pixels of a frame's side, where the file does not tell (128)")
-    convert.add_argument("--frames_in", type=int, help="number of observed frames, where the file does not tell (5)")
-    convert.add_argument("--frames_out", type=int, help="number of forecast frames, where the file does not tell (20)")
-    convert.set_defaults(command=_convert)
-    export = commands.add_parser("export", help="our weights to official ones")
-    export.add_argument("source", type=Path, help="our .safetensors")
-    export.add_argument("target", type=Path, help="official .pt to write")
-    export.add_argument("--backbone", help="the weights' own class as package.module:Class, if they have one")
-    export.set_defaults(command=_export)
-    return parser
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
-    args = build_parser().parse_args(argv)
-    with exit_on_input_error():
-        args.command(args)
-
-
-# The commands build models, which utils must not know and which import this file: hence the imports inside.
-
-
-def _convert(args: argparse.Namespace) -> None:
-    from diffcast.forecaster import describe, load_forecaster
-
-    if args.target.suffix != ".safetensors":
-        raise InputError(f"{args.target} must end in .safetensors, by which our weights are told from official ones.")
-    sizes = {option: getattr(args, option) for option in ("img_size", "frames_in", "frames_out")}
-    for option, value in sizes.items():
-        if value is not None and value < 1:
-            raise InputError(f"--{option} must be at least 1, not {value}.")
-    model, architecture = load_forecaster(args.source, **sizes)
-    described = describe(args.source).metadata | {"architecture": architecture.to_metadata()}
-    writable_folder(args.target.parent, args.target.name)
-    save_weights(args.target, model.state_dict(), described)
-    settings = ", ".join(f"{name} {value}" for name, value in architecture.to_metadata().items())
-    sys.stdout.write(f"{args.target}: {settings}\n")
-
-
-def _export(args: argparse.Namespace) -> None:
-    from diffcast.exporting import inexpressible, official_call
-    from diffcast.forecaster import describe, load_forecaster
-    from diffcast.official import official_state
-
-    model, architecture = load_forecaster(args.source, args.backbone)
-    options = architecture.options()
-    if impossible := inexpressible(options):
-        raise InputError(
-            f"{args.source} cannot be exported, since the official code would compute something else (ours / its): "
-            f"{'; '.join(impossible)}."
-        )
-    state, metadata = official_state(model), describe(args.source).metadata
-    note = json.dumps(metadata | {"architecture": architecture.to_metadata()})
-    writable_folder(args.target.parent, args.target.name)
-    with replacing(args.target) as temporary:
-        torch.save({"model": state, NOTE: note}, temporary)
-    sys.stdout.write(
-        f"{args.target}: {len(state)} official entries; the official code needs {official_call(options)}\n"
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from dataset.frames import open_frames
+from dataset.frames.reader import open_frames
 
 START = datetime(2023, 5, 1)
 STEP = timedelta(minutes=5)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from dataset.radar_h5 import LAYOUTS
+from dataset.published.reader import LAYOUTS
 
 BASE = 80
 SHAPE = (6, 8)

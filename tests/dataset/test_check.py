@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from dataset import DATASETS, build_dataset, exclusions, hdf5
-from dataset import sevir as sevir_module
 from dataset.check import CHECKS, check, main
 from dataset.exclusions import EXCLUSIONS, read_exclusions, write_exclusions
-from dataset.packed import Packed, pack
-from dataset.sevir import Sevir
+from dataset.sevir import reader as sevir_module
+from dataset.sevir.packed import Packed, pack
+from dataset.sevir.reader import Sevir
 from tests.dataset.archive import aged
 from utils.errors import InputError
 

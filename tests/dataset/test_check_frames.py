@@ -6,7 +6,7 @@ import torch
 
 from dataset.check import check, main
 from dataset.exclusions import EXCLUSIONS, read_exclusions
-from dataset.frames_names import frame_id, seconds
+from dataset.frames.names import frame_id, seconds
 from tests.dataset.archive import START, STEP, Archive, absurd, all_missing, hostile, truncated, wrong_size
 from utils.errors import InputError
 

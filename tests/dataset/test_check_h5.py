@@ -8,7 +8,7 @@ import torch
 from dataset import build_dataset
 from dataset.check import check, main
 from dataset.exclusions import read_exclusions
-from dataset.radar_h5 import LAYOUTS
+from dataset.published.reader import LAYOUTS
 from tests.dataset.miniature import SHAPE, write_h5
 from utils.errors import InputError
 

@@ -6,8 +6,8 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 
-from dataset import download
-from dataset.download import RemoteFile, fetch, look_up, main
+from dataset.sevir import download
+from dataset.sevir.download import RemoteFile, fetch, look_up, main
 from utils.errors import InputError
 
 H5 = "data/vil/2019/SEVIR_VIL_STORMEVENTS_2019_0101_0630.h5"

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset import frames_cache, frames_encoding
-from dataset.catalog import SPLITS
-from dataset.frames import Runs
-from dataset.frames_encoding import Grid
-from dataset.png import read_sequences
+from dataset.demo_sequences import read_sequences
+from dataset.frames import cache as frames_cache
+from dataset.frames import encoding as frames_encoding
+from dataset.frames.encoding import Grid
+from dataset.frames.reader import Runs
+from dataset.sevir.catalog import SPLITS
 from tests.dataset.archive import START, STEP, Archive
 from tests.tiny import ROOT
 from utils.errors import InputError

@@ -9,9 +9,9 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from dataset import frames_cache
-from dataset.frames import open_frames
-from dataset.frames_encoding import Encoder
+from dataset.frames import cache as frames_cache
+from dataset.frames.encoding import Encoder
+from dataset.frames.reader import open_frames
 from tests.dataset.archive import START, STEP
 from utils.errors import InputError
 

@@ -11,10 +11,10 @@ import pytest
 import xarray
 from PIL import Image
 
-from dataset.frames import latest
-from dataset.frames_config import read_config
-from dataset.frames_files import read_frame
-from dataset.png import read_sequences
+from dataset.demo_sequences import read_sequences
+from dataset.frames.config import read_config
+from dataset.frames.files import read_frame
+from dataset.frames.reader import latest
 from tests.dataset.archive import START, Archive
 from utils.errors import InputError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.frames import latest
+from dataset.frames.reader import latest
 from tests.dataset.archive import START, STEP
 from utils.errors import InputError
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dataset import build_dataset, packed
-from dataset.packed import Packed, main, pack
-from dataset.sevir import Sevir
+from dataset import build_dataset
+from dataset.sevir import packed
+from dataset.sevir.packed import Packed, main, pack
+from dataset.sevir.reader import Sevir
 from utils import files
 from utils.errors import InputError
 
@@ -224,7 +225,7 @@ def test_an_unwritable_place_is_an_error_that_points_to_out(sevir):
 
 def test_synthetic_data_is_generated_where_there_is_none(sevir, monkeypatch):
     calls = []
-    monkeypatch.setattr("dataset.synthetic.ensure", calls.append)
+    monkeypatch.setattr("dataset.synthetic.writer.ensure", calls.append)
     dataset = build_dataset("synthetic", "train", sevir.path, SIZE)
     assert calls == [sevir.path]
     assert torch.equal(dataset[0], Sevir(sevir.path, "train", SIZE)[0])

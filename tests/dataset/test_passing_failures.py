@@ -14,9 +14,9 @@ import torch
 from dataset import build_dataset, hdf5
 from dataset.check import check, main
 from dataset.exclusions import read_exclusions
-from dataset.packed import pack
-from dataset.radar_h5 import RadarH5
-from dataset.sevir import Sevir
+from dataset.published.reader import RadarH5
+from dataset.sevir.packed import pack
+from dataset.sevir.reader import Sevir
 from tests.dataset.archive import Archive, aged, truncated
 from utils.errors import InputError, exit_on_input_error
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.prepare import CIKM_SHAPE, main, pickled_datetimes, prepare, to_dbz
-from dataset.radar_h5 import RadarH5
+from dataset.published.prepare import CIKM_SHAPE, main, pickled_datetimes, prepare, to_dbz
+from dataset.published.reader import RadarH5
 from tests.dataset.miniature import (
     SHAPE,
     date,

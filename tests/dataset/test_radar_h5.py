@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from dataset.radar_h5 import LAYOUTS, RadarH5, divide, pad, resize_valid
+from dataset.published.reader import LAYOUTS, RadarH5, divide, pad, resize_valid
 from tests.dataset.miniature import SHAPE, numbers, radar_frames, write_h5
 from utils.errors import InputError
 

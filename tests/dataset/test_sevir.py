@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from dataset import build_dataset
-from dataset.sevir import EmptySplitError, Sevir
+from dataset.sevir.reader import EmptySplitError, Sevir
 from dataset.source import VIL
 from tests.dataset.conftest import COLUMNS
 from utils.errors import InputError

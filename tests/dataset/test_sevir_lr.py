@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.sevir import EmptySplitError
-from dataset.sevir_lr import SevirLR
+from dataset.sevir.reader import EmptySplitError, SevirLR
 from dataset.source import VIL
 from tests.dataset.conftest import SevirFolder
 from utils.errors import InputError

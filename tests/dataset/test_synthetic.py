@@ -13,11 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dataset import build_dataset, synthetic
-from dataset.packed import Packed, pack
+from dataset import build_dataset
+from dataset.sevir.packed import Packed, pack
 from dataset.source import VIL
-from dataset.storms import LIFETIME, LIFETIME_AT, LIFETIME_POWER, SPEED, evolving_field, storms
-from dataset.synthetic import enlarge, enlargement, ensure, event_times, write_sevir
+from dataset.synthetic import writer as synthetic
+from dataset.synthetic.storms import LIFETIME, LIFETIME_AT, LIFETIME_POWER, SPEED, evolving_field, storms
+from dataset.synthetic.writer import enlarge, enlargement, ensure, event_times, write_sevir
 from utils.errors import InputError
 
 REAL_HEADER = (
@@ -188,8 +189,8 @@ def test_impossible_numbers_are_named(tmp_path, bad):
 
 def test_command_line_reports_an_unwritable_folder_in_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    command = [sys.executable, "-m", "dataset.synthetic", "--out", str(tmp_path / "file" / "storms")]
-    root = Path(synthetic.__file__).parents[1]
+    command = [sys.executable, "-m", "dataset", "synthetic", "--out", str(tmp_path / "file" / "storms")]
+    root = Path(synthetic.__file__).parents[2]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert run.returncode == 2
     assert run.stderr.startswith("error: cannot write")

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffcast.training import Trainer, TrainingSettings
+from diffcast.training.loop import Trainer, TrainingSettings
 from tests.tiny import BACKBONES, tiny_architecture
 
 STEPS = 2  # later losses show how AdamW magnifies the rounding of vanishing gradients

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffcast.dressed import Dressed, dress
+from diffcast.forecasting.dressed import Dressed, dress
 from models import Backbone, build_backbone
 from utils.errors import InputError
 from utils.metrics import EnsembleScores

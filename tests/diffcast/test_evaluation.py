@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import run
-from dataset.synthetic import write_sevir
-from diffcast.parts import Parts
+from dataset.synthetic.writer import write_sevir
+from diffcast.evaluation.parts import Parts
 from tests.tiny import arguments, run_py
 from utils import files
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from diffcast.evaluation import EvaluationSettings, forecast_all
+from diffcast.evaluation.loop import EvaluationSettings, forecast_all
 from diffcast.loading import Numbered
-from diffcast.schedule import TrainingSettings
-from diffcast.validation import validation_loss
+from diffcast.training.settings import TrainingSettings
+from diffcast.training.validation import validation_loss
 from tests.diffcast.first_steps import frames_with_gaps
 from tests.tiny import BACKBONES, tiny_architecture
 from utils.metrics import Scores

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from diffcast.guard import (
+from diffcast.training.guard import (
     MOST_OVERFLOWS,
     Buffers,
     Guard,
@@ -16,7 +16,7 @@ from diffcast.guard import (
     spoil_if_not_finite,
     write_diagnosis,
 )
-from diffcast.losses import LossFile, Reading, StepLosses
+from diffcast.training.losslog import LossFile, Reading, StepLosses
 from tests.chaos import disk
 
 

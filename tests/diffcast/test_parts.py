@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffcast.parts import MOST_BATCHES, Part, Parts, split_into_parts
+from diffcast.evaluation.parts import MOST_BATCHES, Part, Parts, split_into_parts
 from utils.errors import InputError
 
 

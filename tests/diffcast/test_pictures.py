@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dataset.source import VIL, synthetic
-from diffcast import pictures
-from diffcast.pictures import draw_case, style_of, title
+from diffcast.forecasting import pictures
+from diffcast.forecasting.pictures import draw_case, style_of, title
 from utils.visualize import Styled, render
 
 OBSERVED = torch.zeros(2, 1, 8, 8)

@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 
 import run
-from diffcast.training import TrainingSettings
-from diffcast.validation import validation_loss
+from diffcast.training.loop import TrainingSettings
+from diffcast.training.validation import validation_loss
 from models import Backbone
 from tests.tiny import arguments, read_losses
 from utils import checkpoint, files
@@ -121,7 +121,7 @@ def test_sequences_without_a_finite_loss_are_left_out(values, mean, told, caplog
 def test_a_validation_without_any_finite_loss_ends_the_training_after_a_checkpoint(
     storm_folder, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("diffcast.training.validation_loss", lambda *_: {"loss": math.nan})
+    monkeypatch.setattr("diffcast.training.loop.validation_loss", lambda *_: {"loss": math.nan})
     with pytest.raises(SystemExit) as stop:
         run.main(arguments(storm_folder, tmp_path, *WORDS))
     assert stop.value.code == 2

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 import run
 from dataset import build_dataset
-from diffcast import training
-from diffcast.evaluation import EvaluationSettings, evaluate
-from diffcast.training import Trainer, TrainingSettings, lr_factor
+from diffcast.evaluation.loop import EvaluationSettings, evaluate
+from diffcast.training import loop as training
+from diffcast.training.loop import Trainer, TrainingSettings, lr_factor
 from tests.tiny import ROOT, arguments, read_losses, run_py, tiny_architecture
 from utils.checkpoint import load_metadata
 from utils.preemption import PREEMPTED

@@ -3,7 +3,7 @@ import contextlib
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffcast import arguments
+from diffcast.commandline import arguments
 from tests.fuzz.children import INPUTS
 from utils.errors import InputError
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset import catalog
-from dataset.catalog import SCHEMES, SPLITS, Event, is_inside, read_events
 from dataset.exclusions import EXCLUSIONS
-from dataset.sevir import Sevir
+from dataset.sevir import catalog
+from dataset.sevir.catalog import SCHEMES, SPLITS, Event, is_inside, read_events
+from dataset.sevir.reader import Sevir
 from tests.dataset.conftest import COLUMNS, SevirFolder
 from tests.fuzz.children import ACCEPTED, INPUTS, REFUSED, fuzz, mutate
 from utils.errors import InputError

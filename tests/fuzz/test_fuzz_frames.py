@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import xarray
 
-from dataset.frames_config import read_config
-from dataset.frames_files import read_frame
+from dataset.frames.config import read_config
+from dataset.frames.files import read_frame
 from tests.dataset.archive import Archive
 from tests.fuzz.children import ACCEPTED, REFUSED, fuzz, mutate
 from utils.errors import InputError

@@ -5,7 +5,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dataset.sevir import Sevir
+from dataset.sevir.reader import Sevir
 from tests.dataset.conftest import SevirFolder
 from tests.fuzz.children import ACCEPTED, REFUSED, fuzz, mutate
 from utils.errors import InputError

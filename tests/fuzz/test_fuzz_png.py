@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.png import read_sequences
+from dataset.demo_sequences import read_sequences
 from tests.fuzz.children import ACCEPTED, REFUSED, fuzz, mutate
 from utils.errors import InputError
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from dataset.storms import storms
+from dataset.synthetic.storms import storms
 from diffcast import build_diffcast
 from models import build_backbone
 from models.advection import advect, estimate_motion

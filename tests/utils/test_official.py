@@ -13,13 +13,14 @@ from PIL import Image
 import run
 import sample_batch
 from diffcast import official
+from diffcast.convert import main
 from diffcast.exporting import inexpressible
 from diffcast.forecaster import Architecture, load_forecaster, load_forecaster_weights
 from tests.golden.fill import SCHEDULE_BUFFERS
 from tests.golden.reference import arrays, official_weights, shapes
 from utils.checkpoint import load_metadata, save_weights
 from utils.errors import InputError
-from utils.official import main, read_official
+from utils.official import read_official
 
 TINY = Architecture("convgru", True, (1, 128, 128), 5, 20, {"dims": (4, 6, 5), "stem_dim": 2}, 8, (1, 1, 2, 2))
 EARTHFORMER = {"stem_dims": (4, 8), "stem_factors": (3, 2), "stem_convs": 1, "heads": 2, "global_vectors": 3}
@@ -91,7 +92,7 @@ def saved(folder, content):
 def test_to_our_format_and_back_changes_nothing(case, tmp_path):
     original = state(case)
     source, ours, back = saved(tmp_path, {"model": original}), tmp_path / "ours.safetensors", tmp_path / "back.pt"
-    main(["convert", str(source), str(ours)])
+    main(["import", str(source), str(ours)])
     main(["export", str(ours), str(back)])
     returned = torch.load(back, weights_only=True)["model"]
     assert returned.keys() == original.keys()
@@ -234,7 +235,7 @@ class Canary:
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments"), [(main, "convert {} ours.safetensors"), (sample_batch.main, "--ckpt_milestone {}")]
+    ("command", "arguments"), [(main, "import {} ours.safetensors"), (sample_batch.main, "--ckpt_milestone {}")]
 )
 def test_a_pickled_object_is_refused_without_running_it(command, arguments, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -249,7 +250,7 @@ def test_a_pickled_object_is_refused_without_running_it(command, arguments, tmp_
 
 def test_our_format_must_be_named_so(tmp_path, capsys, tiny_state):
     with pytest.raises(SystemExit):
-        main(["convert", str(saved(tmp_path, tiny_state)), str(tmp_path / "ours.pt")])
+        main(["import", str(saved(tmp_path, tiny_state)), str(tmp_path / "ours.pt")])
     assert "must end in .safetensors" in capsys.readouterr().err
 
 
@@ -281,7 +282,7 @@ def test_an_export_is_read_back_as_it_was_or_refused(fields, tmp_path, capsys):
         return
     size = " ".join(map(str, dict.fromkeys(architecture.frame_shape[1:])))
     assert f"--img_size {size} --frames_in {architecture.frames_in}" in capsys.readouterr().out
-    main(["convert", str(tmp_path / "official.pt"), str(tmp_path / "back.safetensors")])
+    main(["import", str(tmp_path / "official.pt"), str(tmp_path / "back.safetensors")])
     assert load_metadata(tmp_path / "back.safetensors") == load_metadata(source)
     observed = torch.rand(1, architecture.frames_in, *architecture.frame_shape)
     sampling = {"sampling_steps": 1} if architecture.use_diff else {}
@@ -339,7 +340,7 @@ def test_what_export_noted_must_fit_the_weights(tmp_path):
 def test_sizes_that_the_file_tells_otherwise_are_refused(tmp_path, capsys):
     source = saved(tmp_path, official.official_state(Architecture("simvp", frames_in=4).build()))
     with pytest.raises(SystemExit):
-        main(["convert", str(source), str(tmp_path / "ours.safetensors"), "--frames_in", "5"])
+        main(["import", str(source), str(tmp_path / "ours.safetensors"), "--frames_in", "5"])
     assert "--frames_in 4 / 5" in capsys.readouterr().err
 
 

@@ -1,0 +1,1 @@
+"""Anybody's radar: folders of frames that their names date."""

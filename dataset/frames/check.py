@@ -1,0 +1,210 @@
+"""Checks a folder of frames: every file whose name has a time."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dataset.checking import Fault, Report
+from dataset.exclusions import exclusions_path
+from dataset.frames.cache import listed_frames
+from dataset.frames.config import FramesConfig, read_config
+from dataset.frames.files import read_frame
+from dataset.frames.names import frame_id, moment
+from dataset.frames.reader import Runs, split_numbers
+from dataset.frames.values import StoredFrame
+from dataset.hdf5 import AccessError
+from dataset.sevir.catalog import SPLITS
+from dataset.signs import (
+    BAD_FRAMES,
+    BLANK,
+    CONSTANT,
+    SAME_FRAMES,
+    UNFINISHED,
+    copies,
+    digest_of,
+    is_fresh,
+    rank_of,
+    stuck,
+)
+from utils.errors import InputError
+
+UNLIKE = "frame of another size or type than most"
+ALL_MISSING = "frame without a valid pixel"
+FAR_OUT = "most values more than a whole range beyond the range"
+FAR_PIXELS = "pixels more than a whole range beyond the range"
+
+TELLING = 20  # pixels with echo that tell a frame from all others
+SEQUENCE = 25  # frames; what a training reads unless told otherwise
+LOOKS = np.dtype(
+    [("form", "u4"), ("lowest", "f8"), ("highest", "f8"), ("digest", "u8"), ("far", "u4"), ("pixels", "u4")]
+)
+
+
+class Look(NamedTuple):
+    """What one reading of a frame found."""
+
+    form: str  # size and type as stored; why it cannot be read if it is not `readable`
+    readable: bool
+    lowest: float = np.nan  # in units, of valid pixels; NaN if there is none
+    highest: float = np.nan
+    digest: int = 0  # 0 if it does not tell the frame from others
+    far: int = 0  # pixels more than a whole range beyond the range
+    pixels: int = 0  # that are valid
+
+
+def check(data_path: str | Path, workers: int = 0) -> Report:
+    """Look at every file; raises `InputError` for mistakes in `frames.yaml` and folders without frames.
+
+    Of two equal frames the one of the later split, or else the first, is not at fault.
+    """
+    config = read_config(data_path)
+    listed, excluded = listed_frames(config)
+    splits, splits_excluded = (_splits_of(found["mark"], config) for found in (listed, excluded))
+    times, fresh = listed["time"], is_fresh(listed["mtime"] / 1e9)
+    forms, looks, unreadable = _look_at_all(config, times, workers)
+    if len(unreadable) == len(listed):  # a mistake in frames.yaml, more likely than so many damaged files
+        raise InputError(f"None of the {len(listed)} frames in {config.folder} can be used: {unreadable[0][1]}")
+    found = [(number, UNFINISHED if fresh[number] else BAD_FRAMES, reason) for number, reason in unreadable]
+    found += [*_judge(config, listed, splits, forms, looks)]
+    faults = [Fault(frame_id(times[number]), splits[number], kind, detail) for number, kind, detail in found]
+
+    usable = np.ones(len(listed), bool)
+    usable[[number for number, _, _ in found]] = False
+    high = config.range[1]
+    counts = {
+        "files": Counter([*splits, *splits_excluded]),
+        f"excluded by {exclusions_path(config.file).name}": Counter(splits_excluded),
+        "usable frames": Counter(splits[usable]),
+        BLANK: Counter(splits[usable & (looks["highest"] <= _quiet(config))]),
+        f"frames cut off at {high:g} {config.units}": Counter(splits[usable & (looks["highest"] > high)]),
+        **_count_far(config, looks, splits, usable),
+    }
+    counts |= _count_sequences(config, np.append(listed["mark"], excluded["mark"]), listed["mark"][usable])
+    return Report(config.file, faults, counts)
+
+
+def _splits_of(times: np.ndarray, config: FramesConfig) -> np.ndarray:
+    """Name of the split of each frame, empty if the configuration has none."""
+    names = np.array(SPLITS, object)
+    return names[split_numbers(times, config)] if config.split else np.full(len(times), "", object)
+
+
+def _look_at_all(
+    config: FramesConfig, times: np.ndarray, workers: int
+) -> tuple[list[str], np.ndarray, list[tuple[int, str]]]:
+    """Sizes and types that occur, a row of LOOKS per frame, and number and reason of what cannot be read.
+
+    `form` is a place among the sizes and types, the first of which is empty and that of unreadable frames.
+    """
+    forms, looks, unreadable = {"": 0}, np.zeros(len(times), LOOKS), []
+    loader = DataLoader(_Looks(config, times), batch_size=None, num_workers=workers)
+    for number, look in enumerate(tqdm(loader, "checking", len(times), unit="frame", disable=None)):
+        form = look.form if look.readable else ""
+        looks[number] = (forms.setdefault(form, len(forms)), *look[2:])
+        if not look.readable:
+            unreadable.append((number, look.form))
+    return list(forms), looks, unreadable
+
+
+class _Looks(Dataset):
+    """A `Look` at each frame."""
+
+    def __init__(self, config: FramesConfig, times: np.ndarray):
+        self.config, self.times = config, times
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __getitem__(self, number: int) -> Look:
+        path = self.config.folder / self.config.pattern.name_of(moment(self.times[number]))
+        try:
+            return look_at(read_frame(path, self.config), self.config)
+        except AccessError:
+            raise
+        except InputError as error:
+            return Look(str(error), False)
+
+
+def look_at(frame: StoredFrame, config: FramesConfig) -> Look:
+    """Look at a frame, leaving missing pixels out of account."""
+    height, width = frame.values.shape
+    form, valid = f"{height} x {width} {frame.kind}", frame.values[~np.isnan(frame.values)]
+    if not valid.size:
+        return Look(form, True)
+    telling = np.count_nonzero(valid >= config.thresholds[0]) >= TELLING
+    digest = digest_of(frame.values) if telling else 0
+    low, high = config.range
+    far = np.count_nonzero((valid < 2 * low - high) | (valid > 2 * high - low))
+    return Look(form, True, float(valid.min()), float(valid.max()), digest, far, valid.size)
+
+
+def _judge(
+    config: FramesConfig, listed: np.ndarray, splits: np.ndarray, forms: list[str], looks: np.ndarray
+) -> Iterator[tuple[int, str, str]]:
+    """Number, kind and detail of each fault of the frames that can be read."""
+    usual = int(np.bincount(looks["form"], minlength=len(forms))[1:].argmax()) + 1 if len(forms) > 1 else 0
+    for number in np.flatnonzero((looks["form"] != usual) & (looks["form"] > 0)):
+        yield number, UNLIKE, f"{forms[looks['form'][number]]} instead of {forms[usual]}"
+    like = (looks["form"] == usual) & (looks["form"] > 0)
+    lowest, highest = (np.where(like, looks[field], np.nan) for field in ("lowest", "highest"))
+    for number in np.flatnonzero(like & np.isnan(highest)):
+        yield number, ALL_MISSING, ""
+    for number in np.flatnonzero(like & (2 * looks["far"] > looks["pixels"])):
+        yield number, FAR_OUT, f"{lowest[number]:g} to {highest[number]:g} {config.units}"
+    joined = np.diff(listed["mark"]) <= round(config.interval * 60)
+    _, suspicious = stuck(lowest, highest, _quiet(config), config.thresholds[0], joined)
+    for number in np.flatnonzero(suspicious):
+        yield number, CONSTANT, f"{lowest[number]:g} {config.units}"
+    times, ranks = listed["time"], np.array([rank_of(split) for split in splits], int)
+    for copy, kept in zip(*copies(np.where(like, looks["digest"], 0), ranks), strict=True):
+        yield copy, SAME_FRAMES, f"{frame_id(times[kept])} ({splits[kept]})"
+
+
+def _count_far(
+    config: FramesConfig, looks: np.ndarray, splits: np.ndarray, usable: np.ndarray
+) -> dict[str, Counter[str]]:
+    """Pixels of usable frames far beyond the range, which are clipped, by split; nothing if there is none."""
+    far = usable & (looks["far"] > 0)
+    if not far.any():
+        return {}
+    counts = Counter()
+    for split, pixels in zip(splits[far], looks["far"][far].tolist(), strict=True):
+        counts[split] += pixels
+    lowest, highest = looks["lowest"][far].min(), looks["highest"][far].max()
+    return {f"{FAR_PIXELS} ({lowest:g} to {highest:g} {config.units}), clipped": counts}
+
+
+def _quiet(config: FramesConfig) -> float:
+    """Highest value of a frame without echo: the lowest of the range, as far as it survives rounding."""
+    low, high = config.range
+    return low + 1e-6 * (high - low)
+
+
+def _count_sequences(config: FramesConfig, present: np.ndarray, usable: np.ndarray) -> dict[str, Counter[str]]:
+    """Gaps, sequences and lost sequences by split; times of all files and of the usable ones in seconds."""
+    counts, interval = defaultdict(Counter), round(config.interval * 60)
+    splits, splits_usable = _splits_of(present, config), _splits_of(usable, config)
+    for split in dict.fromkeys(splits):
+        runs = Runs.of(usable[splits_usable == split], interval)
+        sequences = len(runs.windows(SEQUENCE, config.stride))
+        whole = _sequences_without_gaps(present[splits == split], interval, config.stride)
+        counts["gaps"][split] = runs.gaps
+        counts["frames missing in gaps"][split] = runs.missing
+        counts[f"sequences of {SEQUENCE} frames"][split] = sequences
+        counts["sequences lost to gaps"][split] = max(0, whole - sequences)
+    return counts
+
+
+def _sequences_without_gaps(times: np.ndarray, interval: int, stride: int) -> int:
+    """Number of sequences if every frame between the first and the last were there and could be used."""
+    _, phase = np.unique(times % interval, return_inverse=True)
+    first, last = np.full(phase.max() + 1, times.max()), np.full(phase.max() + 1, times.min())
+    np.minimum.at(first, phase, times)
+    np.maximum.at(last, phase, times)
+    frames = (last - first) // interval + 1
+    return int(np.maximum((frames - SEQUENCE) // stride + 1, 0).sum())

@@ -1,0 +1,254 @@
+"""What `frames.yaml` says about a folder of frames; `resources/frames_example.yaml` is one with all its keys."""
+
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, datetime, timezone
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dataset.frames.names import NamePattern
+from dataset.hdf5 import reason_of
+from dataset.source import VIL, Source
+from utils.errors import InputError
+
+CONFIG = "frames.yaml"
+HDF5_SUFFIXES = (".nc", ".nc4", ".h5", ".hdf5", ".hdf")
+SUFFIXES = (".png", ".npy", *HDF5_SUFFIXES)
+REQUIRED = ("pattern", "interval", "range", "units", "thresholds", "extent_km")
+
+
+@dataclass(frozen=True)
+class FramesConfig:
+    """Where the frames of a folder are, what their values mean, and which dates the splits have.
+
+    A stored value `v` is `v * scale + offset` in `units`; `range` in those units becomes [0, 1], what lies beyond is
+    clipped. Made, and checked, by `read_config`.
+    """
+
+    file: Path  # the YAML file itself
+    folder: Path  # that the pattern's names count from
+    pattern: NamePattern
+    interval: float  # minutes between the frames of a sequence, whole seconds
+    range: tuple[float, float]
+    units: str
+    thresholds: tuple[float, ...]
+    extent_km: float  # width of a stored frame
+    tolerance: float = 0  # seconds that a name may be off its multiple of the interval; 0: names are exact
+    name: str = "radar"
+    scale: float | None = None  # None: the file's, or 1
+    offset: float | None = None  # None: the file's, or 0
+    missing: tuple[float, ...] = ()  # stored values, besides those that the file names
+    variable: str | None = None  # name of the data set in HDF5 and NetCDF-4 files
+    bounds: tuple[float, ...] | None = None
+    colors: tuple[str, ...] | None = None
+    split: tuple[datetime, datetime] | None = None  # where the validation and the test split begin (UTC)
+    stride: int = 5  # frames between sequences
+
+    def source(self, widening: float) -> Source:
+        """The source of frames that padding has made `widening` times as wide."""
+        low, high = self.range
+        bounds, colors = self.bounds, self.colors
+        if bounds is None:
+            bounds, colors = (low, *_legend(self.thresholds[0], high, len(VIL.colors))), VIL.colors
+        return Source(
+            name=self.name,
+            scale=high - low,
+            units=self.units,
+            thresholds=self.thresholds,
+            bounds=bounds,
+            colors=colors,
+            interval=self.interval,
+            extent=self.extent_km * widening,
+            offset=low,
+        )
+
+
+def _legend(first: float, last: float, number: int) -> list[float]:
+    """Equal steps from one value to another, rounded to two digits of a step."""
+    step = (last - first) / (number - 1)
+    digits = 1 - math.floor(math.log10(step))
+    return [first, *(round(first + step * i, digits) for i in range(1, number - 1)), last]
+
+
+def read_config(path: str | Path) -> FramesConfig:
+    """Read a YAML file, or `frames.yaml` in a folder; raises `InputError` with the key that is wrong."""
+    path = Path(path)
+    file = path / CONFIG if os.path.isdir(path) else path
+    content = _load(file)
+    unknown = [str(key) for key in content if key not in _CHECKS]
+    if unknown:
+        raise InputError(f"{file}: unknown key {unknown[0]}; the keys are {', '.join(_CHECKS)}.")
+    lacking = [key for key in REQUIRED if key not in content]
+    if lacking:
+        raise InputError(f"{file} lacks the key {lacking[0]}, which says {_CHECKS[lacking[0]][1]}.")
+    values = {key: _checked(file, key, value) for key, value in content.items()}
+    config = FramesConfig(**values | {"file": file, "folder": file.parent / values.get("folder", "")})
+    fault = _contradiction(config)
+    if fault:
+        raise InputError(f"{file}: {fault}.")
+    return config
+
+
+def _load(file: Path) -> dict:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file} does not exist; write it after resources/frames_example.yaml.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError(f"{file} cannot be read as YAML ({reason_of(error, file)}).") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} must hold `key: value` lines, as resources/frames_example.yaml does.")
+    return content
+
+
+def _checked(file: Path, key: str, value: Any) -> Any:
+    check, meaning = _CHECKS[key]
+    try:
+        return check(value)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{file}: {key} must be {meaning}, not {value!r}.") from None
+
+
+def _contradiction(config: FramesConfig) -> str | None:
+    """What does not go together, if anything."""
+    low, high = config.range
+    if low >= high:
+        return f"range must rise, not go from {low:g} to {high:g}"
+    if not low < config.thresholds[0] or not config.thresholds[-1] < high:
+        return f"all thresholds must lie inside the range {low:g} to {high:g}"
+    if config.tolerance >= 30 * config.interval:
+        return f"tolerance must be less than half of the interval, {30 * config.interval:g} s, not {config.tolerance:g}"
+    if (config.bounds is None) != (config.colors is None):
+        return "bounds and colors must be given together"
+    if config.bounds and len(config.bounds) != len(config.colors) + 1:
+        return f"{len(config.bounds)} bounds need {len(config.bounds) - 1} colors, not {len(config.colors)}"
+    suffix = config.pattern.suffix
+    if suffix not in SUFFIXES:
+        return f"pattern must end in one of {', '.join(SUFFIXES)}, not in '{suffix}'"
+    if suffix in HDF5_SUFFIXES and config.variable is None:
+        return f"{suffix} files need the key variable, the name of the data set with the frame"
+    if suffix not in HDF5_SUFFIXES and config.variable is not None:
+        return f"variable is for HDF5 and NetCDF-4 files, not for {suffix}"
+    if not config.pattern.tells_apart(config.interval):
+        return (
+            f"pattern {config.pattern.text} does not tell frames {config.interval:g} minutes apart; give %Y %m %d %H %M"
+        )
+    return None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError
+    return value
+
+
+def _number(value: Any) -> float:
+    # a string too, because YAML takes 1e-3 for one
+    if isinstance(value, bool) or not math.isfinite(float(value)):
+        raise ValueError
+    return float(value)
+
+
+def _factor(value: Any) -> float:
+    number = _number(value)
+    if number == 0:
+        raise ValueError
+    return number
+
+
+def _positive(value: Any) -> float:
+    number = _number(value)
+    if number <= 0:
+        raise ValueError
+    return number
+
+
+def _interval(value: Any) -> float:
+    minutes = _positive(value)
+    if not (minutes * 60).is_integer():
+        raise ValueError
+    return minutes
+
+
+def _stride(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError
+    return value
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    low, high = map(_number, _list(value))
+    return low, high
+
+
+def _rising(value: Any) -> tuple[float, ...]:
+    numbers = tuple(map(_number, _list(value)))
+    if not numbers or any(a >= b for a, b in pairwise(numbers)):
+        raise ValueError
+    return numbers
+
+
+def _missing(value: Any) -> tuple[float, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(_number(v) for v in values if not (isinstance(v, float) and math.isnan(v)))
+
+
+def _colors(value: Any) -> tuple[str, ...]:
+    if not all(re.fullmatch("#[0-9a-fA-F]{6}", color) for color in _list(value)):
+        raise ValueError
+    return tuple(value)
+
+
+def _split(value: Any) -> tuple[datetime, datetime]:
+    if set(value) != {"valid_from", "test_from"}:
+        raise ValueError
+    valid_from, test_from = _time(value["valid_from"]), _time(value["test_from"])
+    if valid_from >= test_from:
+        raise ValueError
+    return valid_from, test_from
+
+
+def _time(value: Any) -> datetime:
+    """A date or a time of YAML or ISO 8601 as a naive time in UTC."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if not isinstance(value, datetime):
+        if not isinstance(value, date):
+            raise TypeError
+        value = datetime(value.year, value.month, value.day)
+    return value if value.tzinfo is None else value.astimezone(timezone.utc).replace(tzinfo=None)
+
+
+def _list(value: Any) -> list:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "name": (_text, "what is measured, as pictures call it"),
+    "folder": (_text, "the folder that the pattern counts from"),
+    "pattern": (lambda value: NamePattern(_text(value)), "how the time stands in a frame's name"),
+    "interval": (_interval, "the minutes between frames, whole seconds above 0"),
+    "tolerance": (_positive, "the seconds above 0 that names may be off the full interval"),
+    "variable": (_text, "the name of the data set in HDF5 or NetCDF-4 files"),
+    "scale": (_factor, "the factor from stored to physical values, not 0"),
+    "offset": (_number, "what is added to get physical values"),
+    "missing": (_missing, "one stored value or a list of them"),
+    "units": (_text, "the units of physical values"),
+    "range": (_pair, "two physical values [low, high]"),
+    "thresholds": (_rising, "a rising list of physical values"),
+    "bounds": (_rising, "a rising list of physical values, one more than colors"),
+    "colors": (_colors, 'a list of colours like "#1f8a44"'),
+    "extent_km": (_positive, "the width of a frame in km"),
+    "split": (_split, "two dates, valid_from before test_from"),
+    "stride": (_stride, "the frames between sequences, a whole number from 1"),
+}

@@ -1,0 +1,146 @@
+"""From a stored frame to the levels that the cache keeps and a model sees."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dataset.frames.config import FramesConfig
+from dataset.frames.files import read_frame
+from dataset.frames.values import StoredFrame
+from utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How frames of one size get into a picture of another: shrunk if they must be, then padded right and below.
+
+    All sizes are `(height, width)` in pixels; the shape of pixels never changes.
+    """
+
+    stored: tuple[int, int]  # of the files
+    fitted: tuple[int, int]  # of the frames inside the picture
+    size: tuple[int, int]  # of the picture
+
+    @classmethod
+    def fitting(cls, stored: tuple[int, int], img_size: int | tuple[int, int]) -> "Grid":
+        """The grid that brings stored frames into a square or `(height, width)` picture."""
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        if len(size) != 2 or min(size) < 1:
+            raise InputError(f"img_size {img_size} is not possible; give pixels, or height and width.")
+        shrinking = min(1.0, size[0] / stored[0], size[1] / stored[1])
+        return cls(tuple(stored), tuple(max(1, round(pixels * shrinking)) for pixels in stored), size)
+
+    @property
+    def padded(self) -> bool:
+        """Whether the picture has pixels that no frame covers."""
+        return self.fitted != self.size
+
+    def pad(self, frames: Tensor) -> Tensor:
+        """Frames `(..., *fitted)` with zeros, or False, around to `(..., *size)`."""
+        (height, width), (full_height, full_width) = self.fitted, self.size
+        return F.pad(frames, (0, full_width - width, 0, full_height - height))
+
+    def crop(self, frames: Tensor) -> Tensor:
+        """Pictures `(..., *size)`, such as a forecast, without their padding: `(..., *fitted)`."""
+        return frames[..., : self.fitted[0], : self.fitted[1]]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Reads frames as whole levels: `level / levels` is the value in [0, 1].
+
+    Levels are bytes if the first frame's are and each of its values is a whole level, else 16 bits. What just reaches a
+    threshold still does as a level.
+    """
+
+    config: FramesConfig
+    grid: Grid
+    stored_type: str  # dtype of the values in the files
+    levels: int  # 255, or `fine_levels`
+
+    @classmethod
+    def of(cls, config: FramesConfig, first: datetime, img_size: int | tuple[int, int]) -> "Encoder":
+        """The encoder of a folder whose frames are all like its first; `InputError` if that cannot be read."""
+        frame = read_frame(config.folder / config.pattern.name_of(first), config)
+        grid = Grid.fitting(frame.values.shape, img_size)
+        levels = 255 if _bytes_suffice(frame, config) else fine_levels(config)
+        return cls(config, grid, frame.kind, levels)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the levels."""
+        return np.dtype("u1" if self.levels == 255 else "<u2")
+
+    def encode(self, time: datetime) -> tuple[np.ndarray, np.ndarray]:
+        """Levels and validity (bool) of the frame at a time, both `grid.fitted`; levels are 0 where not valid.
+
+        Shrinking is bilinear and antialiased. It weighs valid pixels only, and a pixel of the result is valid if more
+        than half of its weight was. Raises `InputError` for a file that cannot be used, is unlike the first or holds
+        no valid pixel.
+        """
+        path = self.config.folder / self.config.pattern.name_of(time)
+        frame = read_frame(path, self.config)
+        found = frame.values.shape, frame.kind
+        if found != (self.grid.stored, self.stored_type):
+            raise InputError(
+                f"{path} has {found[0]} {found[1]} values, the first frame {self.grid.stored} {self.stored_type}; "
+                "all frames of a folder must be alike."
+            )
+        values, valid = _shrink(_unit(frame.values, self.config), self.grid.fitted)
+        if not valid.any():
+            raise InputError(f"{path} has no valid pixel.")
+        return np.rint(values * self.levels).astype(self.dtype), valid
+
+    def decode(self, levels: np.ndarray, valid: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Float32 frames in [0, 1] and their validity, `(T, 1, *grid.size)`, from encoded `(T, *grid.fitted)`."""
+        frames = torch.from_numpy(levels.astype(np.float32)) / self.levels
+        return self.grid.pad(frames[:, None]), self.grid.pad(torch.from_numpy(valid)[:, None])
+
+
+def fine_levels(config: FramesConfig) -> int:
+    """The most levels of 16 bits that make each threshold a whole one and keep it in float32; 65535 if none do.
+
+    Otherwise rain of exactly 1 mm/h might count as less.
+    """
+    source = config.source(widening=1)
+    steps, levels = np.array(source.steps), np.arange(65535, 255, -1)[:, None]
+    places = steps / source.scale * levels
+    nearest = np.rint(places)
+    values = np.float32(source.scale) * (nearest.astype(np.float32) / levels.astype(np.float32))
+    fit = (np.abs(places - nearest) < 1e-6) & (values >= steps.astype(np.float32))
+    return int(levels[fit.all(axis=1).argmax(), 0])
+
+
+def _unit(values: np.ndarray, config: FramesConfig) -> np.ndarray:
+    """Values in units as float32 in [0, 1]; NaN where missing."""
+    low, high = config.range
+    return np.clip((values - low) / (high - low), 0, 1).astype(np.float32)
+
+
+def _bytes_suffice(frame: StoredFrame, config: FramesConfig) -> bool:
+    if frame.kind != "uint8":
+        return False
+    levels = 255 * _unit(np.arange(256) * frame.scale + frame.offset, config)
+    return bool(np.abs(levels - np.rint(levels)).max() < 1e-3)
+
+
+def _shrink(values: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Values with zeros for NaN, and validity, both of the given size."""
+    valid = ~np.isnan(values)
+    values = np.where(valid, values, np.float32(0))
+    if values.shape == size:
+        return values, valid
+    if valid.all():
+        return _interpolate(values, size), np.ones(size, bool)
+    weight = _interpolate(valid.astype(np.float32), size)
+    valid = weight > 0.5
+    shrunk = np.divide(_interpolate(values, size), weight, out=np.zeros(size, np.float32), where=valid)
+    return np.clip(shrunk, 0, 1), valid
+
+
+def _interpolate(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return F.interpolate(torch.from_numpy(frame)[None, None], size, mode="bilinear", antialias=True)[0, 0].numpy()

@@ -1,0 +1,100 @@
+"""One frame from one file: PNG, NPY, HDF5 or NetCDF-4. No file is trusted: sizes are checked before memory is used."""
+
+import math
+import tokenize
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dataset.frames.config import FramesConfig
+from dataset.frames.readers.knmi import is_knmi, read_knmi
+from dataset.frames.readers.netcdf import read_netcdf
+from dataset.frames.readers.odim import is_odim, read_odim
+from dataset.frames.values import Meaning, StoredFrame, agreed, physical
+from dataset.hdf5 import open_hdf5, own_dataset, patiently, reason_of, refuse_bombs, refuse_endless_heaps
+from utils.errors import InputError
+
+MAX_PIXELS = 2**26  # of a frame: 8192 x 8192
+GREY = ("L", "I;16", "I;16B", "I")
+NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+FAULTS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SyntaxError, OverflowError, EOFError)
+FAULTS += (tokenize.TokenError,)  # which NumPy's reading of a header may end in
+
+
+def read_frame(path: Path, config: FramesConfig) -> StoredFrame:
+    """Read one frame in units; what is dry has the lowest value of the range, what is missing NaN.
+
+    Raises `InputError` that names the file if it is damaged, too large, not a single frame, or contradicts
+    `frames.yaml`.
+    """
+    read = {".png": _read_png, ".npy": _read_npy}.get(config.pattern.suffix, _read_hdf5)
+    try:
+        with np.errstate(all="ignore"):  # absurd scales
+            frame = patiently(lambda: read(path, config))
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(f"{path} cannot be used: it declares far more than {MAX_PIXELS} pixels.") from None
+    except FAULTS as error:
+        raise InputError(f"{path} cannot be used ({reason_of(error, path)}); replace or remove it.") from None
+    frame.values[np.isneginf(frame.values)] = config.range[0]
+    return frame
+
+
+def _read_png(path: Path, config: FramesConfig) -> StoredFrame:
+    with Image.open(path, formats=("PNG",)) as image:
+        _check(image.size[::-1], "uint16")
+        stored = _grey_levels(image)
+    return physical(stored, agreed(path, Meaning(), config))
+
+
+def _grey_levels(image: Image.Image) -> np.ndarray:
+    """Pixels `(H, W)` of a grey picture, whether it says so itself, or its palette or its three bands do."""
+    if image.mode in GREY:
+        return np.array(image)
+    coarse = any("16" in tile[3] for tile in image.tile)  # bands of 16 bits, of which Pillow keeps 8
+    if image.mode not in ("1", "P", "RGB") or coarse:
+        raise ValueError(f"its mode is {image.mode}{' of 16 bits' * coarse}: save it as 8- or 16-bit grey")
+    # all of a palette, or else a picture of dry weather would pass where one of rain does not
+    colors = np.reshape(image.getpalette() or [], (-1, 3))
+    bands = np.asarray(image.convert("RGB"))
+    if (colors != colors[:, :1]).any() or (bands != bands[..., :1]).any():
+        raise ValueError("it is coloured: save it as 8- or 16-bit grey")
+    return bands[..., 0].copy()
+
+
+def _read_npy(path: Path, config: FramesConfig) -> StoredFrame:
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version not in NPY_HEADERS:
+            raise ValueError(f"NPY format {version[0]}.{version[1]} is not for plain arrays")
+        shape, _, dtype = NPY_HEADERS[version](file)
+        _check(shape, dtype)
+        file.seek(0)
+        stored = np.lib.format.read_array(file, allow_pickle=False)
+    return physical(stored.reshape(stored.shape[-2:]), agreed(path, Meaning(), config))
+
+
+def _read_hdf5(path: Path, config: FramesConfig) -> StoredFrame:
+    with path.open("rb") as file:
+        if file.read(3) == b"CDF":
+            raise ValueError("it is NetCDF-3: convert it, for example with `nccopy -k nc4`")
+    refuse_endless_heaps(path)
+    with open_hdf5(path, arriving=True) as file:
+        data = own_dataset(file, config.variable.strip("/"))
+        _check(data.shape, data.dtype)
+        refuse_bombs(data, [0] * data.ndim, data.shape)
+        if is_odim(file):
+            return read_odim(data, path, config)
+        return read_knmi(data, path, config) if is_knmi(data) else read_netcdf(file, data, path, config)
+
+
+def _check(shape: tuple[int, ...] | None, dtype: np.typing.DTypeLike) -> None:
+    """Raise ValueError unless these are numbers of one frame of bearable size."""
+    if np.dtype(dtype).kind not in "uif" or np.dtype(dtype).itemsize > 8:
+        raise ValueError(f"its values are {dtype}, not plain numbers")
+    if not shape or len(shape) < 2 or math.prod(shape[:-2]) != 1 or min(shape) < 1:
+        raise ValueError(f"its shape {shape} is not that of one frame [height, width]")
+    if math.prod(shape) > MAX_PIXELS:
+        raise ValueError(f"its {shape[-2]} x {shape[-1]} pixels are more than {MAX_PIXELS}")

@@ -1,0 +1,1 @@
+"""How each format stores a frame, and what it says about it."""

@@ -1,0 +1,1 @@
+"""The other data sets of the paper: Shanghai, MeteoNet and CIKM."""

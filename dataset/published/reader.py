@@ -1,0 +1,294 @@
+"""Shanghai, MeteoNet and CIKM radar sequences, read from the HDF5 files that DiffCast's authors published.
+
+Yu et al., "DiffCast: a unified framework via residual diffusion for precipitation nowcasting", CVPR 2024.
+`python -m dataset prepare` makes the same files from the raw archives.
+"""
+
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dataset.exclusions import exclusions_path, read_exclusions
+from dataset.hdf5 import READ_ERRORS, file_size, open_hdf5, own_dataset, patiently, reason_of, refuse_bombs
+from dataset.sevir.catalog import SPLITS
+from dataset.source import CIKM, METEONET, SHANGHAI, Source
+from utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+VALID_SHARE = 10  # a tenth of the training windows, the last in time, where a file has no validation split
+MAX_SIDE = 2048  # pixels: a larger frame is a damaged or hostile file
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a published file keeps its windows and what their bytes mean."""
+
+    source: Source
+    frames: int  # in each window
+    length: str  # name of a split's number of windows
+    window: str  # name of a window, from its split and number
+    first: int  # number of the first window
+    full: int  # stored value that is 1.0; larger ones are cut off
+    missing: int | None = None  # stored value of pixels without data
+    padded: int | None = None  # height and width, in pixels, that frames are padded to on all sides
+    has_valid: bool = False  # a validation split of its own
+
+    @property
+    def masked(self) -> bool:
+        """Whether items carry a mask."""
+        return self.missing is not None or self.padded is not None
+
+    def name_of(self, split: str, number: int) -> str:
+        """Name of a stored split's window, the first being number 0."""
+        return self.window.format(split=split, number=self.first + number)
+
+    def misfit(self, window: h5py.Dataset) -> str:
+        """How a window's type or shape differs from what it should be; empty if it does not."""
+        limit, (shape, dtype) = self.padded or MAX_SIDE, (window.shape, window.dtype)
+        fits = len(shape) == 3 and shape[0] == self.frames and all(0 < side <= limit for side in shape[1:])
+        if fits and dtype == np.uint8:
+            return ""
+        return f"{dtype} {list(shape)}; expected uint8 [{self.frames}, H, W] of at most {limit} pixels a side"
+
+
+LAYOUTS = {
+    "shanghai": Layout(SHANGHAI, 25, "{split}/all_len", "{split}/{number}", 0, full=255),
+    "meteo": Layout(METEONET, 25, "{split}_len", "{split}/{number}", 0, full=90, missing=255),
+    "cikm": Layout(CIKM, 15, "{split}_len", "{split}/sample_{number}", 1, full=255, padded=128, has_valid=True),
+}
+
+
+class RadarH5(Dataset):
+    """Windows of one split of a published file.
+
+    An item is a float32 tensor `(seq_len, 1, H, W)` in [0, 1]; 1 stands for `source.scale` dBZ. Sources with missing
+    pixels or padding give the pair `(frames, valid)`: `valid` is bool of the same shape, and frames are 0 where it
+    is False. Each window is an event of its own.
+
+    Without a validation split in the file, the last tenth of its training windows, which are in order of time, is
+    the validation split. Windows overlap; those between the two splits that could share a frame with both are left
+    out. The test split is nobody's validation split.
+
+    Windows that `<name>.exclusions.txt` beside the file names are left out; `excluded` is their number.
+
+    Every window's shape is checked here. Raises `InputError` for a file of another layout, a wrong option, or a split
+    without windows, and later for a window that cannot be read.
+    """
+
+    def __init__(
+        self,
+        name: str,  # of LAYOUTS
+        data_path: str | Path,  # the file, or the folder that holds <name>.h5
+        split: str,  # train, valid or test
+        img_size: int | tuple[int, int] = 128,  # pixels, or height and width; other frames are resized
+        seq_len: int = 25,  # frames; the first ones of each window
+        scale: float | None = None,  # dBZ that 1.0 stands for; None: as the authors of DiffCast score
+    ):
+        self.layout = LAYOUTS[name]
+        self.size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.seq_len = seq_len
+        _check_options(name, self.layout, split, self.size, seq_len, scale)
+        self.source = replace(self.layout.source, scale=float(scale or self.layout.source.scale))
+        self.path = file_of(name, data_path)
+        self._file: h5py.File | None = None
+        self._pid = os.getpid()
+        self._names, self.frame_shape, self.excluded = self._windows(split)
+        self.event_ids = [window_id(name) for name in self._names]
+        self._close()
+        logger.info("%s %s: %s", self.source.name, split, self.describe())
+
+    def __len__(self) -> int:
+        return len(self.event_ids)
+
+    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
+        stored = torch.from_numpy(self._read(self._names[self._checked(index)]))[:, None]
+        layout = self.layout
+        frames = stored.clamp(max=layout.full)
+        if not layout.masked:
+            return (resize(frames.float(), self.size) / layout.full).clamp(0, 1)
+        valid = stored != layout.missing if layout.missing is not None else torch.ones_like(stored, dtype=torch.bool)
+        if layout.padded:
+            frames, valid = pad(frames, layout.padded), pad(valid, layout.padded)
+        frames, valid = resize_valid(frames, valid, self.size)
+        return (frames / layout.full).clamp(0, 1), valid
+
+    def sequence_id(self, index: int) -> str:
+        """Name of a sequence: split and name of its window in the file."""
+        return self.event_ids[self._checked(index)]
+
+    def event_of(self, index: int) -> str:
+        """Name of a block of as many windows as a window has frames: neighbours may overlap, distant ones do not."""
+        return f"block {self._checked(index) // self.layout.frames}"
+
+    def describe(self) -> str:
+        """Number and size of the sequences and what their values mean, in one line."""
+        height, width = self.frame_shape
+        left_out = f", {self.excluded} excluded by {exclusions_path(self.path).name}" if self.excluded else ""
+        scale = f"1.0 is {self.source.scale:g} {self.source.units}"
+        return f"{len(self)} sequences of {height} x {width} pixels{left_out}, {scale}"
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        return index
+
+    def _windows(self, split: str) -> tuple[list[str], tuple[int, int], int]:
+        """Names of a split's windows, the shape of their frames, and how many are excluded."""
+        derived = split != "test" and not self.layout.has_valid
+        stored = "train" if derived else split
+        file, excluded = self._open(), read_exclusions(self.path)
+        try:
+            count, present = announced(file, self.layout, stored), len(file[stored])
+        except (AttributeError, *READ_ERRORS) as error:
+            reason = reason_of(error, self.path)
+            raise InputError(f"{self.path} is no {self.source.name} file with a {stored} split ({reason}).") from error
+        if count > present + len(excluded):
+            raise InputError(f"{self.path} announces {count} windows in {stored} and holds {present}; get it again.")
+        numbers = range(count)
+        if derived:
+            numbers = dict(zip(("train", "valid"), divide(count, self.layout.frames), strict=True))[split]
+        names = [self.layout.name_of(stored, number) for number in numbers]
+        kept = [name for name in names if window_id(name) not in excluded]
+        if not kept:
+            raise InputError(
+                f"{self.path} has no window for the {split} split ({count} in {stored}, {len(names)} of this split "
+                "excluded); use a larger file."
+            )
+        shapes = {self._shape(name) for name in kept}
+        if len(shapes) > 1:
+            raise InputError(
+                f"{self.path} mixes frames of {len(shapes)} sizes in {stored}; prepare it from one region."
+            )
+        return kept, shapes.pop(), len(names) - len(kept)
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        """Height and width of a window's frames, checked before anything is read."""
+        file = self._open()
+        try:
+            window = own_dataset(file, name)
+            misfit = self.layout.misfit(window)
+        except (AttributeError, *READ_ERRORS) as error:
+            raise self._unreadable(name, error) from error
+        if misfit:
+            raise InputError(f"Window {name} of {self.path} is {misfit}.")
+        return window.shape[1:]
+
+    def _read(self, name: str) -> np.ndarray:
+        """The first frames of a window, uint8 `(seq_len, H, W)`."""
+        if self._shape(name) != self.frame_shape:
+            raise InputError(f"Window {name} of {self.path} has changed since it was checked; start again.")
+        try:
+            return patiently(lambda: self._block(own_dataset(self._open(), name)))
+        except READ_ERRORS as error:
+            raise self._unreadable(name, error) from error
+
+    def _unreadable(self, name: str, error: Exception) -> InputError:
+        reason = reason_of(error, self.path)
+        return InputError(f"Cannot read window {name} of {self.path} ({reason}); get the file again.")
+
+    def _block(self, window: h5py.Dataset) -> np.ndarray:
+        refuse_bombs(window, (0, 0, 0), (self.seq_len, *self.frame_shape))
+        return window[: self.seq_len]
+
+    def _open(self) -> h5py.File:
+        if self._file is None or self._pid != os.getpid():
+            self._close()  # after a fork the parent's handle shares its file position
+            if file_size(self.path) is None:
+                raise InputError(f"{self.path} does not exist; pass the {self.source.name} HDF5 file as --data_path.")
+            try:
+                self._file, self._pid = open_hdf5(self.path), os.getpid()
+            except OSError as error:
+                reason = reason_of(error, self.path)
+                raise InputError(f"Cannot read {self.path} as HDF5 ({reason}); get the file again.") from error
+        return self._file
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __getstate__(self):
+        return {**self.__dict__, "_file": None}
+
+
+def file_of(name: str, data_path: str | Path) -> Path:
+    """The file of a source: itself, or `<name>.h5` in a folder."""
+    path = Path(data_path)
+    return path / f"{name}.h5" if path.is_dir() else path
+
+
+def window_id(name: str) -> str:
+    """A window's name as one that is fit for files."""
+    return name.replace("/", "_")
+
+
+def announced(file: h5py.File, layout: Layout, stored: str) -> int:
+    """Number of windows that a file says it has in one of its splits; one of READ_ERRORS if it does not say."""
+    length = file[layout.length.format(split=stored)]
+    return int(length[()]) if length.shape == () else 0
+
+
+def divide(count: int, frames: int) -> tuple[range, range]:
+    """Numbers of the windows for training and validation, out of `count` windows of `frames` frames in order of time.
+
+    No two windows start together, so windows `frames` apart have no frame in common, however densely they start.
+    """
+    first_valid = count - count // VALID_SHARE
+    return range(first_valid - frames + 1), range(first_valid, count)
+
+
+def pad(frames: Tensor, size: int) -> Tensor:
+    """Put frames `(T, 1, H, W)` into the middle of squares of zeros (False); an odd pixel goes below and right."""
+    height, width = frames.shape[-2:]
+    top, left = (size - height) // 2, (size - width) // 2
+    return F.pad(frames, (left, size - width - left, top, size - height - top))
+
+
+def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize float frames `(T, 1, H, W)` to height and width `size`: bilinear, antialiased."""
+    if frames.shape[-2:] == size:
+        return frames
+    return F.interpolate(frames, size=size, mode="bilinear", antialias=True)
+
+
+def resize_valid(frames: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Resize frames `(T, 1, H, W)` with a mask: a pixel is the weighted mean of the valid ones it is made of.
+
+    It is valid if more than half of its weight was; the others are 0. What stands in invalid pixels has no influence.
+    The result is float32, whatever the frames were.
+    """
+    weight = resize(valid.float(), size)
+    total = resize(frames.masked_fill(~valid, 0).float(), size)
+    valid = weight > 0.5
+    return torch.where(valid, total / weight, 0), valid
+
+
+def _check_options(
+    name: str, layout: Layout, split: str, size: tuple[int, int], seq_len: int, scale: float | None
+) -> None:
+    if split not in SPLITS:
+        raise InputError(f"Unknown split '{split}'; choose one of {', '.join(SPLITS)}.")
+    if not 1 <= seq_len <= layout.frames:
+        raise InputError(
+            f"--seq_len {seq_len} does not fit: the windows of {name} have {layout.frames} frames; "
+            f"use 1 to {layout.frames}."
+        )
+    if min(size) < 1:
+        raise InputError(f"img_size {size[0]} x {size[1]} is not possible; use 1 pixel or more.")
+    if scale is not None and layout.full != 255:
+        raise InputError(f"The file of {name} holds dBZ, not bytes of any scale; leave the scale out.")
+    highest = max(layout.source.thresholds)
+    if scale is not None and not highest < scale < float("inf"):
+        raise InputError(
+            f"--scale {scale:g} does not fit: it is the dBZ that the largest value stands for, and {name} is scored up "
+            f"to {highest} dBZ; give more."
+        )

@@ -1,0 +1,1 @@
+"""SEVIR and what has its layout: catalogue, reader, download, packed cache, check."""

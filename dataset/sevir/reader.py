@@ -1,0 +1,316 @@
+"""SEVIR's vertically integrated liquid (VIL), read window by window from the original HDF5 files.
+
+Veillette et al., "SEVIR: a storm event imagery dataset for deep learning applications in radar and satellite
+meteorology", NeurIPS 2020.
+"""
+
+import contextlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dataset.hdf5 import (
+    READ_ERRORS,
+    LayoutError,
+    file_size,
+    open_hdf5,
+    own_dataset,
+    patiently,
+    reason_of,
+    refuse_bombs,
+)
+from dataset.sevir.catalog import (
+    EXCLUDED,
+    INCOMPLETE,
+    REPEATED,
+    SCHEMES,
+    Event,
+    catalog_path,
+    files_root,
+    is_synthetic,
+    read_events,
+)
+from dataset.source import VIL, VIL_10MIN, synthetic
+from utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+EVENT_FRAMES = 49  # 4 hours, a frame every 5 minutes
+
+MISSING_FILE = "file is missing"
+WRONG_LAYOUT = "file is not ids and square uint8 frames [N, H, W, frames of an event]"
+OUT_OF_RANGE = "file_index is out of range"
+OTHER_ID = "id in the file differs from the catalogue's"
+
+MAX_EVENTS = 2**16  # in a file; SEVIR's hold some thousand
+MAX_SIDE = 2048  # pixels; SEVIR's frames have 384
+MAX_ID = 64  # bytes
+
+
+class EmptySplitError(InputError):
+    """A split without a single usable event."""
+
+
+class EventWindows(Dataset):
+    """Windows of `seq_len` frames, one every `stride` frames, over events of `event_frames` frames.
+
+    An item is a float32 tensor `(seq_len, 1, H, W)` in [0, 1], whole bytes / 255. A subclass says where
+    frames come from by implementing `read`. Items count event by event.
+
+    Attributes: `source` (units, thresholds, colours), `event_ids`, and `skipped`, the number of catalogue
+    rows left out by reason.
+    """
+
+    source = VIL
+    event_frames = EVENT_FRAMES
+
+    def __init__(
+        self,
+        event_ids: Sequence[str],
+        skipped: dict[str, int],
+        seq_len: int,  # frames
+        stride: int,  # frames
+        made: bool,  # by `dataset.synthetic.writer`
+    ):
+        if made:
+            self.source = synthetic(self.source)
+        self.event_ids = list(event_ids)
+        self.skipped = dict(skipped)
+        self.seq_len = seq_len
+        self.stride = stride
+        self.windows_per_event = (self.event_frames - seq_len) // stride + 1
+
+    def read(self, event: int, first: int, stop: int) -> Tensor:
+        """Frames `first` to `stop` (exclusive) of an event as uint8 `(stop - first, 1, H, W)`."""
+        raise TypeError(f"{type(self).__name__} does not say where its frames come from; implement `read`.")
+
+    def __len__(self) -> int:
+        return len(self.event_ids) * self.windows_per_event
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.stored(index).float() / 255
+
+    def stored(self, index: int) -> Tensor:
+        """The bytes of an item, uint8 `(seq_len, 1, H, W)`."""
+        event, first = self._window(index)
+        return self.read(event, first, first + self.seq_len)
+
+    def sequence_id(self, index: int) -> str:
+        """Name of a sequence, `<event id>+<first frame>`."""
+        event, first = self._window(index)
+        return f"{self.event_ids[event]}+{first}"
+
+    def event_of(self, index: int) -> str:
+        """Id of the event that a sequence is a window of."""
+        return self.event_ids[self._window(index)[0]]
+
+    def describe(self) -> str:
+        """Name of the source, and numbers of events, sequences and skipped rows, in one line."""
+        skipped = "; ".join(f"{count} x {reason}" for reason, count in self.skipped.items())
+        number = f"{len(self.event_ids)} events, {len(self)} sequences"
+        return f"{self.source.name}, {number}, skipped rows: {skipped or 'none'}"
+
+    def _window(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        event, window = divmod(index, self.windows_per_event)
+        return event, window * self.stride
+
+
+class Sevir(EventWindows):
+    """SEVIR VIL read from `CATALOG.csv` and the HDF5 files it names (see `EventWindows` for the items).
+
+    File names count from `<data_path>/data`, or from `data_path` if there is no such folder. All files are
+    checked here, so that a long training does not meet a bad one later; what cannot be used is skipped,
+    counted and logged. `file_bytes` maps each file the catalogue names to its size (None: missing).
+
+    Raises `InputError` for a broken catalogue, an unreadable HDF5 file, a wrong option, or a split without
+    usable events (`EmptySplitError`), and later if a file has changed since.
+    """
+
+    default_stride: int | None = None  # frames; None: the split scheme's own
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        split: str,  # train, valid or test
+        img_size: int = 128,  # pixels; frames of another size are resized
+        seq_len: int = 25,  # frames
+        stride: int | None = None,  # frames; None: `default_stride`
+        split_scheme: str = "official",  # or benchmark
+    ):
+        check_window(seq_len, stride, img_size, self.event_frames)
+        events, skipped = read_events(data_path, split, split_scheme)
+        self.img_size = img_size
+        self.root = files_root(data_path)
+        self.events, self.file_bytes, faults = _check_files(self.root, events, self.event_frames)
+        skipped.update(faults)
+        if not self.events:
+            reasons = "; ".join(f"{count} x {reason}" for reason, count in skipped.items()) or "no rows"
+            raise EmptySplitError(
+                f"{catalog_path(data_path)} names no usable event of the {split} split ({reasons}); "
+                "download its files or choose another split."
+            )
+        ids = [event.id for event in self.events]
+        stride = stride or self.default_stride or SCHEMES[split_scheme].stride
+        super().__init__(ids, skipped, seq_len, stride, is_synthetic(data_path))
+        self._handles: dict[str, h5py.Dataset] = {}
+        self._pid = os.getpid()
+        faulty = set(self.skipped) - {INCOMPLETE, REPEATED, EXCLUDED}
+        logger.log(logging.WARNING if faulty else logging.INFO, "%s split: %s", split, self.describe())
+
+    def read(self, event: int, first: int, stop: int) -> Tensor:
+        """Frames `first` to `stop` of an event, resized to whole bytes, as uint8 `(T, 1, H, W)`."""
+        event_id, file, index, _ = self.events[event]
+        try:
+            frames = patiently(lambda: self._read(file, index, first, stop))
+        except READ_ERRORS as error:
+            raise InputError(
+                f"Cannot read event {event_id} from {self.root / file}, position {index}, frames {first} to {stop - 1} "
+                f"({reason_of(error, self.root / file)}); download the file again."
+            ) from error
+        return resize_bytes(frames, self.img_size)
+
+    def _read(self, file: str, index: int, first: int, stop: int) -> np.ndarray:
+        try:
+            vil = self._open(file)
+            return read_frames(vil, index, first, stop)
+        except READ_ERRORS:
+            self._close(file)  # so that the next try opens it anew
+            raise
+
+    def _open(self, file: str) -> h5py.Dataset:
+        if self._pid != os.getpid():
+            # after a fork the parent's handles share its file positions: close our copies before opening anew
+            for inherited in list(self._handles):
+                self._close(inherited)
+            self._pid = os.getpid()
+        if file not in self._handles:
+            self._handles[file] = open_frames(self.root / file, self.event_frames)
+        return self._handles[file]
+
+    def _close(self, file: str) -> None:
+        if file in self._handles:
+            with contextlib.suppress(*READ_ERRORS):  # what cannot be read may not close either
+                self._handles.pop(file).file.close()
+
+    def __getstate__(self):
+        return {**self.__dict__, "_handles": {}}
+
+
+class SevirLR(Sevir):
+    """SEVIR-LR, SEVIR at a third of the resolution and half the frame rate (Gao et al., PreDiff, NeurIPS 2023).
+
+    Events have 25 frames of 128 x 128 pixels, one every 10 minutes.
+    The published task forecasts 6 frames from 7: `seq_len` 13.
+    """
+
+    source = VIL_10MIN
+    event_frames = 25
+    default_stride = 6  # frames: an hour, as the benchmark split has it for SEVIR
+
+
+def resize_bytes(frames: np.ndarray, size: int) -> Tensor:
+    """Resize uint8 `(H, W, T)` to `(T, 1, size, size)`: bilinear, antialiased, rounded to whole bytes.
+
+    Rounding makes a resized frame storable in a byte without loss, so a cache of frames changes no item.
+    """
+    frames = torch.from_numpy(np.ascontiguousarray(rearrange(frames, "h w t -> t 1 h w")))
+    if frames.shape[-1] == size:
+        return frames
+    scaled = F.interpolate(frames.float() / 255, size=(size, size), mode="bilinear", antialias=True)
+    return (scaled * 255).round().to(torch.uint8)
+
+
+def check_window(seq_len: int, stride: int | None, img_size: int, event_frames: int = EVENT_FRAMES) -> None:
+    """Raise `InputError` unless the options describe windows that fit into an event."""
+    if not 1 <= seq_len <= event_frames:
+        raise InputError(
+            f"seq_len {seq_len} does not fit: an event has {event_frames} frames; use 1 to {event_frames}."
+        )
+    if stride is not None and stride < 1:
+        raise InputError(f"stride {stride} is not possible; use 1 frame or more.")
+    if img_size < 1:
+        raise InputError(f"img_size {img_size} is not possible; use 1 pixel or more.")
+
+
+def _check_files(
+    root: Path, events: Sequence[Event], event_frames: int
+) -> tuple[list[Event], dict[str, int | None], Counter[str]]:
+    """Usable events, the size of every file in bytes (None: missing), and the others counted by reason."""
+    names = dict.fromkeys(event.file for event in events)
+    sizes = {name: file_size(root / name) for name in names}
+    ids = {name: _ids_or_none(root / name, event_frames) for name in names if sizes[name] is not None}
+
+    def fault(event: Event) -> str | None:
+        if event.file not in ids:
+            return MISSING_FILE
+        stored = ids[event.file]
+        if stored is None:
+            return WRONG_LAYOUT
+        if not 0 <= event.index < len(stored):
+            return OUT_OF_RANGE
+        return OTHER_ID if stored[event.index] != event.id else None
+
+    faults = [fault(event) for event in events]
+    usable = [event for event, reason in zip(events, faults, strict=True) if reason is None]
+    return usable, sizes, Counter(reason for reason in faults if reason)
+
+
+def _ids_or_none(path: Path, event_frames: int) -> list[str] | None:
+    """Ids of the events in a file, None if its layout is wrong."""
+    try:
+        return stored_ids(path, event_frames)
+    except LayoutError:
+        return None
+    except READ_ERRORS as error:
+        raise InputError(f"Cannot read {path} ({reason_of(error, path)}); download the file again.") from error
+
+
+def open_frames(path: Path, event_frames: int) -> h5py.Dataset:
+    """The frames `vil` of a file, which stays open: uint8 `[N, H, H, event_frames]`, N <= MAX_EVENTS, H <= MAX_SIDE.
+
+    Raises `LayoutError` if they are not.
+    """
+    file = open_hdf5(path)
+    try:
+        vil = own_dataset(file, "vil")
+        shape = vil.shape if vil.ndim == 4 else (0, 0, 0, 0)
+        sound = shape[0] <= MAX_EVENTS and 0 < shape[1] == shape[2] <= MAX_SIDE and shape[3] == event_frames
+        if not sound or vil.dtype != np.uint8:
+            raise LayoutError(f"its frames are {vil.dtype} {list(vil.shape)}")
+    except READ_ERRORS:
+        file.close()
+        raise
+    return vil
+
+
+def read_frames(vil: h5py.Dataset, index: int, first: int, stop: int) -> np.ndarray:
+    """Frames `first` to `stop` of the event at a position, uint8 `(H, W, T)`."""
+    refuse_bombs(vil, (index, 0, 0, first), (index + 1, *vil.shape[1:3], stop))
+    return vil[index, :, :, first:stop]
+
+
+def stored_ids(path: Path, event_frames: int) -> list[str]:
+    """Ids of the events in a file; `LayoutError` if its arrays do not have SEVIR's layout (see `open_frames`)."""
+    vil = patiently(lambda: open_frames(path, event_frames))
+    with vil.file as file:
+        ids = own_dataset(file, "id")
+        text = h5py.check_string_dtype(ids.dtype)
+        if text is None or ids.shape != vil.shape[:1] or (text.length or 0) > MAX_ID:
+            raise LayoutError(f"its ids are {ids.dtype} {list(ids.shape)}")
+        refuse_bombs(ids, (0,), ids.shape)
+        # texts of any length one by one, because all of them may be the same huge one
+        if text.length is None and any(len(ids[i]) > MAX_ID for i in range(len(ids))):
+            raise LayoutError(f"it has an id of more than {MAX_ID} bytes")
+        return ids.asstr(errors="replace")[:].tolist()

@@ -1,0 +1,1 @@
+"""Synthetic storms, and their files in SEVIR's layout."""

@@ -1,0 +1,1 @@
+"""The evaluation loop, its parts on disk, and its results."""

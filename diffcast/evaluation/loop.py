@@ -1,0 +1,305 @@
+"""The evaluation loop, for any forecaster: scores, curves over lead times, a report."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from diffcast.evaluation.parts import Part, Parts, split_into_parts
+from diffcast.evaluation.results import describe_source, score_table, warn_of_gaps, write_lead_times, write_metrics
+from diffcast.forecaster import place
+from diffcast.forecasting.dressed import Dressed
+from diffcast.forecasting.pictures import draw_case
+from diffcast.loading import digest_of_frames, generators, load_batches, spread
+from diffcast.model import DiffCast, Generators
+from diffcast.precision import forecast_precision
+from diffcast.report import write_report
+from diffcast.training.validation import agreed, alone_in, decided_by_main
+from models import build_backbone
+from models.backbone import without_gaps
+from utils.claims import own_folder
+from utils.errors import InputError
+from utils.files import Dispensable
+from utils.metrics import PerceptualDistance, ScoreGroup, Scores, load_lpips
+
+LOG = logging.getLogger(__name__)
+FORMAT = 2  # of the parts
+BASELINES = ("advection", "persistence")
+OF_DIFFUSION = ("sampler", "sampling_steps", "precision", "compile")
+MACHINE = ("num_workers", "device", "processes")  # what does the work, and changes nothing
+# What the scores depend on besides checkpoint, evaluation settings and frames, of the settings of the run.
+DECISIVE = ("backbone_options", "dataset", "split", "stride", "scale", "dress")
+# Terms of each sequence that are kept, so that the difference of two runs gets an interval.
+COMPARED = re.compile(r"((ensemble_mean|pm_mean)/)?(categorical|errors|similarity)/|ensemble/")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How to forecast and score."""
+
+    seed: int = 0
+    members: int = 1
+    sampler: str = "dpm"
+    sampling_steps: int = 10  # network evaluations per segment
+    forecast_batch: int = 12  # forecasts (sequences x members) at a time
+    precision: str = "auto"  # of the diffusion networks: auto, float32 or bfloat16
+    compile: bool = False  # translate them by torch.compile
+    sequences: int | None = None  # evenly spread over the split; None: all
+    cases: int = 3  # sequences to draw: best, worst and evenly between them
+    lpips: bool = False  # also the learned perceptual distance, which needs a package of its own
+    num_workers: int = 4
+
+
+def evaluate(
+    accelerator: Accelerator,
+    model: nn.Module,
+    dataset: Dataset,
+    settings: EvaluationSettings,
+    folder: Path,  # where results are written; with a number behind its name if it is another evaluation's
+    name: str,  # of the forecaster in tables
+    about: dict,  # JSON-ready: goes into metrics.json beside the scores
+    dressed: Dressed | None = None,  # residuals that make an ensemble of the trend, scored beside
+) -> dict[str, dict]:
+    """Score a forecaster on a data set, next to its trend and the baselines.
+
+    Each sequence is forecast once, on one of the processes, with noise that depends on the seed and the sequence alone.
+    Scores go to disk in parts, so that an interrupted evaluation goes on where it was. Writes `metrics.json`,
+    `lead_time.csv`, `report.html` and pictures of some cases. Returns the scores by forecast. Raises `InputError` if
+    the same evaluation is at work.
+    """
+    evaluator = Evaluator(accelerator, model, dataset, settings, name, dressed)
+    identity = decided_by_main(accelerator, partial(evaluator.identity, about))
+    if agreed(accelerator, identity["checkpoint"] != about.get("checkpoint")):
+        raise InputError("the processes read different weights, which a training replaces; repeat the command.")
+    folder = decided_by_main(accelerator, partial(own_folder, folder, identity))
+    with alone_in(folder, accelerator, "wait for its end or stop it"):
+        scores = evaluator.evaluate(folder, identity, about)
+    accelerator.wait_for_everyone()
+    LOG.info("open %s", folder / "report.html")
+    return scores
+
+
+class Evaluator:
+    """The forecasts of one process, and the scores of all."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        dataset: Dataset,
+        settings: EvaluationSettings,
+        name: str,
+        dressed: Dressed | None,
+    ):
+        self.accelerator = accelerator
+        self.model = place(model, accelerator.device).eval()
+        self.dataset = dataset
+        self.settings = settings
+        self.name = name
+        self.dressed = dressed
+        self.drawing = Dispensable("pictures of the cases")
+        self.perception = load_lpips().to(accelerator.device) if settings.lpips else None
+        self.precision = forecast_precision(settings.precision, accelerator.device)
+        self.chosen = spread(len(dataset), settings.sequences)
+        ensemble = settings.members
+        own = {name: ensemble, "trend": 1} if isinstance(model, DiffCast) else {name: 1}
+        self.members = own | ({"dressed": ensemble} if dressed else {}) | dict.fromkeys(BASELINES, 1)
+        per_batch = max(1, settings.forecast_batch // settings.members)
+        self.work = split_into_parts([self.chosen[i : i + per_batch] for i in range(0, len(self.chosen), per_batch)])
+
+    def evaluate(self, folder: Path, identity: dict, about: dict) -> dict[str, dict]:
+        """Score what is not scored yet, and write the results to the folder of this identity."""
+        self.folder = folder
+        self.parts = Parts(folder / "sequences", identity)
+        decided_by_main(self.accelerator, self.parts.prepare)
+        LOG.info("forecasting %d of %d sequences with %s", len(self.chosen), len(self.dataset), self.name)
+        self.run()
+        self.accelerator.wait_for_everyone()
+        scores, cases = self.scores(), self.draw_cases()
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.write(scores, cases, about)
+        return scores
+
+    def identity(self, about: dict) -> dict:
+        """What two evaluations must have in common for one to go on where the other was."""
+        settings = {key: value for key, value in about.get("settings", {}).items() if key in DECISIVE}
+        ids = [self.dataset.sequence_id(index) for index in self.chosen]
+        return {
+            "format": FORMAT,
+            "forecaster": self.name,
+            "checkpoint": about.get("checkpoint"),
+            "commit": about.get("about", {}).get("commit"),
+            "settings": settings,
+            "evaluation": {key: value for key, value in self.how().items() if key not in ("cases", *MACHINE)},
+            "dressed": self.dressed is not None,
+            "source": describe_source(self.dataset.source, self.model),
+            "sequences": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+            "frames": digest_of_frames(self.dataset, self.chosen),
+        }
+
+    def how(self) -> dict:
+        """How it forecasts and scores, JSON-ready."""
+        machine = {"device": self.accelerator.device.type, "processes": self.accelerator.num_processes}
+        how = asdict(self.settings) | machine
+        if isinstance(self.model, DiffCast):
+            return how | {"precision": str(self.precision).removeprefix("torch.")}
+        return {key: value for key, value in how.items() if key not in OF_DIFFUSION}
+
+    def write(self, scores: dict[str, dict], cases: list[dict], about: dict) -> None:
+        """Write the numbers and the report, and log the most important scores."""
+        source = describe_source(self.dataset.source, self.model)
+        write_lead_times(self.folder / "lead_time.csv", scores, source)
+        results = {"name": self.name, **about, "evaluation": self.how(), "sequences": len(self.chosen)}
+        results |= {"parts": self.parts.digest, "source": source, "scores": scores, "cases": cases}
+        write_metrics(self.folder / "metrics.json", results)
+        LOG.info("%s", score_table(scores))
+        warn_of_gaps(scores)
+        with Dispensable("the report"):
+            write_report(self.folder)
+
+    def run(self) -> None:
+        """Forecast and score this process's share of the parts that are not done yet."""
+        share = range(self.accelerator.process_index, len(self.work), self.accelerator.num_processes)
+        todo = [number for number in share if not self.parts.done(number)]
+        if len(todo) < len(share):
+            LOG.info("%d of %d parts were scored before; going on", len(share) - len(todo), len(share))
+        batches = [batch for number in todo for batch in self.work[number]]
+        loader = load_batches(self.dataset, batches, self.settings.num_workers, self.accelerator.device)
+        main = self.accelerator.is_main_process
+        with tqdm(total=sum(map(len, batches)), desc="evaluation", unit="seq", disable=not main) as bar:
+            for number in todo:
+                self.parts.save(number, self._score(islice(loader, len(self.work[number])), bar))
+
+    def _score(self, batches: Iterable[tuple[Tensor, Tensor]], bar: tqdm) -> Part:
+        """Forecast and score the batches of one part."""
+        part = Part([], [], [], {}, {})
+        scores = {name: self._new_scores(name) for name in self.members}
+        terms: dict[str, list[dict[str, Tensor]]] = {name: [] for name in scores}
+        for indices, frames in batches:
+            observed, future = frames.tensor_split([self.model.frames_in], dim=1)
+            part.index += indices.tolist()
+            part.ids += [self.dataset.sequence_id(index) for index in indices.tolist()]
+            part.events += [event_of(self.dataset, index) for index in indices.tolist()]
+            for name, forecast in self._forecast(indices.tolist(), observed).items():
+                added = scores[name].update(forecast, future)
+                terms[name].append({key: values for key, values in added.items() if COMPARED.match(key)})
+            bar.update(len(frames))
+        part.states = {name: of_one.state() for name, of_one in scores.items()}
+        part.terms = {
+            name: {key: torch.cat([one[key] for one in some]) for key in some[0]} for name, some in terms.items()
+        }
+        return part
+
+    def _forecast(self, indices: list[int], observed: Tensor) -> dict[str, Tensor]:
+        draws = generators(self.accelerator.device, self.settings.seed, 3, indices)
+        dress = None
+        if self.dressed is not None:
+            residuals = generators(self.accelerator.device, self.settings.seed, 4, indices)
+            dress = partial(self.dressed.dress_trend, members=self.settings.members, generator=residuals)
+        return forecast_all(self.model, observed, self.settings, draws, self.name, dress)
+
+    def scores(self) -> dict[str, dict]:
+        """The scores of all parts together, whoever did them."""
+        found = {}
+        for name in self.members:
+            scores = self._new_scores(name)
+            scores.load_state(self.parts.total(len(self.work), name))
+            found[name] = scores.compute()
+        return found
+
+    def draw_cases(self) -> list[dict]:
+        """Draw the sequences with the best and the worst CRPS and some evenly between; tell which they are."""
+        index, crps = self.parts.crps(len(self.work), self.name)
+        order = np.argsort(crps, kind="stable")[: np.isfinite(crps).sum()]  # the last have no valid pixel
+        names = {1: ["median"], 2: ["best", "worst"], 3: ["best", "median", "worst"]}
+        number = min(self.settings.cases, len(order))
+        mine = []
+        for case in range(self.accelerator.process_index, number, self.accelerator.num_processes):
+            rank = (len(order) - 1) // 2 if number == 1 else round(case * (len(order) - 1) / (number - 1))
+            mine.append(
+                {
+                    "rank": rank + 1,
+                    "id": self.dataset.sequence_id(index[order[rank]]),
+                    "why": names[number][case] if number in names else f"rank {rank + 1} of {len(order)}",
+                    "crps": float(crps[order[rank]]),
+                    "pictures": self._draw(index[order[rank]]),
+                }
+            )
+        return sorted(gather_object(mine), key=lambda case: case["rank"])
+
+    def _draw(self, index: int) -> list[str]:
+        _, frames = next(load_batches(self.dataset, [[index]], 0, self.accelerator.device))
+        observed, future = frames[0].tensor_split([self.model.frames_in])
+        unseen = observed.isnan().all(0)
+        drawn = self._forecast([index], observed[None])
+        forecasts = {name: self._cropped(one[0].masked_fill(unseen, torch.nan)) for name, one in drawn.items()}
+        observed, future = self._cropped(observed), self._cropped(future)
+        name = f"case_{self.dataset.sequence_id(index)}"
+        files = []
+        with self.drawing:
+            files = draw_case(self.folder, name, observed, future, forecasts, self.dataset.source)
+        return [path.name for path in files]
+
+    def _cropped(self, frames: Tensor) -> Tensor:
+        """Frames without the padding that brought them to the model's size, if the data set tells where it is."""
+        return self.dataset.grid.crop(frames) if hasattr(self.dataset, "grid") else frames
+
+    def _new_scores(self, name: str) -> ScoreGroup:
+        source, leads = self.dataset.source, self.model.frames_out
+        scores = Scores(source.scale, source.steps, leads, self.members[name])
+        if self.perception is not None:
+            scores.parts["perception"] = PerceptualDistance(leads, self.perception)
+        return scores
+
+
+def forecast_all(
+    model: nn.Module,
+    observed: Tensor,  # (B, T_in, C, H, W)
+    settings: EvaluationSettings,
+    draws: Generators,
+    name: str,
+    dress: Callable[[Tensor], Tensor] | None = None,  # makes an ensemble of the trend
+) -> dict[str, Tensor]:
+    """Forecasts `(B, M, T, C, H, W)` in [0, 1]: the model's by its name, its trend, and the baselines."""
+    observed = without_gaps(observed)
+    if isinstance(model, DiffCast):
+        made = model.generate(
+            observed,
+            settings.members,
+            draws,
+            settings.sampler,
+            settings.sampling_steps,
+            forecast_batch=settings.forecast_batch,
+            precision=forecast_precision(settings.precision, observed.device),
+            compiled=settings.compile,
+        )
+        trend = made.trend.float()
+        forecasts = {name: made.forecast.float(), "trend": trend.clamp(0, 1)[:, None]}
+    else:
+        with torch.no_grad():
+            trend = model.trend(observed).float()
+        forecasts = {name: trend.clamp(0, 1)[:, None]}
+    if dress is not None:
+        forecasts["dressed"] = dress(trend)
+    for baseline in (name for name in BASELINES if name not in forecasts):
+        simple = build_backbone(baseline, model.frame_shape, model.frames_in, model.frames_out)
+        forecasts[baseline] = simple.forecast(observed.float())
+    return forecasts
+
+
+def event_of(dataset: Dataset, index: int) -> str:
+    """The event that a sequence belongs to, whose sequences resemble each other; its own name if there is none."""
+    return dataset.event_of(index) if hasattr(dataset, "event_of") else dataset.sequence_id(index)

@@ -1,0 +1,1 @@
+"""Forecasts beside the model's own: dressed, drawn, operational."""

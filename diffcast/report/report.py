@@ -1,0 +1,217 @@
+"""What the reports consist of: one evaluation with its baselines, or several runs side by side."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from diffcast.report import bootstrap, charts, tables
+from diffcast.report.definitions import DEFINITIONS, Definition
+from diffcast.report.evaluation import Entry, Evaluation, find_entry, load_evaluation
+from diffcast.report.markup import Html, tag
+from diffcast.report.page import Section, gallery, page, panels
+from diffcast.report.published import published_for
+from utils.errors import InputError
+from utils.files import replacing
+
+TILES = ("csi", "csi_pool16", "hss", "crps", "spread_skill_ratio")
+MEAN_NOTE = "Dashed: the ensemble mean."
+REPORT = "report.html"
+
+
+def write_report(
+    folder: str | Path,
+    out: str | Path | None = None,  # `report.html` in the evaluation's folder
+) -> Path:
+    """Write a page about the evaluation in `folder`, and return its path.
+
+    The page is one file: charts, pictures and style are inside. A chart or table without scores is left out. Raises
+    `InputError` if `folder` holds no evaluation or the page cannot be written.
+    """
+    evaluation = load_evaluation(Path(folder))
+    entries = [Entry(forecast, evaluation, forecast) for forecast in evaluation.scores]
+    header = [_lead(evaluation), *_warnings(entries), _tiles(entries), tables.fact_list(entries[0])]
+    sections = [
+        *_score_sections(entries),
+        Section("cases", "Cases", gallery(evaluation)),
+        *_closing_sections(entries, entries[:1]),
+    ]
+    return _write(Path(out or evaluation.folder / REPORT), page(f"Evaluation of {evaluation.name}", header, sections))
+
+
+def write_comparison(
+    runs: Sequence[str],  # folders; `folder:forecast` for a baseline of an evaluation
+    out: str | Path,
+    names: Sequence[str] | None = None,
+) -> Path:
+    """Write a page with several runs side by side and how they differ from the first; returns its path.
+
+    All must have scored the same sequences: tables and curves over different ones would invite wrong conclusions.
+    Raises `InputError` if they did not, or if a run holds no evaluation.
+    """
+    entries = _named([find_entry(run) for run in runs], names)
+    sequences = bootstrap.common_ids([entry.evaluation for entry in entries])
+    what = f"the same {len(sequences)} sequences{_of_synthetic_storms(entries[0].evaluation)}"
+    header = [tag("p", f"{len(entries)} forecasts of {what}", class_="lead"), *_warnings(entries)]
+    sections = [
+        Section("compared", "What is compared", [tables.fact_table(entries)]),
+        Section("differences", "Differences", _differences(entries)),
+        *_score_sections(entries),
+        *_closing_sections(entries, entries),
+    ]
+    return _write(Path(out), page(f"Comparison with {entries[0].label}", header, sections))
+
+
+def _write(path: Path, text: str) -> Path:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+    return path
+
+
+def _named(entries: list[Entry], names: Sequence[str] | None) -> list[Entry]:
+    """The entries under the names given, or under names that tell them apart."""
+    labels = [entry.label for entry in entries]
+    if names is not None:
+        if len(names) != len(entries):
+            raise InputError(f"--names gives {len(names)} names for {len(entries)} runs; give one for each.")
+        labels = list(names)
+    elif len(set(labels)) < len(labels):
+        labels = [f"{label} ({entry.evaluation.folder})" for label, entry in zip(labels, entries, strict=True)]
+    if len(set(labels)) < len(labels):
+        raise InputError(f"the runs are called {', '.join(labels)}; give each a name of its own with --names.")
+    return [replace(entry, label=label) for label, entry in zip(labels, entries, strict=True)]
+
+
+def _lead(evaluation: Evaluation) -> Html:
+    source, how = evaluation.source, evaluation.section("evaluation")
+    members = how.get("members") or 1
+    what = f"{members} members" if members > 1 else "one member"
+    date = str(evaluation.section("about").get("date") or "")[:10]
+    minutes = source["frames_out"] * source["interval"]
+    sequences = f"{evaluation.metrics.get('sequences', '?')} sequences{_of_synthetic_storms(evaluation)}"
+    text = f"{sequences}, {what}, forecasts up to {minutes:g} min"
+    return tag("p", ", ".join(part for part in (text, date) if part), class_="lead")
+
+
+def _of_synthetic_storms(evaluation: Evaluation) -> str:
+    """What follows the number of sequences if they are no observations."""
+    return " of synthetic storms, which say nothing about weather" if evaluation.source.get("synthetic") else ""
+
+
+def _warnings(entries: Sequence[Entry]) -> list[Html]:
+    """A sentence for each forecast that has gaps: leaving out what is hard would pay."""
+    lost = {entry.label: entry.scores.get("missing_forecast_pixels") or 0 for entry in entries}
+    return [
+        tag(
+            "p",
+            f"{label} is NaN at {pixels:,} observed pixels. No score counts them: do not compare.",
+            class_="warning",
+        )
+        for label, pixels in lost.items()
+        if pixels
+    ]
+
+
+def _tiles(entries: Sequence[Entry]) -> Html:
+    """The scores to look at first, each with the best baseline's."""
+    tiles = []
+    for key in TILES:
+        definition, value = DEFINITIONS[key], _scalar(entries[0], key)
+        baselines = {entry.label: _scalar(entry, key) for entry in entries[1:] if _is_due(entry, key)}
+        if _is_due(entries[0], key) and np.isfinite([value, *baselines.values()]).any():
+            number = tag("b", definition.format(value))
+            beside = tag("small", _best_baseline(definition, baselines))
+            tiles.append(tag("div", tag("span", definition.heading), number, beside, class_="tile"))
+    return tag("div", *tiles, class_="tiles")
+
+
+def _is_due(entry: Entry, key: str) -> bool:
+    """Whether a forecast of this kind has the score, be it undefined here."""
+    return key in entry.scores and (entry.members > 1 or key != "spread_skill_ratio")
+
+
+def _best_baseline(definition: Definition, baselines: dict[str, float]) -> str:
+    best = definition.best(baselines.values())
+    name = next((label for label, value in baselines.items() if round(value, definition.digits) == best), None)
+    undefined = sum(not np.isfinite(value) for value in baselines.values())
+    texts = [f"best baseline {definition.format(best)} ({name})"] if name else []
+    texts += [f"undefined for {undefined} of {len(baselines)} baselines"] if undefined else []
+    return ", ".join(texts)
+
+
+def _scalar(entry: Entry, key: str) -> float:
+    found = entry.array(key)
+    return np.nan if found is None else float(found)
+
+
+def _differences(entries: list[Entry]) -> list[Html]:
+    found, reference = bootstrap.differences(entries, bootstrap.REPLICATES)
+    note = (
+        f"Each forecast minus {entries[0].label}, with the 95 % interval of a paired bootstrap: {bootstrap.REPLICATES} "
+        "times, events are drawn with replacement with all their sequences, the same ones for all forecasts, and the "
+        "scores computed anew. “Unclear”: the interval holds zero. "
+        "CRPS depends on the number of members, CRPS fair does not."
+    )
+    return [tag("p", note, class_="note"), tables.differences(entries, found, reference)]
+
+
+def _score_sections(entries: list[Entry]) -> list[Section]:
+    literature = published_for(entries[0].evaluation)
+    return [
+        Section("summary", "Summary", tables.summary(entries)),
+        Section("published", "Published", tables.published(entries, literature) if literature else []),
+        Section("thresholds", "Thresholds", tables.by_threshold(entries)),
+        Section("csi", "CSI", panels("csi", charts.lead_curves(entries, "csi", "CSI"), entries, MEAN_NOTE)),
+        Section("hss", "HSS", panels("hss", charts.lead_curves(entries, "hss", "HSS"), entries, MEAN_NOTE)),
+        Section("ensemble", "CRPS and spread", _ensemble(entries)),
+        Section("ranks", "Ranks", _ranks(entries)),
+        Section("reliability", "Reliability", _reliability(entries)),
+        Section("roc", "ROC", _roc(entries)),
+        Section("spectra", "Spectra", _spectra(entries)),
+        Section("fss", "FSS", _fss(entries)),
+    ]
+
+
+def _ensemble(entries: list[Entry]) -> list[Html]:
+    note = (
+        "The CRPS of a single forecast is its mean absolute error. Corrected spread: spread times √((M + 1) / M) for M "
+        "members, which equals the skill if the ensemble is reliable."
+    )
+    return panels("ensemble", charts.ensemble_curves(entries), entries, note)
+
+
+def _ranks(entries: list[Entry]) -> list[Html]:
+    note = (
+        "Flat (1) if reliable; high at both ends if the ensemble is too narrow, high at the left if it is too wet. Wet "
+        "pixels: observation or a member reaches the lowest threshold."
+    )
+    return panels("ranks", charts.rank_histograms(entries), entries, note)
+
+
+def _reliability(entries: list[Entry]) -> list[Html]:
+    note = "On the diagonal if probabilities mean what they say; below it if they are too high. Strips: pixels per bin."
+    return panels("reliability", charts.reliability(entries), entries, note)
+
+
+def _roc(entries: list[Entry]) -> list[Html]:
+    note = "Warning when at least so many members reach the threshold; the diagonal has no skill."
+    return panels("roc", charts.roc(entries), entries, note)
+
+
+def _spectra(entries: list[Entry]) -> list[Html]:
+    note = f"A forecast below the observation is blurred at that wavelength. {MEAN_NOTE}"
+    return panels("spectra", charts.spectra(entries), entries, note)
+
+
+def _fss(entries: list[Entry]) -> list[Html]:
+    note = "Solid: mean over members. Dashed: of the exceedance probability. Black: useful above this line."
+    return panels("fss", charts.fss(entries), entries, note)
+
+
+def _closing_sections(entries: list[Entry], runs: list[Entry]) -> list[Section]:
+    all_settings = tag("details", tag("summary", "Show all settings"), tables.settings(runs))
+    return [
+        Section("definitions", "Definitions", [tables.definitions(entries)]),
+        Section("settings", "Settings", [all_settings]),
+    ]

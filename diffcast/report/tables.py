@@ -1,0 +1,244 @@
+"""The tables of a report."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from diffcast.report.bootstrap import COMPARED, LEVEL, Difference
+from diffcast.report.charts import threshold_titles
+from diffcast.report.definitions import DEFINITIONS, DIAGRAMS, UNDEFINED, Definition
+from diffcast.report.evaluation import Entry
+from diffcast.report.markup import Html, table, tag
+from diffcast.report.published import CAUTION, Published
+from diffcast.report.svg import GLYPHS, SERIES
+
+GROUPS = {
+    "Where it rains": ("csi", "csi_total", "csi_pool4", "csi_pool16", "hss", "ets", "pod", "far", "bias"),
+    "How the fields look": ("mse", "mae", "rmse", "psnr", "ssim", "spectrum_ratio_high"),
+    "What the ensemble knows": ("crps", "crps_fair", "skill", "spread", "spread_skill_ratio"),
+}
+BY_THRESHOLD = {
+    "csi": "csi_per_threshold",
+    "bias": "bias_per_threshold",
+    "brier": "brier",
+    "roc_area": "roc_area",
+}
+VARIANTS = {"ensemble_mean": "ensemble mean", "pm_mean": "probability-matched mean"}
+
+
+def swatch(series: int) -> Html:
+    """The colour and marker of an entry."""
+    glyph = GLYPHS[series % len(GLYPHS)]
+    return tag("span", glyph, class_="swatch", style=f"color:var(--series-{series % len(SERIES)})", aria_hidden="true")
+
+
+def name_cell(entries: Sequence[Entry], series: int) -> Html:
+    """The name of an entry behind its swatch."""
+    return tag("span", swatch(series), "\N{NO-BREAK SPACE}", entries[series].label, class_="entry")
+
+
+def summary(entries: Sequence[Entry]) -> list[Html]:
+    """All scalar scores in a few tables: a row per forecast, ensemble mean and probability-matched mean included."""
+    rows = list(_rows(entries))
+    return [_score_table(title, keys, rows) for title, keys in GROUPS.items()]
+
+
+def _rows(entries: Sequence[Entry]) -> Iterator[tuple[Html, dict]]:
+    for i, entry in enumerate(entries):
+        yield name_cell(entries, i), entry.scores
+        for key, label in VARIANTS.items():
+            if isinstance(entry.scores.get(key), dict):
+                yield tag("span", label, class_="variant"), entry.scores[key]
+
+
+def _score_table(title: str, keys: Sequence[str], rows: list[tuple[Html, dict]]) -> Html:
+    columns = {key: [_score(scores, key) for _, scores in rows] for key in keys}
+    columns = {key: values for key, values in columns.items() if not np.isnan(values).all()}
+    cells = {key: _marked(DEFINITIONS[key], values) for key, values in columns.items()}
+    if "psnr" in cells:
+        perfect = [scores.get("perfect_frames") or 0 for _, scores in rows]
+        cells["psnr"] = [
+            _infinite(number) if number else cell for number, cell in zip(perfect, cells["psnr"], strict=True)
+        ]
+    shown = [i for i in range(len(rows)) if not all(np.isnan(values[i]) for values in columns.values())]
+    header = ["", *(DEFINITIONS[key].heading for key in columns)]
+    return table(header, [[rows[i][0], *(column[i] for column in cells.values())] for i in shown], title)
+
+
+def _score(scores: dict, key: str) -> float:
+    """A scalar score; JSON has no infinity, but where a frame is perfect, PSNR is infinite."""
+    return np.inf if key == "psnr" and scores.get("perfect_frames") else _number(scores.get(key))
+
+
+def _infinite(frames: int) -> Html:
+    return tag("td", f"∞ ({frames:,} perfect {'frame' if frames == 1 else 'frames'})")
+
+
+def _marked(definition: Definition, values: Sequence[float]) -> list[Html]:
+    """The cells of a column, the best one marked unless all are equal."""
+    best = definition.best(values)
+    is_best = [round(value, definition.digits) == best for value in values]
+    texts = [definition.format(value) for value in values]
+    tells = len(set(texts) - {UNDEFINED}) > 1
+    return [
+        tag("td", tag("strong", text, title="best") if tells and wins else text)
+        for text, wins in zip(texts, is_best, strict=True)
+    ]
+
+
+def by_threshold(entries: Sequence[Entry]) -> list[Html]:
+    """The most asked-for scores of each threshold, a table per score."""
+    found = [of_one for score, key in BY_THRESHOLD.items() for of_one in _threshold_table(entries, score, key)]
+    return [*found, *_empty_cells(entries)]
+
+
+def _threshold_table(entries: Sequence[Entry], score: str, key: str) -> list[Html]:
+    values = {i: found for i, entry in enumerate(entries) if (found := entry.array(key)) is not None}
+    if score == "csi":
+        values = {i: np.where(_is_empty(entries[i]), np.nan, found) for i, found in values.items()}
+    if not values:
+        return []
+    columns = [_marked(DEFINITIONS[score], column) for column in np.transpose(list(values.values()))]
+    rows = [[name_cell(entries, i), *(column[n] for column in columns)] for n, i in enumerate(values)]
+    return [table(["", *threshold_titles(entries[0])], rows, f"{DEFINITIONS[score].heading} by threshold")]
+
+
+def _is_empty(entry: Entry) -> np.ndarray | bool:
+    """Thresholds that the forecast and the observation reach at no lead time; their CSI is set to 0."""
+    counts = [entry.array("counts", name) for name in ("hits", "misses", "false_alarms")]
+    return False if any(count is None for count in counts) else sum(counts).sum(axis=1) == 0
+
+
+def _empty_cells(entries: Sequence[Entry]) -> list[Html]:
+    """How many cells of the mean CSI score 0 because there is nothing to score."""
+    source = entries[0].evaluation.source
+    cells = len(source["thresholds"]) * source["frames_out"]
+    empty = {entry.label: entry.scores.get("csi_empty_cells") or 0 for entry in entries}
+    numbers = ", ".join(f"{label} {number}" for label, number in empty.items() if number)
+    note = (
+        f"Of {cells} cells (threshold and lead time), neither forecast nor observed, which count as CSI 0: {numbers}."
+    )
+    return [tag("p", note, class_="note")] if numbers else []
+
+
+def published(entries: Sequence[Entry], literature: Published) -> list[Html]:
+    """The table of the literature, our forecasts of the same reduction on top."""
+    keys = list(literature.columns.values())
+    rows = [
+        [name, *(DEFINITIONS[key].format(_number(scores.get(key))) for key in keys)] for name, scores in _rows(entries)
+    ]
+    for name, *values in literature.rows:
+        cells = [DEFINITIONS[key].format(value) for key, value in zip(keys, values, strict=True)]
+        rows.append([tag("span", name, class_="cited"), *cells])
+    notes = tag("p", literature.note, " ", tag("strong", CAUTION), class_="note")
+    return [table(["", *literature.columns], rows, literature.title), notes]
+
+
+def differences(entries: Sequence[Entry], found: Sequence[dict[str, Difference]], reference: dict) -> Html:
+    """Each further entry minus the first: value, interval, and whether the interval excludes no difference."""
+    header = ["", name_cell(entries, 0), *(name_cell(entries, i) for i in range(1, len(entries)))]
+    rows = []
+    for key in _compared_order(reference):
+        definition = definition_of(key)
+        if np.isfinite(reference[key]):
+            cells = [_difference_cell(definition, of_one[key]) for of_one in found]
+            rows.append([definition.heading, definition.format(reference[key]), *cells])
+    return table(header, rows, f"Difference to {entries[0].label}, {LEVEL:.0%} interval", class_="differences")
+
+
+def definition_of(key: str) -> Definition:
+    """The definition of a compared score, that of a single threshold's CSI included."""
+    if key in DEFINITIONS:
+        return DEFINITIONS[key]
+    return Definition(f"CSI ≥ {key.removeprefix('csi_')}", "higher", 4, "")
+
+
+def _compared_order(keys) -> list[str]:
+    """CSI first, then that of the highest thresholds, then the others."""
+    rare = [key for key in keys if key not in COMPARED]
+    return [COMPARED[0], *rare, *COMPARED[1:]]
+
+
+def _difference_cell(definition: Definition, found: Difference) -> Html:
+    if not np.isfinite(found.value):
+        return tag("td", UNDEFINED)
+    value = definition.format(found.value, "+")
+    if not np.isfinite(found.low):
+        return tag("td", value, tag("small", "no interval"))
+    interval = f"[{definition.format(found.low, '+')}, {definition.format(found.high, '+')}]"
+    verdict = "unclear"
+    if found.low > 0 or found.high < 0:
+        verdict = "better" if definition.gain(found.value, 0.0) > 0 else "worse"
+    return tag("td", tag("b", value), tag("small", interval), tag("span", verdict, class_=f"verdict {verdict}"))
+
+
+def definitions(entries: Sequence[Entry]) -> Html:
+    """One sentence per score and diagram shown."""
+    known = {key for entry in entries for key in entry.scores}
+    items = [(found.label, found.meaning) for key, found in DEFINITIONS.items() if key in known]
+    items += [found for key, found in DIAGRAMS.items() if key in known]
+    pairs = [(tag("dt", label), tag("dd", meaning)) for label, meaning in items]
+    return tag("dl", *(part for pair in pairs for part in pair), class_="definitions")
+
+
+def fact_list(entry: Entry) -> Html:
+    """What was evaluated, on what, when and how."""
+    found = [(label, fact) for label, fact in _facts(entry).items() if fact]
+    return tag("dl", *(tag("div", tag("dt", label), tag("dd", fact)) for label, fact in found), class_="facts")
+
+
+def fact_table(entries: Sequence[Entry]) -> Html:
+    """The same with a column per entry."""
+    columns = [_facts(entry) for entry in entries]
+    labels = [label for label in columns[0] if any(column[label] for column in columns)]
+    rows = [[label, *(column[label] or UNDEFINED for column in columns)] for label in labels]
+    return table(["", *(name_cell(entries, i) for i in range(len(entries)))], rows, "Runs", class_="texts")
+
+
+def _facts(entry: Entry) -> dict[str, object]:
+    evaluation = entry.evaluation
+    about, how = evaluation.section("about"), entry.settings
+    source, checkpoint = evaluation.source, entry.checkpoint
+    name = source.get("name", "")
+    height_width = " by ".join(str(size) for size in (source.get("frame_shape") or [])[1:])
+    pixel = f", {source['pixel_km']:g} km per pixel" if source.get("pixel_km") else ""
+    hash_ = str(checkpoint.get("sha256") or "")
+    step = f", step {checkpoint['step']}" if checkpoint.get("step") is not None else ""
+    steps = f", {how['sampling_steps']} network evaluations per segment" if how.get("sampling_steps") else ""
+    return {
+        "Data": name if source.get("synthetic") else f"{how.get('dataset', '')} {name}".strip(),
+        "Sequences": evaluation.metrics.get("sequences"),
+        "Frames": f"{source.get('frames_in')} → {source['frames_out']}, every {source['interval']:g} min",
+        "Frame": f"{height_width} pixels{pixel}" if height_width else None,
+        "Members": entry.members,
+        "Sampler": f"{how['sampler']}{steps}" if how.get("sampler") else None,
+        "Seed": how.get("seed"),
+        "Checkpoint": f"{checkpoint['label']}{step}" if checkpoint.get("label") else None,
+        "SHA-256": tag("code", hash_[:16], title=hash_) if hash_ else None,
+        "Commit": tag("code", str(about["commit"])[:12], title=about["commit"]) if about.get("commit") else None,
+        "Date": about.get("date"),
+        "Version": about.get("version"),
+        "Command": tag("code", about["command"]) if about.get("command") else None,
+    }
+
+
+def settings(entries: Sequence[Entry]) -> Html:
+    """All settings, those that differ between runs first and marked."""
+    columns = [entry.settings for entry in entries]
+    keys = dict.fromkeys(key for column in columns for key in column)
+    texts = {key: [_setting(column[key]) if key in column else UNDEFINED for column in columns] for key in keys}
+    differs = {key: len(set(values) - {UNDEFINED}) > 1 for key, values in texts.items()}
+    rows = [
+        [tag("b", key) if differs[key] else key, *values]
+        for key, values in sorted(texts.items(), key=lambda item: not differs[item[0]])
+    ]
+    return table(["", *(entry.label for entry in entries)], rows, "Settings", class_="texts")
+
+
+def _setting(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else np.nan

@@ -1,0 +1,1 @@
+"""The training loop, its settings, and what keeps a training going."""

@@ -1,5 +1,0 @@
-"""Evaluation reports: one self-contained HTML page about an evaluation, or about several side by side."""
-
-from utils.report.report import write_comparison, write_report
-
-__all__ = ["write_comparison", "write_report"]
