@@ -2,8 +2,8 @@
 
 import json
 import logging
+import os
 import re
-import time
 from itertools import count
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from utils.errors import InputError
 
 LOG = logging.getLogger(__name__)
 IDENTITY = "identity.json"
-PATIENCE = 1  # seconds
 
 
 def own_folder(wanted: Path, identity: dict) -> Path:
@@ -56,23 +55,27 @@ def _created(wanted: Path, identity: dict) -> Path:
 
 def _claimed(folder: Path, identity: dict) -> bool:
     """Write the identity into a folder unless something is there already; of several processes, one succeeds."""
-    if any(folder.iterdir()):
+    if any(not path.name.startswith(".") for path in folder.iterdir()):
         return False
+    path, temporary = folder / IDENTITY, folder / f".{IDENTITY}.{os.getpid()}"
     try:
-        with (folder / IDENTITY).open("xb", buffering=0) as file:
-            file.write(json.dumps(identity, indent=1, sort_keys=True).encode())
+        temporary.write_text(json.dumps(identity, indent=1, sort_keys=True))
+        os.link(temporary, path)  # it appears whole, and never in place of another
     except FileExistsError:
         return False
+    except OSError:  # of a disk without hard links
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return True
 
 
 def _identity_in(folder: Path) -> dict:
     """The identity of what a folder holds; nothing if there is none that can be read."""
-    path, end = folder / IDENTITY, time.monotonic() + PATIENCE
     try:
-        while path.stat().st_size == 0 and time.monotonic() < end:  # another process is about to write it
-            time.sleep(0.01)
-        identity = json.loads(path.read_text())
+        identity = json.loads((folder / IDENTITY).read_text())
     except (OSError, ValueError):
         return {}
     return identity if isinstance(identity, dict) else {}
