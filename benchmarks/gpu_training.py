@@ -16,7 +16,7 @@ import run
 from benchmarks.gpu_bench import Bench, Case, Sizes
 from benchmarks.training import packed_storms
 from dataset import build_dataset
-from diffcast.commandline.arguments import settle, training_settings
+from diffcast.commandline.arguments import check, settle, training_settings
 from diffcast.commandline.summary import training_cost
 from diffcast.training.loop import Trainer
 
@@ -110,6 +110,7 @@ def words(sizes: Sizes, backbone: str, *more: str) -> list[str]:
 def prepared(folder: Path, given: list[str]):
     """Arguments, model and accelerator as `run.py` makes them."""
     args = run.build_parser().parse_args(given)
+    check(args)
     torch.manual_seed(args.seed)
     model = settle(args, set()).build(gradient_checkpointing=args.gradient_checkpointing)
     return args, model, run.make_accelerator(args, folder)

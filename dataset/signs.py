@@ -14,6 +14,7 @@ BAD_FRAMES = "frames cannot be read"
 UNFINISHED = "file cannot be read and changed less than a minute ago"
 FRESH = 60  # seconds
 DETAILS = 5  # frames that a detail names
+TELLING = 20  # pixels with echo that tell a frame from all others
 
 
 def is_fresh(changed: float | np.ndarray) -> bool | np.ndarray:

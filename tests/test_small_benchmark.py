@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
             "REPLICATES": 20,
             "CHOICES": {
                 "scratch": choices.Choice("other", 1, "--diffusion_weight 0.9", start=False, frozen=False),
-                "sampled": choices.Choice("other", 2, "--previous_residual sampled"),
+                "scale": choices.Choice("other", 2, "--residual_scale 1.5"),
             },
         },
         skill_results: {"REPLICATES": 20},
@@ -132,17 +132,17 @@ def test_tables_and_pictures_take_several_backbones_and_seeds(results, tmp_path,
 def test_choices_differ_from_the_benchmarks_training_in_what_they_say(folder, capsys):
     choices.main(["--seed", "5", "--jobs", "1"])
     rows = json.loads((folder / "choices_5" / "choices.json").read_text())["rows"]
-    assert list(rows) == ["benchmark", "scratch", "sampled"]
-    assert "--freeze_backbone" in rows["sampled"]["command"]
+    assert list(rows) == ["benchmark", "scratch", "scale"]
+    assert "--freeze_backbone" in rows["scale"]["command"]
     assert "--backbone_ckpt" not in rows["scratch"]["command"]
     assert "--freeze_backbone" not in rows["scratch"]["command"]
     crps = {name: row["scores"]["crps"] for name, row in rows.items()}
     assert len(set(crps.values())) == 3
-    for name in ("scratch", "sampled"):
+    for name in ("scratch", "scale"):
         assert rows[name]["minus_benchmark"]["crps"]["value"] == pytest.approx(crps[name] - crps["benchmark"], abs=1e-7)
     out = capsys.readouterr().out
     assert "diffcast_5: started" not in out
-    assert f"| {crps['sampled']:.4f} |" in out
+    assert f"| {crps['scale']:.4f} |" in out
 
 
 def test_a_failure_names_its_log_and_stops_the_others(runner, tmp_path):

@@ -24,6 +24,7 @@ from dataset.signs import (
     BLANK,
     CONSTANT,
     SAME_FRAMES,
+    TELLING,
     UNFINISHED,
     copies,
     digest_of,
@@ -38,7 +39,6 @@ ALL_MISSING = "frame without a valid pixel"
 FAR_OUT = "most values more than a whole range beyond the range"
 FAR_PIXELS = "pixels more than a whole range beyond the range"
 
-TELLING = 20  # pixels with echo that tell a frame from all others
 SEQUENCE = 25  # frames; what a training reads unless told otherwise
 LOOKS = np.dtype(
     [("form", "u4"), ("lowest", "f8"), ("highest", "f8"), ("digest", "u8"), ("far", "u4"), ("pixels", "u4")]

@@ -21,12 +21,11 @@ from dataset.frames.config import FramesConfig, read_config
 from dataset.frames.encoding import Encoder, Grid
 from dataset.frames.names import frame_id, moment, on_marks, seconds, times_of
 from dataset.sevir.catalog import SPLITS
+from dataset.signs import TELLING
 from dataset.source import Source
 from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-TELLING = 20  # pixels with echo that tell a frame from all others
 
 
 class Runs(NamedTuple):

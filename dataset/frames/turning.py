@@ -15,7 +15,7 @@ SIGNS = {  # standard names, units, axes and names of coordinates, in lower case
     **dict.fromkeys(("projectionxcoordinate", "longitude", "gridlongitude", "x", "lon", "easting"), EAST),
     **dict.fromkeys(("degreeseast", "degreeeast", "degreese", "degreee"), EAST),
 }
-TELLING = ("standard_name", "axis", "units")
+ATTRIBUTES = ("standard_name", "axis", "units")
 
 
 def turned(values: np.ndarray, file: h5py.File, data: h5py.Dataset) -> np.ndarray:
@@ -65,13 +65,13 @@ def _scales(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[h5py.Dat
 
 
 def _way(coordinate: h5py.Dataset) -> str | None:
-    told = [text_of(coordinate, key) for key in TELLING] + [coordinate.name.rpartition("/")[2]]
+    told = [text_of(coordinate, key) for key in ATTRIBUTES] + [coordinate.name.rpartition("/")[2]]
     ways = (SIGNS.get(text.lower().replace("_", "")) for text in told)
     return next(filter(None, ways), None)
 
 
 def _counts_pixels(coordinate: h5py.Dataset, line: np.ndarray) -> bool:
     """Whether a coordinate says nothing but the pixels' numbers, which count from the top."""
-    return not any(text_of(coordinate, key) for key in TELLING) and any(
+    return not any(text_of(coordinate, key) for key in ATTRIBUTES) and any(
         np.array_equal(line, np.arange(first, first + len(line))) for first in (0, 1)
     )

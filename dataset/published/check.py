@@ -19,6 +19,7 @@ from dataset.signs import (
     BLANK,
     CONSTANT,
     SAME_FRAMES,
+    TELLING,
     copies,
     digest_of,
     list_frames,
@@ -38,7 +39,6 @@ ALL_MISSING = "frame without a valid pixel"
 SHARED_FRAMES = "shares frames with a window of a later split"
 
 MOST_ABSENT = 10_000  # windows that are told one by one
-TELLING = 20  # pixels with echo that tell a frame from all others
 
 
 class Window(NamedTuple):
