@@ -6,12 +6,12 @@ RUN := $(VENV)/bin/python
 .PHONY: demo benchmark test chaos fuzz lint clean
 
 demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and draw its forecasts
-	@echo "1 of 4, about 15 s: 120 synthetic events, and a packed cache of them"
+	@echo "1 of 4, up to a minute: 120 synthetic events, and a packed cache of them"
 	@test -f demo/sevir/CATALOG.csv || $(RUN) -m dataset synthetic --out demo/sevir --events 120 --seed 1
 	@$(RUN) -m dataset pack --data_path demo/sevir --img_size 32
-	@echo "2 of 4, about 2 min: train the backbone"
+	@echo "2 of 4, two to five minutes: train the backbone"
 	@$(RUN) run.py @resources/demo.args --lr 4e-3 --training_steps 1000 --resume --no_eval
-	@echo "3 of 4, about 2 min: train DiffCast around it; 4 of 4, about 1 min: evaluate it with 8 members"
+	@echo "3 of 4, three to eight minutes: train DiffCast around it. 4 of 4, one to two minutes: evaluate it with 8 members"
 	@$(RUN) run.py @resources/demo.args --lr 6e-3 --training_steps 500 --resume --use_diff --freeze_backbone \
 	    --backbone_ckpt Exps/demo/Singleconvgru_sevir/checkpoints/best.safetensors
 
