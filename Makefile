@@ -11,7 +11,7 @@ demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and
 	@$(RUN) -m dataset pack --data_path demo/sevir --img_size 32
 	@echo "2 of 4, two to five minutes: train the backbone"
 	@$(RUN) run.py @resources/demo.args --lr 4e-3 --training_steps 1000 --resume --no_eval
-	@echo "3 of 4, three to eight minutes: train DiffCast around it. 4 of 4, one to two minutes: evaluate it with 8 members"
+	@echo "3 of 4, three to eight minutes: train DiffCast around it. 4 of 4, one to five minutes: evaluate it with 8 members"
 	@$(RUN) run.py @resources/demo.args --lr 6e-3 --training_steps 500 --resume --use_diff --freeze_backbone \
 	    --backbone_ckpt Exps/demo/Singleconvgru_sevir/checkpoints/best.safetensors
 
