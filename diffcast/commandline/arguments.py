@@ -189,6 +189,11 @@ def _training_arguments(group) -> None:
         choices=["no", "fp16", "bf16", "auto"],
         help="precision of the forward pass in training. auto is bf16 where that is native to the device, else no",
     )
+    _course_arguments(group)
+
+
+def _course_arguments(group) -> None:
+    """Options of validations, checkpoints, and where a training starts."""
     group.add_argument(
         "--early_stop", type=int, default=10, help="validations without improvement before stopping; 0: never"
     )
