@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.forecast import default_device, in_turn
 from diffcast import DiffCast
-from diffcast.commandline.arguments import parse_options
+from diffcast.commandline.settings import parse_backbone_options
 from diffcast.forecaster import Architecture
 from tests.tiny import BACKBONES
 
@@ -70,7 +70,7 @@ class Bench:
     def model(self, backbone: str) -> DiffCast:
         """A forecaster with random weights, as it is built."""
         torch.manual_seed(0)
-        sizes, options = self.sizes, parse_options(self.sizes.backbones[backbone])
+        sizes, options = self.sizes, parse_backbone_options(self.sizes.backbones[backbone])
         shape = (1, sizes.img_size, sizes.img_size)
         architecture = Architecture(
             backbone, True, shape, backbone_options=options, dim=sizes.dim, dim_mults=sizes.dim_mults

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 import run
 from benchmarks.gpu_bench import Bench, Case, Sizes
 from benchmarks.training import packed_storms
 from dataset import build_dataset
-from diffcast.commandline.arguments import check, settle, training_settings
+from diffcast.commandline.settings import RunSettings, read
 from diffcast.commandline.summary import training_cost
 from diffcast.training.loop import Trainer
 
@@ -107,13 +107,13 @@ def words(sizes: Sizes, backbone: str, *more: str) -> list[str]:
     ]
 
 
-def prepared(folder: Path, given: list[str]):
-    """Arguments, model and accelerator as `run.py` makes them."""
-    args = run.build_parser().parse_args(given)
-    check(args)
-    torch.manual_seed(args.seed)
-    model = settle(args, set()).build(gradient_checkpointing=args.gradient_checkpointing)
-    return args, model, run.make_accelerator(args, folder)
+def prepared(given: list[str]) -> tuple[RunSettings, nn.Module, Accelerator]:
+    """Settings, model and accelerator as `run.py` makes them."""
+    settings = read(vars(run.build_parser().parse_args(given)))
+    torch.manual_seed(settings.training.seed)
+    model = settings.architecture.build(**settings.training.of_the_loss())
+    accelerator = run.make_accelerator(settings)
+    return settings.computing_in(accelerator.mixed_precision), model, accelerator
 
 
 def storms(accelerator: Accelerator, folder: Path, img_size: int):
@@ -129,20 +129,20 @@ def storms(accelerator: Accelerator, folder: Path, img_size: int):
 
 def trained(bench: Bench, backbone: str, *more: str) -> dict:
     """Speed of a training, and its share of the peak."""
-    args, model, accelerator = prepared(bench.folder, words(bench.sizes, backbone, *more))
+    settings, model, accelerator = prepared(words(bench.sizes, backbone, *more))
     data = storms(accelerator, bench.folder, bench.sizes.img_size)
     run_folder = bench.folder / f"run_{time.monotonic_ns()}"
     if accelerator.is_main_process:
         (run_folder / "checkpoints").mkdir(parents=True)
     if backbone not in bench.flops:
-        bench.flops[backbone] = training_cost(settle(args, set()).build())[0] * bench.sizes.batch
-    training = Timed(accelerator, model, data, data, training_settings(args), run_folder, {})
+        bench.flops[backbone] = training_cost(settings.architecture.build())[0] * bench.sizes.batch
+    training = Timed(accelerator, model, data, data, settings.training, run_folder, {})
     training.rounds = bench.sizes.rounds
     training.until = math.inf if accelerator.num_processes > 1 else time.time() + SECONDS
     training.run()
     row = training.row()
     rate = bench.flops[backbone] * row["steps/s"] / 1e12
-    peak = bench.peak(torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32)
+    peak = bench.peak(torch.bfloat16 if settings.training.mixed_precision == "bf16" else torch.float32)
     return row | {"TFLOP/step": bench.flops[backbone] / 1e12, "TFLOP/s": rate, "of peak": rate / peak}
 
 
@@ -176,10 +176,10 @@ def repeated(bench: Bench, deterministic: bool) -> dict:
 
 def three_steps(bench: Bench, folder: Path, resume: Path | None = None) -> tuple[Tensor, str]:
     """Weights after the third step of a training, and the last line of its losses."""
-    args, model, accelerator = prepared(bench.folder, words(bench.sizes, "simvp", *THREE_STEPS))
+    settings, model, accelerator = prepared(words(bench.sizes, "simvp", *THREE_STEPS))
     data = storms(accelerator, bench.folder, bench.sizes.img_size)
     (folder / "checkpoints").mkdir(parents=True)
-    trainer = Unvalidated(accelerator, model, data, data, training_settings(args), folder, {})
+    trainer = Unvalidated(accelerator, model, data, data, settings.training, folder, {})
     if resume is not None:
         trainer.restore(resume)
     trainer.run()

@@ -31,7 +31,7 @@ from benchmarks.forecast import default_device
 from dataset import build_dataset
 from dataset.sevir.packed import pack
 from dataset.synthetic.writer import write_sevir
-from diffcast.commandline.arguments import parse_options
+from diffcast.commandline.settings import parse_backbone_options
 from diffcast.forecaster import Architecture, place
 from diffcast.loading import TrainingBatches, generators, load_batches
 from diffcast.training.loop import MAX_GRADIENT_NORM
@@ -189,7 +189,7 @@ def run(args: argparse.Namespace) -> None:
         args.backbone,
         args.use_diff,
         (1, args.img_size, args.img_size),
-        backbone_options=parse_options(args.backbone_options),
+        backbone_options=parse_backbone_options(args.backbone_options),
         dim=args.dim,
         dim_mults=tuple(args.dim_mults),
     )

@@ -12,11 +12,12 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from diffcast import official
 from diffcast.described import Description
-from diffcast.model import build_diffcast
-from models import build_backbone
+from diffcast.model import DiffCast
+from models import BACKBONES, build_backbone
 from utils.checkpoint import load_weights
 from utils.errors import InputError
 from utils.official import read_official
+from utils.options import check_bounds, option
 
 # What constructors raise for settings that nobody chose.
 _IMPOSSIBLE = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
@@ -24,22 +25,39 @@ _IMPOSSIBLE = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that decides names and shapes of the weights, with the paper's values."""
+    """Everything that decides names and shapes of the weights. Defaults are the paper's."""
 
-    backbone: str = "phydnet"
-    use_diff: bool = False
+    backbone: str = option("phydnet", f"{', '.join(BACKBONES)}, or your own class as package.module:Class")
+    use_diff: bool = option(False, "build DiffCast around the backbone")
     frame_shape: tuple[int, int, int] = (1, 128, 128)
-    frames_in: int = 5
-    frames_out: int = 20
-    backbone_options: dict = field(default_factory=dict)
-    dim: int = 64
-    dim_mults: tuple[int, ...] = (1, 2, 4, 8)
-    segment_length: int | None = None
+    frames_in: int = option(5, "number of observed frames", at_least=1)
+    frames_out: int = option(20, "number of forecast frames", at_least=1)
+    backbone_options: dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "options of the backbone's constructor",
+            "type": str,
+            "nargs": "*",
+            "metavar": "NAME=VALUE",
+        },
+    )
+    dim: int = option(64, "width of the diffusion networks")
+    dim_mults: tuple[int, ...] = option(
+        (1, 2, 4, 8), "width of each level of the diffusion networks, in units of --dim"
+    )
+    segment_length: int | None = option(
+        None, "number of frames that one diffusion run generates. The default is --frames_in", rare=True
+    )
     timesteps: int = 1000
-    residual_scale: float = 1.0
+    residual_scale: float = option(
+        1.0, "divide residuals by this. We recommend their standard deviation in [-1, 1] frames, about 0.2"
+    )
+
+    def __post_init__(self):
+        check_bounds(self)
 
     def build(self, **training) -> nn.Module:
-        """The forecaster with fresh weights: a backbone, in a DiffCast if `use_diff`.
+        """Build the forecaster with fresh weights: a backbone, in a DiffCast if `use_diff`.
 
         `training` are the options of `DiffCast` that shape its loss alone.
         """
@@ -48,7 +66,7 @@ class Architecture:
         )
         if not self.use_diff:
             return backbone
-        return build_diffcast(
+        return DiffCast(
             backbone,
             self.dim,
             self.dim_mults,
@@ -57,6 +75,11 @@ class Architecture:
             residual_scale=self.residual_scale,
             **training,
         )
+
+    @property
+    def label(self) -> str:
+        """Name of the forecaster in tables and pictures."""
+        return ("diffcast_" if self.use_diff else "") + self.backbone.replace(":", ".")
 
     def to_metadata(self) -> dict:
         """JSON-ready form."""

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dataset.sevir.reader import EventWindows
 from utils.errors import InputError
+from utils.processors import processors
 
 
 def derived_seed(*keys: int) -> int:
@@ -114,7 +114,7 @@ def load_batches(
     loader = DataLoader(
         Numbered(dataset),
         batch_sampler=batches,
-        num_workers=min(workers, len(batches)),
+        num_workers=min(workers, processors(), len(batches)),
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers and len(batches) else None,
         worker_init_fn=worker_init,
@@ -161,10 +161,3 @@ def spread(total: int, wanted: int | None) -> list[int]:
     if wanted is None or wanted >= total:
         return list(range(total))
     return [i * total // wanted for i in range(wanted)]
-
-
-def sum_over_processes(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
-    """Sum of a tensor of any integer or floating type; a single process keeps it where it is."""
-    if accelerator.num_processes == 1:
-        return tensor
-    return accelerator.reduce(tensor.to(accelerator.device), "sum")

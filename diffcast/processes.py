@@ -1,4 +1,4 @@
-"""Several processes: starting them on processors alone, how long they wait for each other, and what if one is lost."""
+"""The processes of one run: how they start, agree, wait for each other, and report the loss of one."""
 
 import contextlib
 import ctypes
@@ -6,17 +6,23 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch.distributed
+from accelerate import Accelerator
 from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import broadcast_object_list
 from torch.distributed.launcher.api import LaunchConfig
 
 from utils.errors import InputError
+from utils.files import locked
 
 PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # PyTorch's launcher passes on the first four unless told
+T = TypeVar("T")
 _SIGNAL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of Linux's <sys/prctl.h>
 
 
@@ -51,6 +57,43 @@ def _end_with_parent() -> None:
     """Let this process, also after `exec`, receive SIGTERM when its parent has died, where the system can do that."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, signal.SIGTERM)
+
+
+def sum_over_processes(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor of any integer or floating type; a single process keeps it where it is."""
+    if accelerator.num_processes == 1:
+        return tensor
+    return accelerator.reduce(tensor.to(accelerator.device), "sum")
+
+
+def agreed(accelerator: Accelerator, mine: bool) -> bool:
+    """Whether it is so on any of the processes, all of which wait for the answer."""
+    return bool(sum_over_processes(accelerator, torch.tensor(int(mine))))
+
+
+def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """What `decide` returns in the main process, or its `InputError`, in all processes, which wait for it."""
+    told: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            told[0] = decide()
+        except InputError as error:
+            told[1] = str(error)
+    found, error = broadcast_object_list(told)
+    if error is not None:
+        raise InputError(error)
+    return found
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, accelerator: Accelerator, advice: str) -> Iterator[None]:
+    """Keep other runs out of a folder; the main process holds the lock.
+
+    Raises `InputError`, which ends with the advice, if another run has it.
+    """
+    with contextlib.ExitStack() as stack:
+        decided_by_main(accelerator, lambda: stack.enter_context(locked(folder, advice)))
+        yield
 
 
 @contextlib.contextmanager

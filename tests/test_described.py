@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import run
-from diffcast.commandline.arguments import given_options
+from diffcast.commandline.settings import read
 from diffcast.forecaster import Architecture
 from utils import checkpoint
 from utils.checkpoint import save_checkpoint, save_weights
@@ -43,10 +43,9 @@ def write_step(folder, step, architecture, about=ABOUT):
 
 
 def resolved(*words):
-    """The architecture that `run.py` would build, and its completed arguments."""
-    parser, argv = run.build_parser(), [str(word) for word in words]
-    args = parser.parse_args(argv)
-    return run.resolve(args, given_options(parser, argv)), args
+    """The architecture that `run.py` would build, and its settings."""
+    settings = read(vars(run.build_parser().parse_args([str(word) for word in words])))
+    return settings.architecture, settings
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +54,12 @@ def path(tmp_path_factory):
 
 
 def test_an_evaluation_needs_the_path_alone(path):
-    architecture, args = resolved("--eval", "--ckpt_milestone", path)
+    architecture, settings = resolved("--eval", "--ckpt_milestone", path)
     assert architecture == DIFF
-    assert (args.dataset, args.split, args.scale, args.seq_len) == ("shanghai", "benchmark", 80.0, 10)
-    assert run.run_folder(args).name == "Diffconvgru_shanghai"
-    assert (args.seed, args.lr) == (0, 1e-4)  # of a training, not of its evaluation
+    data = settings.data
+    assert (data.dataset, data.split, data.scale, data.seq_len) == ("shanghai", "benchmark", 80.0, 10)
+    assert settings.folder.name == "Diffconvgru_shanghai"
+    assert (settings.training.seed, settings.training.lr) == (0, 1e-4)  # of a training, not of its evaluation
 
 
 def test_weights_are_evaluated_on_their_frames_without_being_described(storm_folder, tmp_path):
@@ -91,8 +91,8 @@ def test_what_contradicts_a_checkpoint_is_refused_and_both_are_named(words, path
 
 
 def test_other_data_may_be_named(path):
-    _, args = resolved("--eval", "--ckpt_milestone", path, "--dataset", "sevir")
-    assert (args.dataset, args.split, args.scale) == ("sevir", "official", None)
+    data = resolved("--eval", "--ckpt_milestone", path, "--dataset", "sevir")[1].data
+    assert (data.dataset, data.split, data.scale) == ("sevir", "official", None)
 
 
 def test_what_agrees_with_a_checkpoint_may_be_said(path, tmp_path):
@@ -137,10 +137,12 @@ def test_a_training_goes_on_with_the_options_it_began_with(tmp_path):
     step = write_step(folder, 3, DIFF)
     words = ("--exp_dir", tmp_path, "--dataset", "shanghai", "--backbone", "convgru", "--use_diff", "--resume")
     for asked in (words, ("--resume", step)):
-        architecture, args = resolved(*asked)
+        architecture, settings = resolved(*asked)
         assert architecture == DIFF
-        assert {name: getattr(args, name) for name in COURSE} == COURSE
-    assert resolved(*words, "--mixed_precision", "auto")[1].mixed_precision == "auto"  # compared once it is resolved
+        assert {name: settings.options()[name] for name in COURSE} == COURSE
+    assert (
+        resolved(*words, "--mixed_precision", "auto")[1].training.mixed_precision == "auto"
+    )  # compared once it is resolved
     with pytest.raises(InputError, match=r"--lr 0.001 / 0.0005"):
         resolved(*words, "--lr", "5e-4")
 
@@ -151,18 +153,18 @@ def test_a_training_goes_on_to_where_it_was_to_end(tmp_path):
     words = ("--exp_dir", tmp_path, "--dataset", "shanghai", "--backbone", "convgru", "--use_diff", "--resume")
     for more, expected in {
         (): length,
-        ("--training_steps", "20", "--early_stop", "0"): {"epochs": None, "training_steps": 20, "early_stop": 0},
-        ("--epochs", "3"): {"epochs": 3, "training_steps": None, "valid_every": 4},
+        ("--training_steps", "20", "--early_stop", "0"): {"epochs": 0, "training_steps": 20, "early_stop": 0},
+        ("--epochs", "3"): {"epochs": 3, "training_steps": 200_000, "valid_every": 4},
     }.items():
-        args = resolved(*words, *more)[1]
-        assert {name: getattr(args, name) for name in expected} == expected
+        options = resolved(*words, *more)[1].options()
+        assert {name: options[name] for name in expected} == expected
 
 
 def test_a_start_from_a_backbone_takes_its_network_and_nothing_else(tmp_path):
     weights = write(tmp_path / "best.safetensors", SINGLE)
-    architecture, args = resolved("--use_diff", "--backbone_ckpt", weights, "--dim", "16")
+    architecture, settings = resolved("--use_diff", "--backbone_ckpt", weights, "--dim", "16")
     assert architecture == replace(SINGLE, use_diff=True, dim=16)
-    assert (args.dataset, args.lr) == ("sevir", 1e-4)
+    assert (settings.data.dataset, settings.training.lr) == ("sevir", 1e-4)
     with pytest.raises(InputError, match="--backbone simvp / phydnet"):
         resolved("--use_diff", "--backbone_ckpt", weights, "--backbone", "phydnet")
 

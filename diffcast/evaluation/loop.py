@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -21,44 +21,44 @@ from diffcast.evaluation.parts import Part, Parts, split_into_parts
 from diffcast.evaluation.results import describe_source, score_table, warn_of_gaps, write_lead_times, write_metrics
 from diffcast.forecaster import place
 from diffcast.forecasting.dressed import Dressed
+from diffcast.forecasting.forecasts import BASELINES, ForecastSettings, forecast_all
 from diffcast.forecasting.pictures import draw_case
 from diffcast.loading import digest_of_frames, generators, load_batches, spread
-from diffcast.model import DiffCast, Generators
+from diffcast.model import DiffCast
 from diffcast.precision import forecast_precision
+from diffcast.processes import agreed, alone_in, decided_by_main
 from diffcast.report import write_report
-from diffcast.training.validation import agreed, alone_in, decided_by_main
-from models import build_backbone
-from models.backbone import without_gaps
 from utils.claims import own_folder
 from utils.errors import InputError
 from utils.files import Dispensable
 from utils.metrics import PerceptualDistance, ScoreGroup, Scores, load_lpips
+from utils.options import option
 
 LOG = logging.getLogger(__name__)
-FORMAT = 2  # of the parts
-BASELINES = ("advection", "persistence")
-OF_DIFFUSION = ("sampler", "sampling_steps", "precision", "compile")
+FORMAT = 3  # of the parts
+SAMPLING = ("sampler", "sampling_steps", "forecast_precision", "compile")
 MACHINE = ("num_workers", "device", "processes")  # what does the work, and changes nothing
 # What the scores depend on besides checkpoint, evaluation settings and frames, of the settings of the run.
-DECISIVE = ("backbone_options", "dataset", "split", "stride", "scale", "dress")
+DECISIVE = ("backbone_options", "dataset", "split", "stride", "scale")
 # Terms of each sequence that are kept, so that the difference of two runs gets an interval.
 COMPARED = re.compile(r"((ensemble_mean|pm_mean)/)?(categorical|errors|similarity)/|ensemble/")
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
-    """How to forecast and score."""
+class EvaluationSettings(ForecastSettings):
+    """How to forecast and score. Raises `InputError` for impossible values."""
 
-    seed: int = 0
-    members: int = 1
-    sampler: str = "dpm"
-    sampling_steps: int = 10  # network evaluations per segment
-    forecast_batch: int = 12  # forecasts (sequences x members) at a time
-    precision: str = "auto"  # of the diffusion networks: auto, float32 or bfloat16
-    compile: bool = False  # translate them by torch.compile
-    sequences: int | None = None  # evenly spread over the split; None: all
-    cases: int = 3  # sequences to draw: best, worst and evenly between them
-    lpips: bool = False  # also the learned perceptual distance, which needs a package of its own
+    eval_sequences: int | None = option(
+        None, "number of sequences to score, evenly spaced in the test split. The default is all", at_least=1
+    )
+    dress: bool = option(False, "also score the dressed trend: the trend plus residuals of training sequences")
+    cases: int = option(
+        3,
+        "number of sequences to draw: those with the best and the worst CRPS, and others between",
+        at_least=0,
+        rare=True,
+    )
+    lpips: bool = option(False, "also score the learned perceptual distance, with the package lpips", rare=True)
     num_workers: int = 4
 
 
@@ -111,8 +111,8 @@ class Evaluator:
         self.dressed = dressed
         self.drawing = Dispensable("pictures of the cases")
         self.perception = load_lpips().to(accelerator.device) if settings.lpips else None
-        self.precision = forecast_precision(settings.precision, accelerator.device)
-        self.chosen = spread(len(dataset), settings.sequences)
+        self.precision = forecast_precision(settings.forecast_precision, accelerator.device)
+        self.chosen = spread(len(dataset), settings.eval_sequences)
         ensemble = settings.members
         own = {name: ensemble, "trend": 1} if isinstance(model, DiffCast) else {name: 1}
         self.members = own | ({"dressed": ensemble} if dressed else {}) | dict.fromkeys(BASELINES, 1)
@@ -155,8 +155,8 @@ class Evaluator:
         machine = {"device": self.accelerator.device.type, "processes": self.accelerator.num_processes}
         how = asdict(self.settings) | machine
         if isinstance(self.model, DiffCast):
-            return how | {"precision": str(self.precision).removeprefix("torch.")}
-        return {key: value for key, value in how.items() if key not in OF_DIFFUSION}
+            return how | {"forecast_precision": str(self.precision).removeprefix("torch.")}
+        return {key: value for key, value in how.items() if key not in SAMPLING}
 
     def write(self, scores: dict[str, dict], cases: list[dict], about: dict) -> None:
         """Write the numbers and the report, and log the most important scores."""
@@ -258,46 +258,11 @@ class Evaluator:
         return self.dataset.grid.crop(frames) if hasattr(self.dataset, "grid") else frames
 
     def _new_scores(self, name: str) -> ScoreGroup:
-        source, leads = self.dataset.source, self.model.frames_out
-        scores = Scores(source.scale, source.steps, leads, self.members[name])
+        leads = self.model.frames_out
+        scores = Scores.of(self.dataset.source, leads, self.members[name])
         if self.perception is not None:
             scores.parts["perception"] = PerceptualDistance(leads, self.perception)
         return scores
-
-
-def forecast_all(
-    model: nn.Module,
-    observed: Tensor,  # (B, T_in, C, H, W)
-    settings: EvaluationSettings,
-    draws: Generators,
-    name: str,
-    dress: Callable[[Tensor], Tensor] | None = None,  # makes an ensemble of the trend
-) -> dict[str, Tensor]:
-    """Forecasts `(B, M, T, C, H, W)` in [0, 1]: the model's by its name, its trend, and the baselines."""
-    observed = without_gaps(observed)
-    if isinstance(model, DiffCast):
-        made = model.generate(
-            observed,
-            settings.members,
-            draws,
-            settings.sampler,
-            settings.sampling_steps,
-            forecast_batch=settings.forecast_batch,
-            precision=forecast_precision(settings.precision, observed.device),
-            compiled=settings.compile,
-        )
-        trend = made.trend.float()
-        forecasts = {name: made.forecast.float(), "trend": trend.clamp(0, 1)[:, None]}
-    else:
-        with torch.no_grad():
-            trend = model.trend(observed).float()
-        forecasts = {name: trend.clamp(0, 1)[:, None]}
-    if dress is not None:
-        forecasts["dressed"] = dress(trend)
-    for baseline in (name for name in BASELINES if name not in forecasts):
-        simple = build_backbone(baseline, model.frame_shape, model.frames_in, model.frames_out)
-        forecasts[baseline] = simple.forecast(observed.float())
-    return forecasts
 
 
 def event_of(dataset: Dataset, index: int) -> str:

@@ -22,8 +22,8 @@ from dataset.frames.names import seconds
 from dataset.frames.reader import Latest, latest
 from dataset.source import Source
 from dataset.units import same_units
-from diffcast.evaluation.loop import EvaluationSettings, forecast_all
 from diffcast.evaluation.results import data_differences, describe_source
+from diffcast.forecasting.forecasts import ForecastSettings, forecast_all
 from diffcast.forecasting.pictures import draw_case, exceedance
 from diffcast.loading import generators
 from diffcast.model import DiffCast
@@ -46,7 +46,7 @@ class Operation:
     model: nn.Module  # a forecaster of frames with one channel, where and how it shall run
     name: str  # of the forecaster in pictures
     config: FramesConfig  # of the folder that the frames arrive in
-    settings: EvaluationSettings
+    settings: ForecastSettings
     folder: Path  # of the results
     weights: str  # which they are, for the NetCDF files
     max_age: float = 3  # intervals that the newest frame may be old

@@ -21,10 +21,11 @@ from tqdm import tqdm
 from diffcast.forecaster import fill, place
 from diffcast.loading import TrainingBatches, generators, load_batches, turned
 from diffcast.model import DiffCast
+from diffcast.processes import agreed
 from diffcast.training.guard import Buffers, Guard, skip_if_not_finite, spoil_if_not_finite, write_diagnosis
 from diffcast.training.losslog import LossFile, Reading
 from diffcast.training.settings import EMA_COPY, EMA_INTERVAL, TrainingSettings, ema_decay, lr_factor, total_steps
-from diffcast.training.validation import agreed, best_on_disk, validation_loss
+from diffcast.training.validation import best_on_disk, validation_loss
 from utils import checkpoint
 from utils.errors import InputError
 from utils.files import Dispensable
@@ -92,8 +93,8 @@ class Trainer:
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
             lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
+            betas=(settings.lr_beta1, settings.lr_beta2),
+            weight_decay=settings.l2_norm,
             fused=True,  # which can skip a step without a word to the host
         )
         self.frames_in = model.frames_in

@@ -1,9 +1,11 @@
-"""How to train, and what follows from it at each step: how many there are, learning rate, share of the average."""
+"""Settings of a training: number of steps, learning rate and decay of the averaged weights."""
 
 import math
 from dataclasses import dataclass
 
+from diffcast.process import LOSS_WEIGHTS
 from utils.errors import InputError
+from utils.options import check_bounds, option
 
 EMA_INTERVAL = 20  # steps between updates of the averaged weights
 EMA_COPY = 100  # first steps, during which the averaged weights are the current ones
@@ -11,27 +13,90 @@ EMA_COPY = 100  # first steps, during which the averaged weights are the current
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train; the defaults are the paper's."""
+    """How to train. Defaults are the paper's. Raises `InputError` for impossible values."""
 
-    seed: int = 0
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.90, 0.95)  # of AdamW
-    weight_decay: float = 0.0
-    ema_rate: float = 0.95  # per EMA_INTERVAL steps
-    scheduler: str = "cosine"  # or linear, constant; all after the warm-up
-    warmup_steps: int = 1000
-    grad_acc_step: int = 1  # batches per step
-    batch_size: int = 6  # sequences per process and batch
-    augment: bool = False  # flip and rotate sequences at random
-    epochs: int = 20  # minimum number; see `total_steps`
-    training_steps: int = 200_000  # minimum number
-    early_stop: int = 10  # validations without improvement; 0: never
-    valid_every: int = 2000  # steps between validations, each of which writes a checkpoint
-    valid_sequences: int = 256  # evenly spread over the validation split
-    num_workers: int = 4
-    keep_checkpoints: int = 3
-    max_bad_steps: int = 10  # skipped steps in a row that end the training
-    compile: bool = False  # translate the networks by torch.compile: minutes at the start, faster steps
+    batch_size: int = option(6, "sequences per process and batch", at_least=1)
+    grad_acc_step: int = option(1, "batches per optimiser step", at_least=1, rare=True)
+    epochs: int = option(
+        20, "minimum number of epochs. If only --training_steps is given, no epoch is required", at_least=0
+    )
+    training_steps: int = option(
+        200_000, "minimum number of optimiser steps. Without --epochs it is the exact number", at_least=1
+    )
+    lr: float = option(1e-4, "learning rate of AdamW", at_least=0, below=math.inf)
+    scheduler: str = option(
+        "cosine", "schedule of the learning rate after the warm-up", choices=("constant", "linear", "cosine"), rare=True
+    )
+    warmup_steps: int = option(1000, "steps over which the learning rate rises from 0", at_least=0, rare=True)
+    augment: bool = option(False, "flip each training sequence at random, and rotate it if frames are square")
+    mixed_precision: str = option(
+        "no",
+        "precision of the forward pass in training. auto is bf16 on a device that computes in it natively, otherwise "
+        "no",
+        choices=("no", "fp16", "bf16", "auto"),
+    )
+    diffusion_weight: float = option(
+        0.5, "weight of the diffusion loss in the total loss, alpha in the paper", rare=True
+    )
+    loss_weight: str = option(
+        "signal",
+        "weight of each diffusion time in the loss: its share of signal as in the official code, or uniform",
+        choices=LOSS_WEIGHTS,
+    )
+    freeze_backbone: bool = option(False, "train only the diffusion networks of DiffCast")
+    seed: int = option(0, "seed of weights, order of sequences and noise", at_least=0, at_most=2**63 - 1)
+    early_stop: int = option(
+        10,
+        "stop after this number of validations without improvement. 0 disables early stopping",
+        at_least=0,
+        rare=True,
+    )
+    valid_every: int = option(
+        2000, "steps between validations. Each validation writes a checkpoint", at_least=1, rare=True
+    )
+    valid_sequences: int = option(
+        256, "sequences per validation, evenly spaced in the validation split", at_least=1, rare=True
+    )
+    keep_checkpoints: int = option(
+        3, "number of latest checkpoints to keep in addition to the best", at_least=1, rare=True
+    )
+    max_bad_steps: int = option(
+        10,
+        "stop after this number of consecutive steps that were skipped because loss or gradient was not finite",
+        at_least=1,
+        rare=True,
+    )
+    ema_rate: float = option(
+        0.95, f"decay of the averaged weights per {EMA_INTERVAL} steps", at_least=0, below=1, rare=True
+    )
+    lr_beta1: float = option(
+        0.90, "decay rate of AdamW's first moment", flag="--lr-beta1", at_least=0, below=1, rare=True
+    )
+    lr_beta2: float = option(
+        0.95, "decay rate of AdamW's second moment", flag="--lr-beta2", at_least=0, below=1, rare=True
+    )
+    l2_norm: float = option(0.0, "weight decay of AdamW", flag="--l2-norm", at_least=0, below=math.inf, rare=True)
+    gradient_checkpointing: bool = option(
+        False,
+        "recompute the activations of DiffCast in the backward pass. Memory falls by about 40 %%, and a step takes a "
+        "third longer",
+        rare=True,
+    )
+    compile: bool = option(False, "compile the networks by torch.compile, for training and for forecasts", rare=True)
+    num_workers: int = option(
+        4,
+        "processes that load data, per process of the run. At most one per processor is started",
+        at_least=0,
+        rare=True,
+    )
+
+    def __post_init__(self):
+        check_bounds(self)
+
+    def of_the_loss(self) -> dict:
+        """Return the options of `DiffCast` that shape its training and not its weights."""
+        names = ("diffusion_weight", "loss_weight", "freeze_backbone", "gradient_checkpointing")
+        return {name: getattr(self, name) for name in names}
 
 
 def steps_per_epoch(sequences: int, settings: TrainingSettings, processes: int) -> int:

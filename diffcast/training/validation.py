@@ -1,57 +1,24 @@
-"""The validation loss, and what else the processes of a training agree on."""
+"""The validation loss of a training."""
 
-import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from diffcast.loading import EvaluationBatches, generators, load_batches, spread, sum_over_processes
+from diffcast.loading import EvaluationBatches, generators, load_batches, spread
+from diffcast.processes import agreed, sum_over_processes
 from diffcast.training.settings import TrainingSettings
 from utils.checkpoint import load_weights
 from utils.errors import InputError
-from utils.files import locked
 from utils.preemption import shield_worker
 
 LOG = logging.getLogger(__name__)
-T = TypeVar("T")
-
-
-def agreed(accelerator: Accelerator, mine: bool) -> bool:
-    """Whether it is so on any of the processes, all of which wait for the answer."""
-    return bool(sum_over_processes(accelerator, torch.tensor(int(mine))))
-
-
-def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
-    """What `decide` returns in the main process, or its `InputError`, in all processes, which wait for it."""
-    told: list = [None, None]
-    if accelerator.is_main_process:
-        try:
-            told[0] = decide()
-        except InputError as error:
-            told[1] = str(error)
-    found, error = broadcast_object_list(told)
-    if error is not None:
-        raise InputError(error)
-    return found
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path, accelerator: Accelerator, advice: str) -> Iterator[None]:
-    """Keep other runs out of a folder; the main process holds the lock.
-
-    Raises `InputError`, which ends with the advice, if another run has it.
-    """
-    with contextlib.ExitStack() as stack:
-        decided_by_main(accelerator, lambda: stack.enter_context(locked(folder, advice)))
-        yield
 
 
 def best_on_disk(path: Path, best: float, step: int) -> float:

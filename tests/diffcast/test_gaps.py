@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from diffcast.evaluation.loop import EvaluationSettings, forecast_all
+from diffcast.forecasting.forecasts import ForecastSettings, forecast_all
 from diffcast.loading import Numbered
 from diffcast.training.settings import TrainingSettings
 from diffcast.training.validation import validation_loss
@@ -65,7 +65,7 @@ def test_gaps_are_drawn_scored_and_forecast_over(frames):
     torch.manual_seed(0)
     model = tiny_architecture("simvp", use_diff=True).build().eval()
     observed, future = frames.tensor_split([5], dim=1)
-    settings = EvaluationSettings(members=2, sampling_steps=2, precision="float32")
+    settings = ForecastSettings(members=2, sampling_steps=2, forecast_precision="float32")
     found = []
     for filling in (torch.nan, 0.0):
         draws = torch.Generator().manual_seed(0)

@@ -17,10 +17,10 @@ from PIL import Image
 
 import sample_batch
 from dataset.frames.config import read_config
-from diffcast.evaluation.loop import EvaluationSettings
 from diffcast.evaluation.results import describe_source
 from diffcast.forecaster import Architecture
 from diffcast.forecasting import operational
+from diffcast.forecasting.forecasts import ForecastSettings
 from diffcast.forecasting.operational import Operation
 from tests.tiny import BACKBONES
 from utils.checkpoint import save_weights
@@ -74,7 +74,7 @@ def model():
 @pytest.fixture
 def operation(radar, model, tmp_path) -> Operation:
     (tmp_path / "out").mkdir()
-    settings = EvaluationSettings(seed=3, members=4, sampling_steps=2)
+    settings = ForecastSettings(seed=3, members=4, sampling_steps=2)
     return Operation(model, "diffcast_simvp", read_config(radar.folder), settings, tmp_path / "out", "tiny.safetensors")
 
 
@@ -152,7 +152,7 @@ def test_a_forecast_from_a_grid_that_goes_from_south_to_north_lacks_data_where_t
             file["y"].attrs["standard_name"] = "projection_y_coordinate"
             file["y"].make_scale("y")
             file["dbz"].dims[0].attach_scale(file["y"])
-    about = EvaluationSettings(seed=3, members=1, sampling_steps=2), tmp_path, "tiny.safetensors"
+    about = ForecastSettings(seed=3, members=1, sampling_steps=2), tmp_path, "tiny.safetensors"
     with h5py.File(Operation(model, "diffcast_simvp", read_config(folder), *about).run(now())) as file:
         np.testing.assert_array_equal(file["y"][()], rising[::-1])
         np.testing.assert_array_equal((file["observed_frames"][()] == 0).all(1), file["y"][()] < 7)

@@ -78,6 +78,11 @@ class Scores(ScoreGroup):
         super().__init__(leads, parts)
         self.missing_forecast = torch.zeros(leads, dtype=torch.int64)
 
+    @classmethod
+    def of(cls, source, leads: int, members: int = 1) -> "Scores":
+        """Build the scores for frames of a source, which has the attributes `scale` and `steps`."""
+        return cls(source.scale, source.steps, leads, members)
+
     def compute(self) -> dict:
         """Return the scores of all parts in one dict."""
         return super().compute() | {"missing_forecast_pixels": int(self.missing_forecast.sum())}

@@ -1,0 +1,114 @@
+"""Forecasts of a model, next to its trend and the baselines."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffcast.model import DiffCast, Generators
+from diffcast.precision import forecast_precision
+from diffcast.samplers import SAMPLERS, STEPS
+from models import build_backbone
+from models.backbone import without_gaps
+from utils.errors import InputError
+from utils.options import check_bounds, option
+
+BASELINES = ("advection", "persistence")
+MAX_MEMBERS = 500  # rank scores take a gigabyte for these, and their memory grows as the cube of the members
+
+
+@dataclass(frozen=True)
+class ForecastSettings:
+    """How to forecast. Raises `InputError` for impossible values."""
+
+    members: int = option(
+        1, "members of the ensemble. More than one needs --use_diff or --dress", at_least=1, at_most=MAX_MEMBERS
+    )
+    sampler: str | Callable = option(
+        "dpm", "sampler of the diffusion. The official code uses ddim", choices=tuple(SAMPLERS)
+    )
+    sampling_steps: int | None = option(
+        None,
+        f"network evaluations per segment. The default is {', '.join(f'{n} for {name}' for name, n in STEPS.items())}",
+        at_least=1,
+        at_most=1000,  # times of the official diffusion process
+    )
+    seed: int = option(0, "seed of the noise", at_least=0, at_most=2**63 - 1)
+    forecast_batch: int = option(
+        12,
+        "number of forecasts (sequences x members) to make at once. Lower it if memory is short",
+        at_least=1,
+        rare=True,
+    )
+    forecast_precision: str = option(
+        "auto",
+        "precision of the diffusion networks in forecasts. auto is bfloat16 on a device that computes in it natively, "
+        "otherwise float32",
+        choices=("auto", "float32", "bfloat16"),
+        rare=True,
+    )
+    compile: bool = False  # compile the diffusion networks by torch.compile
+
+    def __post_init__(self):
+        if self.sampling_steps is None:
+            if self.sampler not in STEPS:
+                raise InputError("sampling_steps has a default only for the named samplers; give a number.")
+            object.__setattr__(self, "sampling_steps", STEPS[self.sampler])
+        check_bounds(self)
+
+
+class Forecast(NamedTuple):
+    """A forecast and its deterministic part, without gradients."""
+
+    ensemble: Tensor  # (B, M, T, C, H, W) in [0, 1]; M is 1 for a backbone alone
+    trend: Tensor  # (B, T, C, H, W), not clamped
+
+
+@torch.no_grad()
+def forecast(model: nn.Module, observed: Tensor, settings: ForecastSettings, draws: Generators) -> Forecast:
+    """Forecast from observed frames `(B, T_in, C, H, W)` in [0, 1], NaN where data are missing.
+
+    `draws` are the random generators of the noise, one per sequence.
+    """
+    observed = without_gaps(observed)
+    if not isinstance(model, DiffCast):
+        trend = model.trend(observed).float()
+        return Forecast(trend.clamp(0, 1)[:, None], trend)
+    made = model.generate(
+        observed,
+        settings.members,
+        draws,
+        settings.sampler,
+        settings.sampling_steps,
+        forecast_batch=settings.forecast_batch,
+        precision=forecast_precision(settings.forecast_precision, observed.device),
+        compiled=settings.compile,
+    )
+    return Forecast(made.forecast.float(), made.trend.float())
+
+
+def forecast_all(
+    model: nn.Module,
+    observed: Tensor,  # (B, T_in, C, H, W) in [0, 1], NaN where data are missing
+    settings: ForecastSettings,
+    draws: Generators,
+    name: str,
+    dress: Callable[[Tensor], Tensor] | None = None,  # makes an ensemble of the trend
+) -> dict[str, Tensor]:
+    """Forecast with the model, its trend and the baselines.
+
+    Returns forecasts `(B, M, T, C, H, W)` in [0, 1] by name. `name` is that of the model's own.
+    """
+    made = forecast(model, observed, settings, draws)
+    forecasts = {name: made.ensemble}
+    if isinstance(model, DiffCast):
+        forecasts["trend"] = made.trend.clamp(0, 1)[:, None]
+    if dress is not None:
+        forecasts["dressed"] = dress(made.trend)
+    for baseline in BASELINES:
+        if baseline not in forecasts:
+            simple = build_backbone(baseline, model.frame_shape, model.frames_in, model.frames_out)
+            forecasts[baseline] = simple.forecast(without_gaps(observed).float())
+    return forecasts
