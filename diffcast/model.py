@@ -99,16 +99,16 @@ class DiffCast(nn.Module):
         """Number of forecast frames."""
         return self.backbone.frames_out
 
-    def forward(self, frames_in: Tensor, frames_out: Tensor, generator: Generators = None) -> dict[str, Tensor]:
+    def forward(self, observed: Tensor, future: Tensor, generator: Generators = None) -> dict[str, Tensor]:
         """Training pass: scalar `loss` and its parts `deterministic` and `diffusion`.
 
         Frames are `(B, T, C, H, W)` in [0, 1]. Diffusion times and noise are drawn from `generator`, so that a
         generator for each sequence makes the draws independent of how a batch is spread over processes.
         """
-        b, shape = len(frames_in), (self.segments, self.segment_length, *frames_in.shape[2:])
-        time = self._draw_times(b, generator, frames_in.device)
-        noise = _draw(torch.randn, b, shape, generator, frames_in.device)
-        return self.objective(frames_in, frames_out, time, noise)
+        b, shape = len(observed), (self.segments, self.segment_length, *observed.shape[2:])
+        time = self._draw_times(b, generator, observed.device)
+        noise = _draw(torch.randn, b, shape, generator, observed.device)
+        return self.objective(observed, future, time, noise)
 
     def _draw_times(self, sequences: int, generator: Generators, device: torch.device) -> Tensor:
         """Diffusion times `(B, S)`, each uniform, those of a sequence one in each S-th part of all times.
@@ -122,8 +122,8 @@ class DiffCast(nn.Module):
 
     def objective(
         self,
-        frames_in: Tensor,
-        frames_out: Tensor,
+        observed: Tensor,
+        future: Tensor,
         time: Tensor,  # (B, S)
         noise: Tensor,  # (B, S, L, C, H, W)
     ) -> dict[str, Tensor]:
@@ -134,11 +134,11 @@ class DiffCast(nn.Module):
         NaN, where the radar saw nothing: there is no residual, and no weight in the loss.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            trend = recomputed(self.gradient_checkpointing, self.backbone, frames_in, frames_out)
+            trend = recomputed(self.gradient_checkpointing, self.backbone, observed, future)
         mu = 2 * trend["forecast"].float() - 1
-        valid = self._to_segments(~frames_out.isnan(), beyond=True)
-        target = self._to_segments((2 * frames_out - 1 - mu) / self.residual_scale).where(valid, 0)
-        local, last = self._context(2 * without_gaps(frames_in) - 1, mu)
+        valid = self._to_segments(~future.isnan(), beyond=True)
+        target = self._to_segments((2 * future - 1 - mu) / self.residual_scale).where(valid, 0)
+        local, last = self._context(2 * without_gaps(observed) - 1, mu)
         previous = F.pad(target, (0, 0) * 4 + (1, 0))[:, :-1]
         context = [
             rearrange([first] + [later] * (self.segments - 1), "s b c h w -> (b s) c h w")
@@ -150,22 +150,22 @@ class DiffCast(nn.Module):
             time,
             condition,
             context,
-            torch.arange(self.segments, device=time.device).repeat(len(frames_in)),
+            torch.arange(self.segments, device=time.device).repeat(len(observed)),
         )
         v = process.v_target(self.schedule, x0, eps, time)
         diffusion = process.weighted_loss(self.schedule, predicted, v, time, valid.flatten(0, 1), self.loss_weight)
         loss = self.diffusion_weight * diffusion + (1 - self.diffusion_weight) * trend["loss"]
         return {"loss": loss, "deterministic": trend["loss"], "diffusion": diffusion}
 
-    def forecast(self, frames_in: Tensor, members: int = 1, generator: Generators = None, **sampling) -> Tensor:
+    def forecast(self, observed: Tensor, members: int = 1, generator: Generators = None, **sampling) -> Tensor:
         """Ensemble `(B, M, T, C, H, W)` in [0, 1] from frames `(B, T_in, C, H, W)`; options as in `generate`."""
-        return self.generate(frames_in, members, generator, **sampling).forecast
+        return self.generate(observed, members, generator, **sampling).forecast
 
     # Not `torch.inference_mode`, in which autocast would convert every weight anew at every call.
     @torch.no_grad()
     def generate(
         self,
-        frames_in: Tensor,  # (B, T_in, C, H, W) in [0, 1]
+        observed: Tensor,  # (B, T_in, C, H, W) in [0, 1]
         members: int = 1,  # draws of the residual for each sequence
         generator: Generators = None,  # of the start noise, and of what a stochastic sampler adds
         sampler: str = "ddim",  # a key of SAMPLERS
@@ -179,18 +179,18 @@ class DiffCast(nn.Module):
 
         The noise of a member depends on the generator alone, not on the forecasts that are made at the same time.
         """
-        b, device = len(frames_in), frames_in.device
+        b, device = len(observed), observed.device
         if noise is None:
-            shape = (members, self.segments, self.segment_length, *frames_in.shape[2:])
+            shape = (members, self.segments, self.segment_length, *observed.shape[2:])
             noise = _draw(torch.randn, b, shape, generator, device)
         seeds = _draw(partial(torch.randint, 2**63 - 1), b, (noise.shape[1],), generator, device)
-        with full_precision(frames_in):  # the backbone runs once; rounding would move pixels across thresholds
-            mu = 2 * self.backbone.trend(frames_in).float() - 1
+        with full_precision(observed):  # the backbone runs once; rounding would move pixels across thresholds
+            mu = 2 * self.backbone.trend(observed).float() - 1
         sample = partial(SAMPLERS[sampler], schedule=self.schedule, steps=sampling_steps, clip=1 / self.residual_scale)
         translate = torch.compile if compiled else lambda denoise: denoise
         drawn = mu.new_empty(b, noise.shape[1], *mu.shape[1:])
-        with computing_in(precision, frames_in):
-            contexts = self._context(2 * frames_in - 1, mu)
+        with computing_in(precision, observed):
+            contexts = self._context(2 * observed - 1, mu)
             for some, few in _chunks(*noise.shape[:2], forecast_batch):
                 local, last = ([x[some] for x in maps] for maps in contexts)
                 drawn[some, few] = self.residual_scale * self._sample_residual(

@@ -22,9 +22,9 @@ class Advection(Backbone):
     """
 
     @torch.no_grad()
-    def trend(self, frames_in: Tensor) -> Tensor:
+    def trend(self, observed: Tensor) -> Tensor:
         """See `Backbone.trend`, but not differentiable."""
-        frames = frames_in.float()
+        frames = observed.float()
         return advect(frames[:, -1], estimate_motion(frames), self.frames_out)
 
 

@@ -32,28 +32,28 @@ class Backbone(nn.Module):
         self.frames_in = frames_in
         self.frames_out = frames_out
 
-    def trend(self, frames_in: Tensor) -> Tensor:
+    def trend(self, observed: Tensor) -> Tensor:
         """Forecast `(B, frames_out, C, H, W)` from `(B, frames_in, C, H, W)`: differentiable, not clamped."""
         raise TypeError(f"{type(self).__name__} is a backbone without a `trend` method; implement it.")
 
-    def forward(self, frames_in: Tensor, frames_out: Tensor, generator=None) -> dict[str, Tensor]:
+    def forward(self, observed: Tensor, future: Tensor, generator=None) -> dict[str, Tensor]:
         """Training pass.
 
         Returns `loss` (what to minimise), `deterministic` (the same, as a part of DiffCast's loss) and
         `forecast`, the differentiable trend `(B, frames_out, C, H, W)`. `generator` is part of the contract of
         all forecasters; a backbone draws nothing from it.
         """
-        trend = self.trend(without_gaps(frames_in))
-        loss = squared_error(trend, frames_out)
+        trend = self.trend(without_gaps(observed))
+        loss = squared_error(trend, future)
         return {"loss": loss, "deterministic": loss, "forecast": trend}
 
     @torch.no_grad()
-    def forecast(self, frames_in: Tensor, members: int = 1, generator=None) -> Tensor:
+    def forecast(self, observed: Tensor, members: int = 1, generator=None) -> Tensor:
         """Forecast `(B, 1, frames_out, C, H, W)` in [0, 1], without gradients.
 
         A deterministic forecast has one member, whatever `members` asks for.
         """
-        return self.trend(frames_in).clamp(0, 1)[:, None]
+        return self.trend(observed).clamp(0, 1)[:, None]
 
 
 def without_gaps(frames: Tensor) -> Tensor:

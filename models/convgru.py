@@ -153,11 +153,11 @@ class ConvGRU(Backbone):
                 fan = (parameter.shape[0] + parameter.shape[1]) / 2 * parameter[0, 0].numel()
                 nn.init.normal_(parameter, std=(2 / (1 + SLOPE**2) / fan) ** 0.5)
 
-    def trend(self, frames_in: Tensor) -> Tensor:
+    def trend(self, observed: Tensor) -> Tensor:
         """Forecast `(B, frames_out, C, H, W)` from `(B, T, C, H, W)`: differentiable, not clamped."""
-        height, width = frames_in.shape[-2:]
+        height, width = observed.shape[-2:]
         divisor = 2 ** len(self.encoder)
-        features = F.pad(frames_in, (0, -width % divisor, 0, -height % divisor))
+        features = F.pad(observed, (0, -width % divisor, 0, -height % divisor))
         states = []
         for level in self.encoder:
             features = level(features)

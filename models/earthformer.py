@@ -123,15 +123,15 @@ class Earthformer(Backbone):
         self.head = nn.Sequential(*head)
         self.to_frames = linear(stem_dims[0], channels)
 
-    def trend(self, frames_in: Tensor) -> Tensor:
+    def trend(self, observed: Tensor) -> Tensor:
         """See `Backbone.trend`; raises `InputError` for frames of another number or size than it was built for."""
-        given, expected = tuple(frames_in.shape[1:]), (self.frames_in, *self.frame_shape)
+        given, expected = tuple(observed.shape[1:]), (self.frames_in, *self.frame_shape)
         if given != expected:
             raise InputError(
                 f"earthformer was built for frames (T, C, H, W) of {expected}, not {given}: "
                 "set frames_in and frame_shape to those of the data."
             )
-        tokens = self.stem(rearrange(frames_in, "b t c h w -> b t h w c"))
+        tokens = self.stem(rearrange(observed, "b t c h w -> b t h w c"))
         forecast = self.head(self.decoder(*self.encoder(tokens)))
         return rearrange(self.to_frames(forecast), "b t h w c -> b t c h w")
 

@@ -9,6 +9,6 @@ from models.backbone import Backbone
 class Persistence(Backbone):
     """Repeats the last observed frame; it has no weights."""
 
-    def trend(self, frames_in: Tensor) -> Tensor:
+    def trend(self, observed: Tensor) -> Tensor:
         """See `Backbone.trend`."""
-        return repeat(frames_in[:, -1], "b c h w -> b t c h w", t=self.frames_out)
+        return repeat(observed[:, -1], "b c h w -> b t c h w", t=self.frames_out)

@@ -96,32 +96,32 @@ class PhyDNet(Backbone):
             deconv_block(dim, stem, stride=2), deconv_block(stem, stem), deconv(stem, channels, stride=2)
         )
 
-    def trend(self, frames_in: Tensor) -> Tensor:
+    def trend(self, observed: Tensor) -> Tensor:
         """See `Backbone.trend`; values are within [0, 1]."""
-        return self.predict(frames_in, first=frames_in.shape[1])
+        return self.predict(observed, first=observed.shape[1])
 
-    def forward(self, frames_in: Tensor, frames_out: Tensor, generator=None) -> dict[str, Tensor]:
+    def forward(self, observed: Tensor, future: Tensor, generator=None) -> dict[str, Tensor]:
         """See `Backbone.forward`; the loss is the sum of the frames' squared errors and of `PhyCell.moment_errors`."""
-        predictions = self.predict(without_gaps(frames_in))
-        targets = torch.cat([frames_in[:, 1:], frames_out], dim=1)
+        predictions = self.predict(without_gaps(observed))
+        targets = torch.cat([observed[:, 1:], future], dim=1)
         frame_errors = squared_error(predictions, targets, dim=(2, 3, 4))
         loss = frame_errors.sum() + self.physical_cell.moment_errors().sum()
-        return {"loss": loss, "deterministic": loss, "forecast": predictions[:, frames_in.shape[1] - 1 :]}
+        return {"loss": loss, "deterministic": loss, "forecast": predictions[:, observed.shape[1] - 1 :]}
 
-    def predict(self, frames_in: Tensor, first: int = 1) -> Tensor:
+    def predict(self, observed: Tensor, first: int = 1) -> Tensor:
         """Predictions of the frames `first`, `first + 1`, ... to the last forecast one.
 
         Frames count from the first observed one, and `1 <= first <= T`: `(B, T, C, H, W)` gives
         `(B, T + frames_out - first, C, H, W)`.
         """
-        observed = frames_in.shape[1]
-        device = frames_in.device.type
+        steps = observed.shape[1]
+        device = observed.device.type
         precise = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
         with precise:
-            features = self._encode(rearrange(frames_in, "b t c h w -> (t b) c h w"))
-            states = self._observe(*(branch.chunk(observed) for branch in features))
+            features = self._encode(rearrange(observed, "b t c h w -> (t b) c h w"))
+            states = self._observe(*(branch.chunk(steps) for branch in features))
             state = states[-1]
-            predictions = list(self._decode(states[first - 1 :]).chunk(observed - first + 1))
+            predictions = list(self._decode(states[first - 1 :]).chunk(steps - first + 1))
             for _ in range(self.frames_out - 1):
                 state = self._update(*self._encode(predictions[-1]), state)
                 predictions.append(self._decode([state]))

@@ -70,9 +70,9 @@ class SimVP(Backbone):
         )
         self.readout = nn.Conv2d(spatial_width, channels, 1)
 
-    def trend(self, frames_in: Tensor) -> Tensor:
+    def trend(self, observed: Tensor) -> Tensor:
         """See `Backbone.trend`."""
-        chunks = [frames_in]
+        chunks = [observed]
         for _ in range(math.ceil(self.frames_out / self.frames_in)):
             chunks.append(self._advance(chunks[-1]))
         return torch.cat(chunks[1:], dim=1)[:, : self.frames_out]

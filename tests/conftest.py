@@ -17,8 +17,8 @@ class Fading(Backbone):
         super().__init__(frame_shape, frames_in, frames_out)
         self.factor = nn.Parameter(torch.linspace(0.5, 1.5, frames_out)[:, None, None, None])
 
-    def trend(self, frames_in):
-        return self.factor * repeat(frames_in[:, -1], "b c h w -> b t c h w", t=self.frames_out)
+    def trend(self, observed):
+        return self.factor * repeat(observed[:, -1], "b c h w -> b t c h w", t=self.frames_out)
 
 
 @pytest.fixture

@@ -50,9 +50,9 @@ class Dressed(nn.Module):
         """Number of forecast frames."""
         return self.backbone.frames_out
 
-    def forecast(self, frames_in: Tensor, members: int = 1, generator: Generators = None) -> Tensor:
+    def forecast(self, observed: Tensor, members: int = 1, generator: Generators = None) -> Tensor:
         """Ensemble `(B, M, T, C, H, W)` in [0, 1] from frames `(B, T_in, C, H, W)`, without gradients."""
-        return self.dress_trend(self.backbone.forecast(frames_in)[:, 0], members, generator)
+        return self.dress_trend(self.backbone.forecast(observed)[:, 0], members, generator)
 
     @torch.no_grad()
     def dress_trend(self, trend: Tensor, members: int, generator: Generators = None) -> Tensor:

@@ -29,10 +29,10 @@ class Recorded(torch.utils.data.Dataset):
 class Wary(Backbone):
     """Forecasts twice the last frame, and only as a forecaster that is not being trained."""
 
-    def trend(self, frames_in):
+    def trend(self, observed):
         assert not self.training
         assert not torch.is_grad_enabled()
-        return 2 * frames_in[:, -1:].expand(-1, self.frames_out, -1, -1, -1)
+        return 2 * observed[:, -1:].expand(-1, self.frames_out, -1, -1, -1)
 
 
 def sequences(number, seed=0):

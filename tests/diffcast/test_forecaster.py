@@ -17,8 +17,8 @@ TINY = Architecture("convgru", True, (1, 16, 16), 2, 4, {"stem_dim": 4}, 8, (1, 
 class Mine(Backbone):
     """A user's own backbone."""
 
-    def trend(self, frames_in):
-        return frames_in[:, -1:].expand(-1, self.frames_out, -1, -1, -1)
+    def trend(self, observed):
+        return observed[:, -1:].expand(-1, self.frames_out, -1, -1, -1)
 
 
 @pytest.fixture

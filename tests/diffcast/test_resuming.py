@@ -82,8 +82,8 @@ def test_a_second_run_in_the_same_folder_is_refused(trained, monkeypatch, capsys
 class Brittle(Backbone):
     """A backbone whose loss is the mean of its frames, infinite for some sequences."""
 
-    def forward(self, frames_in, frames_out, generator=None):
-        return {"loss": frames_out.mean()}
+    def forward(self, observed, future, generator=None):
+        return {"loss": future.mean()}
 
 
 class Frames(torch.utils.data.Dataset):

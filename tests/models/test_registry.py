@@ -14,15 +14,15 @@ class Mean(Backbone):
         super().__init__(frame_shape, frames_in, frames_out)
         self.gain = gain
 
-    def trend(self, frames_in):
-        return self.gain * frames_in.mean(dim=1, keepdim=True).repeat_interleave(self.frames_out, dim=1)
+    def trend(self, observed):
+        return self.gain * observed.mean(dim=1, keepdim=True).repeat_interleave(self.frames_out, dim=1)
 
 class Silent(Backbone):
     pass
 
 class Stranger:
-    def trend(self, frames_in):
-        return frames_in
+    def trend(self, observed):
+        return observed
 
 number = 3
 """
