@@ -174,6 +174,7 @@ class DiffCast(nn.Module):
         forecast_batch: int | None = None,  # forecasts (sequences x members) at a time, bounds the memory; None: all
         precision: torch.dtype = torch.float32,  # that the diffusion networks compute in
         compiled: bool = False,  # translate LocalResidual by torch.compile: minutes for the first forecast
+        progress: Callable[[int], object] | None = None,  # called with the number of segments that have been generated
     ) -> Generated:
         """Forecast with its parts. Backbone and GlobalMotion run once, whatever the members.
 
@@ -194,12 +195,14 @@ class DiffCast(nn.Module):
             for some, few in _chunks(*noise.shape[:2], forecast_batch):
                 local, last = ([x[some] for x in maps] for maps in contexts)
                 drawn[some, few] = self.residual_scale * self._sample_residual(
-                    noise[some, few], local, last, partial(sample, draw=_drawing(seeds[some, few])), translate
+                    noise[some, few], local, last, partial(sample, draw=_drawing(seeds[some, few])), translate, progress
                 )
         forecast = ((mu[:, None] + drawn + 1) / 2).clamp(0, 1)
         return Generated(forecast, (mu + 1) / 2, drawn)
 
-    def _sample_residual(self, noise: Tensor, local: list[Tensor], last: list[Tensor], sample, translate) -> Tensor:
+    def _sample_residual(
+        self, noise: Tensor, local: list[Tensor], last: list[Tensor], sample, translate, progress
+    ) -> Tensor:
         """Scaled residuals `(B, M, T, C, H, W)` from start noise `(B, M, S, L, C, H, W)`, segment after segment."""
         b = len(noise)
         segments = []
@@ -209,6 +212,8 @@ class DiffCast(nn.Module):
             denoise = translate(self.residual.conditioned(previous, last if s else local, index))
             previous = sample(denoise, start)
             segments.append(previous)
+            if progress is not None:
+                progress(len(start))
         return rearrange(segments, "s (b m) l c h w -> b m (s l) c h w", b=b)[:, :, : self.frames_out]
 
     def _context(self, frames: Tensor, mu: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -67,11 +67,14 @@ class Forecast(NamedTuple):
 
 
 @torch.no_grad()
-def forecast(model: nn.Module, observed: Tensor, settings: ForecastSettings, draws: Generators) -> Forecast:
-    """Forecast from observed frames `(B, T_in, C, H, W)` in [0, 1], NaN where data are missing.
-
-    `draws` are the random generators of the noise, one per sequence.
-    """
+def forecast(
+    model: nn.Module,
+    observed: Tensor,  # (B, T_in, C, H, W) in [0, 1], NaN where data are missing
+    settings: ForecastSettings,
+    draws: Generators,  # of the noise, one per sequence
+    progress: Callable[[int], object] | None = None,  # called with the number of segments that have been generated
+) -> Forecast:
+    """Forecast an ensemble and its trend."""
     observed = without_gaps(observed)
     if not isinstance(model, DiffCast):
         trend = model.trend(observed).float()
@@ -85,6 +88,7 @@ def forecast(model: nn.Module, observed: Tensor, settings: ForecastSettings, dra
         forecast_batch=settings.forecast_batch,
         precision=forecast_precision(settings.forecast_precision, observed.device),
         compiled=settings.compile,
+        progress=progress,
     )
     return Forecast(made.forecast.float(), made.trend.float())
 
