@@ -22,7 +22,7 @@ def _import_neighbours() -> None:
     checkout = Path(__file__).resolve().parent.parent
     sys.path.insert(0, str(checkout))
     try:
-        for name in ("dataset", "models", "utils"):
+        for name in ("utils", "models", "dataset"):
             found = Path(importlib.import_module(name).__file__ or "").resolve()
             if found != checkout / name / "__init__.py":
                 raise ImportError(
