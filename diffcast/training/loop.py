@@ -24,6 +24,7 @@ from diffcast.model import DiffCast
 from diffcast.processes import agreed
 from diffcast.training.guard import Buffers, Guard, skip_if_not_finite, spoil_if_not_finite, write_diagnosis
 from diffcast.training.losslog import LossFile, Reading
+from diffcast.training.preview import preview
 from diffcast.training.settings import EMA_COPY, EMA_INTERVAL, TrainingSettings, ema_decay, lr_factor, total_steps
 from diffcast.training.validation import best_on_disk, validation_loss
 from utils import checkpoint
@@ -240,6 +241,17 @@ class Trainer:
         with self.tracking:
             self.accelerator.log(values, step=self.step)
 
+    def _show_preview(self) -> None:
+        """Send scores and a picture of a few validation forecasts to the trackers, if there are any."""
+        if not (self.accelerator.trackers and self.accelerator.is_main_process):
+            return
+        scores, picture = preview(self.ema.module, self.valid_set, self.accelerator.device, self.settings.seed)
+        self._track({f"valid_{name}": value for name, value in scores.items()})
+        for tracker in self.accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            with self.tracking:
+                tracker.log_images({"valid_forecast": picture[None]}, step=self.step, **layout)
+
     def _is_stale(self) -> bool:
         """Whether to stop early; a run that has once stopped so stays stopped when it is resumed."""
         stale = 0 < self.settings.early_stop <= self.stale
@@ -271,6 +283,7 @@ class Trainer:
         self.stale = 0 if improved else self.stale + 1
         self.pending = False
         self._track({f"valid_{name}": value for name, value in terms.items()} | {"skipped_steps": self.guard.skipped})
+        self._show_preview()
         LOG.info(
             "step %d: validation %s%s (%.0f s)",
             self.step,

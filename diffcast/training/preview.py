@@ -1,0 +1,43 @@
+"""Scores and a picture of a few validation forecasts, for the trackers."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from diffcast.forecasting.forecasts import ForecastSettings, forecast
+from diffcast.forecasting.pictures import style_of
+from diffcast.loading import generators, load_batches, spread
+from diffcast.model import DiffCast
+from utils.metrics import Scores
+from utils.visualize import render
+
+SEQUENCES = 4  # evenly spaced in the validation split
+MEMBERS = 4
+COLUMNS = 4  # lead times in the picture
+
+
+def preview(
+    model: nn.Module, valid_set: Dataset, device: torch.device, seed: int
+) -> tuple[dict[str, float], np.ndarray]:
+    """Forecast a few validation sequences, with the same noise every time.
+
+    Returns their CSI and CRPS, and the picture (uint8 RGB `(height, width, 3)`) of one of them: the target above the
+    forecast, at lead times that are evenly spaced.
+    """
+    settings = ForecastSettings(members=MEMBERS if isinstance(model, DiffCast) else 1, seed=seed)
+    scores = Scores.of(valid_set.source, model.frames_out, settings.members)
+    chosen = spread(len(valid_set), SEQUENCES)
+    for indices, frames in load_batches(valid_set, [[index] for index in chosen], 0, device):
+        observed, future = frames.tensor_split([model.frames_in], dim=1)
+        ensemble = forecast(model, observed, settings, generators(device, seed, 3, indices)).ensemble
+        scores.update(ensemble, future)
+    found = scores.compute()
+    picture = np.concatenate([_row(frames, valid_set.source) for frames in (future[0], ensemble[0, 0])])
+    return {name: found[name] for name in ("csi", "crps")}, picture
+
+
+def _row(frames: Tensor, source) -> np.ndarray:
+    """Frames `(T, C, H, W)` at a few lead times, painted next to each other."""
+    shown = frames[:: -(len(frames) // -COLUMNS), 0].cpu().numpy()
+    return np.concatenate(list(render(shown, style_of(source))), axis=1)
