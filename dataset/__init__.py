@@ -4,8 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from torch.utils.data import Dataset
-
+from dataset.sequences import Sequences
 from utils.errors import InputError
 
 
@@ -19,13 +18,11 @@ def build_dataset(
     split_scheme: str = "official",  # or benchmark; of SEVIR's layout
     packed_path: str | Path | None = None,  # folder that holds packed caches; None: <data_path>/packed
     scale: float | None = None,  # physical value of the highest stored one, of shanghai and cikm; None: the official
-) -> Dataset:
-    """Open one split as a map-style dataset of float32 `(seq_len, 1, H, W)` in [0, 1].
+) -> Sequences:
+    """Open one split of a data set (see `dataset.sequences.Sequences` for the items).
 
-    Where radar data is missing, or a frame is padded, an item is the pair of such frames, 0 in the gaps, and a bool
-    mask of what is known. Packed caches that fit are used in place of the original files; the items are the same.
-    The result has `source` (units, thresholds, colours), `sequence_id(index)` and `event_ids`. Raises `InputError` for
-    an unknown name, an option that the data set does not have, or unusable files.
+    Packed caches that fit are used in place of the original files; the items are the same. Raises `InputError` for an
+    unknown name, an option that the data set does not have, or unusable files.
     """
     if name not in DATASETS:
         raise InputError(f"Unknown dataset '{name}'; choose one of {', '.join(DATASETS)}.")
@@ -86,7 +83,7 @@ def _frames(split, data_path, img_size, seq_len, stride, split_scheme, packed_pa
 SCALED = ("shanghai", "cikm")
 OBLONG = ("shanghai", "meteo", "cikm", "frames")  # may be taken to frames that are not square
 DATED = ("sevir", "sevir_lr", "synthetic")  # split by one of the schemes
-DATASETS: dict[str, Callable[..., Dataset]] = {
+DATASETS: dict[str, Callable[..., Sequences]] = {
     "sevir": _sevir,
     "sevir_lr": _sevir_lr,
     "shanghai": partial(_radar_h5, "shanghai"),

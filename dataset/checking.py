@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataset.exclusions import read_exclusions, write_exclusions
-from dataset.sevir.catalog import EVENT_ID, SPLITS
+from dataset.sequences import EVENT_ID, SPLITS
 from dataset.sevir.reader import MISSING_FILE
 from dataset.signs import UNFINISHED
 from utils.log import format_table

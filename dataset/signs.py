@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from dataset.sevir.catalog import SPLITS
+from dataset.sequences import SPLITS
 
 CONSTANT = "constant frame"
 SAME_FRAMES = "same frames as another"

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset import build_dataset
+from dataset.sequences import Sequences
 from dataset.source import Source
 from diffcast.forecaster import Architecture, load_forecaster, place
 from diffcast.forecasting import forecasts
@@ -47,7 +48,7 @@ class Nowcasts(Dataset):
     Values lie in [0, 1], or are NaN where data are missing. `source` has units, scale and thresholds.
     """
 
-    def __init__(self, sequences: Dataset, frames_in: int):
+    def __init__(self, sequences: Sequences, frames_in: int):
         self.sequences = sequences
         self.frames_in = frames_in
         self.source = sequences.source

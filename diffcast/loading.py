@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset.sevir.reader import EventWindows
+from dataset.sequences import Sequences
 from utils.errors import InputError
 from utils.processors import processors
 
@@ -78,30 +78,20 @@ class EvaluationBatches(Sampler[list[int]]):
 
 
 class Numbered(Dataset):
-    """A data set that gives each sequence together with its index.
+    """A data set that gives each sequence, as it is stored, together with its index."""
 
-    Sequences that are stored as bytes stay bytes, a quarter of what workers pass on. Those that come as frames and a
-    mask of what is known become frames with NaN in the gaps, which is how training and scores know missing data.
-    """
-
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Sequences):
         self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
-        if isinstance(self.dataset, EventWindows):
-            return index, self.dataset.stored(index)
-        item = self.dataset[index]
-        if isinstance(item, tuple):
-            frames, valid = item
-            item = frames.masked_fill(~valid, torch.nan)
-        return index, item
+        return index, self.dataset.stored(index)
 
 
 def load_batches(
-    dataset: Dataset,
+    dataset: Sequences,
     batches: Sampler[list[int]] | list[list[int]],
     workers: int,
     device: torch.device,
@@ -126,15 +116,15 @@ def load_batches(
             f"cannot start processes that load data ({error.strerror}); provide more shared memory (/dev/shm), or give "
             "--num_workers 0."
         ) from None
-    for indices, frames in loaded:
-        yield indices, as_frames(frames.to(device, non_blocking=True))
+    for indices, stored in loaded:
+        yield indices, dataset.decode(stored.to(device, non_blocking=True))
 
 
-def digest_of_frames(dataset: Dataset, chosen: list[int]) -> str:
+def digest_of_frames(dataset: Sequences, chosen: list[int]) -> str:
     """SHA-256 of the first, middle and last of some sequences, which other data of the same names differ in."""
-    numbered, digest = Numbered(dataset), hashlib.sha256()
+    digest = hashlib.sha256()
     for index in (chosen[0], chosen[len(chosen) // 2], chosen[-1]):
-        digest.update(numbered[index][1].numpy().tobytes())
+        digest.update(dataset.stored(index).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -149,11 +139,6 @@ def turned(frames: torch.Tensor, draws: list[torch.Generator]) -> torch.Tensor:
     frames = torch.where(first, frames.flip(-1), frames)
     frames = torch.where(second, frames.flip(-2), frames)
     return torch.where(third, frames.mT, frames) if frames.shape[-1] == frames.shape[-2] else frames
-
-
-def as_frames(stored: torch.Tensor) -> torch.Tensor:
-    """Frames in [0, 1] from bytes; frames stay what they are."""
-    return stored.float() / 255 if stored.dtype == torch.uint8 else stored
 
 
 def spread(total: int, wanted: int | None) -> list[int]:

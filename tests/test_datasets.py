@@ -17,7 +17,7 @@ from PIL import Image
 import run
 from dataset import build_dataset
 from dataset.published.prepare import prepare
-from dataset.sevir.catalog import SPLITS
+from dataset.sequences import EVENT_ID, SPLITS
 from diffcast.evaluation import loop as evaluation
 from diffcast.loading import spread
 from tests.dataset.conftest import SevirFolder
@@ -160,8 +160,8 @@ def test_thresholds_are_in_the_units_of_the_source(case, finished):
     counts = scores_of(finished)["persistence"]["counts"]
     dataset = build_dataset(case.name, "test", case.path, case.size)
     expected = np.zeros((3, 20), int)
-    for frames, valid in map(dataset.__getitem__, spread(len(dataset), 5)):
-        values = np.where(valid, -10 + 60 * frames, np.nan)[5:, 0]
+    for frames in map(dataset.__getitem__, spread(len(dataset), 5)):
+        values = -10 + 60 * frames.numpy()[5:, 0]
         expected += [(values >= threshold - 1e-4).sum(axis=(1, 2)) for threshold in (10, 20, 30)]
     assert (np.array(counts["hits"]) + counts["misses"]).tolist() == expected.tolist()
     assert expected.min() > 0
@@ -209,33 +209,6 @@ def test_an_option_that_a_data_set_does_not_have_is_refused(tmp_path, name, opti
         build_dataset(name, "train", tmp_path, **option)
 
 
-class Garbled:
-    """A data set with noise where nothing is known."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getattr__(self, name):
-        return getattr(self.dataset, name)
-
-    def __getitem__(self, index):
-        frames, valid = self.dataset[index]
-        assert not valid.all()
-        return torch.where(valid, frames, torch.rand(frames.shape)), valid
-
-
-@pytest.mark.parametrize("case", ["meteo", "cikm", "frames"], indirect=True, scope="module")
-def test_what_stands_in_missing_pixels_changes_no_score(case, finished, tmp_path, monkeypatch):
-    open_split = run.open_split
-    monkeypatch.setattr(run, "open_split", lambda *words: Garbled(open_split(*words)))
-    weights = finished / "checkpoints" / "best.safetensors"
-    garbled = run_case(case, tmp_path, "--eval", "--ckpt_milestone", str(weights))
-    assert scores_of(garbled) == scores_of(finished)
-
-
 def test_what_stands_in_missing_pixels_of_files_changes_no_training(tmp_path):
     outcomes = []
     for garbage in (1, 2):
@@ -243,6 +216,18 @@ def test_what_stands_in_missing_pixels_of_files_changes_no_training(tmp_path):
         folder = run_case(frames(tmp_path / str(garbage), garbage), tmp_path / f"exps_{garbage}", "--cases", "0")
         outcomes.append(([row["loss"] for row in read_losses(folder)], scores_of(folder)))
     assert outcomes[0] == outcomes[1]
+
+
+def test_an_item_is_one_tensor_with_nan_where_nothing_is_known(case):
+    dataset = build_dataset(case.name, "valid", case.path, case.size, 7)
+    for index, item in enumerate(dataset):
+        assert (item.dtype, item.shape) == (torch.float32, (7, 1, *case.size))
+        assert item.nan_to_num(0).clamp(0, 1).equal(item.nan_to_num(0))
+        assert item.isnan().any() == case.masked
+        np.testing.assert_array_equal(dataset.decode(dataset.stored(index)), item)
+    assert all(EVENT_ID.fullmatch(dataset.sequence_id(index)) for index in range(len(dataset)))
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
 
 
 @settings(max_examples=6, deadline=None)
@@ -253,7 +238,6 @@ def test_no_two_splits_share_a_frame(case, data):
     seen = []
     for split in SPLITS:
         dataset = build_dataset(case.name, split, case.path, case.size, seq_len, stride)
-        items = (item[0] if isinstance(item, tuple) else item for item in map(dataset.__getitem__, range(len(dataset))))
-        seen.append({frame.numpy().tobytes() for item in items for frame in item})
+        seen.append({frame.numpy().tobytes() for item in dataset for frame in item})
     assert all(seen)
     assert sum(map(len, seen)) == len(set.union(*seen))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dataset.sequences import Sequences
 from diffcast.forecaster import Architecture
 
 ROOT = Path(__file__).parents[1]
@@ -55,3 +56,16 @@ def read_losses(run: Path) -> list[dict[str, float]]:
     """The rows of a run's losses.csv."""
     with (run / "losses.csv").open(newline="") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+class InMemory(Sequences):
+    """Sequences `(N, T, C, H, W)` as a data set."""
+
+    def __init__(self, frames):
+        self.frames = frames
+
+    def __len__(self):
+        return len(self.frames)
+
+    def __getitem__(self, index):
+        return self.frames[index]

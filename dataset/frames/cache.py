@@ -41,8 +41,8 @@ BATCH = 64  # frames that are decoded side by side and flushed together
 class Cache:
     """The frames of a folder, in order of time, made by `open_cache`.
 
-    Attributes: nominal `times` (int64 seconds since 1970, UTC) of the usable frames, `masked` (whether any pixel of any
-    frame is not valid), `unusable` and `excluded` (numbers of files left out) and `encoder`.
+    Attributes: nominal `times` (int64 seconds since 1970, UTC) of the usable frames, `unusable` and `excluded` (numbers
+    of files left out) and `encoder`.
     """
 
     def __init__(self, folder: Path, encoder: Encoder, found: np.ndarray, records: np.ndarray, rows: np.ndarray):
@@ -50,12 +50,11 @@ class Cache:
         self.folder, self.encoder = folder, encoder
         self.times = found["mark"][usable]
         self.unusable, self.excluded = int(np.count_nonzero(~usable)), 0
-        self.masked = encoder.grid.padded or bool((records["state"][rows[usable]] == PARTIAL).any())
         self._rows = rows[usable]
         self._maps: tuple[np.memmap, np.memmap] | None = None
 
-    def read(self, frames: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Frames by their numbers in `times`: float32 in [0, 1] and validity, both `(T, 1, H, W)`."""
+    def read(self, frames: np.ndarray) -> Tensor:
+        """Frames by their numbers in `times`: float32 `(T, 1, H, W)` in [0, 1], NaN where nothing is known."""
         if self._maps is None:
             self._maps = self._open()
         rows = self._rows[frames]

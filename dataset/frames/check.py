@@ -18,7 +18,7 @@ from dataset.frames.names import frame_id, moment
 from dataset.frames.reader import Runs, split_numbers
 from dataset.frames.values import StoredFrame
 from dataset.hdf5 import AccessError
-from dataset.sevir.catalog import SPLITS
+from dataset.sequences import SPLITS
 from dataset.signs import (
     BAD_FRAMES,
     BLANK,

@@ -34,15 +34,10 @@ class Grid:
         shrinking = min(1.0, size[0] / stored[0], size[1] / stored[1])
         return cls(tuple(stored), tuple(max(1, round(pixels * shrinking)) for pixels in stored), size)
 
-    @property
-    def padded(self) -> bool:
-        """Whether the picture has pixels that no frame covers."""
-        return self.fitted != self.size
-
     def pad(self, frames: Tensor) -> Tensor:
-        """Frames `(..., *fitted)` with zeros, or False, around to `(..., *size)`."""
+        """Frames `(..., *fitted)` with NaN around to `(..., *size)`."""
         (height, width), (full_height, full_width) = self.fitted, self.size
-        return F.pad(frames, (0, full_width - width, 0, full_height - height))
+        return F.pad(frames, (0, full_width - width, 0, full_height - height), value=torch.nan)
 
     def crop(self, frames: Tensor) -> Tensor:
         """Pictures `(..., *size)`, such as a forecast, without their padding: `(..., *fitted)`."""
@@ -95,10 +90,10 @@ class Encoder:
             raise InputError(f"{path} has no valid pixel.")
         return np.rint(values * self.levels).astype(self.dtype), valid
 
-    def decode(self, levels: np.ndarray, valid: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Float32 frames in [0, 1] and their validity, `(T, 1, *grid.size)`, from encoded `(T, *grid.fitted)`."""
+    def decode(self, levels: np.ndarray, valid: np.ndarray) -> Tensor:
+        """Float32 frames `(T, 1, *grid.size)` in [0, 1], NaN where not valid, from encoded `(T, *grid.fitted)`."""
         frames = torch.from_numpy(levels.astype(np.float32)) / self.levels
-        return self.grid.pad(frames[:, None]), self.grid.pad(torch.from_numpy(valid)[:, None])
+        return self.grid.pad(frames.masked_fill(~torch.from_numpy(valid), torch.nan)[:, None])
 
 
 def fine_levels(config: FramesConfig) -> int:

@@ -13,14 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from dataset.exclusions import exclusions_path, read_exclusions
 from dataset.frames.cache import Cache, open_cache
 from dataset.frames.config import FramesConfig, read_config
 from dataset.frames.encoding import Encoder, Grid
 from dataset.frames.names import frame_id, moment, on_marks, seconds, times_of
-from dataset.sevir.catalog import SPLITS
+from dataset.sequences import SPLITS, Sequences, check_split
 from dataset.signs import TELLING
 from dataset.source import Source
 from utils.errors import InputError
@@ -57,16 +56,11 @@ class Runs(NamedTuple):
         return np.flatnonzero((place % stride == 0) & (left >= length))
 
 
-class Frames(Dataset):
+class Frames(Sequences):
     """Sequences of frames without a gap from one split of a folder.
 
-    An item is a float32 tensor `(seq_len, 1, H, W)` in [0, 1]; if the folder has missing pixels or its frames need
-    padding, it is a tuple of that and `valid`, bool of the same shape, and frames are 0 where not valid. A sequence
-    lies within one split from its first to its last frame.
-
-    Attributes: `source` (units, thresholds, colours), `grid` (size and place of frames in the picture), `masked`
-    (whether items are tuples), `event_ids` (beginnings of the runs that give sequences). Made by `open_frames`; raises
-    `InputError` if the split has no sequence.
+    A sequence lies within one split from its first to its last frame. `event_ids` are the beginnings of the runs that
+    give sequences. Made by `open_frames`; raises `InputError` if the split has no sequence.
     """
 
     def __init__(
@@ -78,8 +72,7 @@ class Frames(Dataset):
         stride: int,  # frames
     ):
         self.cache, self.seq_len, self.stride = cache, seq_len, stride
-        self.grid, self.masked = cache.encoder.grid, cache.masked
-        self.source = _source(config, self.grid)
+        self.source = _source(config, cache.encoder.grid)
         self.frames = np.flatnonzero(split_numbers(cache.times, config) == SPLITS.index(split))
         self.runs = Runs.of(cache.times[self.frames], round(config.interval * 60))
         self.windows = self.runs.windows(seq_len, stride)
@@ -96,10 +89,9 @@ class Frames(Dataset):
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> Tensor:
         first = self._first(index)
-        frames, valid = self.cache.read(self.frames[self.runs.order[first : first + self.seq_len]])
-        return (frames, valid) if self.masked else frames
+        return self.cache.read(self.frames[self.runs.order[first : first + self.seq_len]])
 
     def sequence_id(self, index: int) -> str:
         """Time of a sequence's first frame, as in 20230501T000000."""
@@ -108,6 +100,10 @@ class Frames(Dataset):
     def event_of(self, index: int) -> str:
         """Day of a sequence's first frame: sequences of a day overlap, or see the same weather."""
         return self.sequence_id(index)[:8]
+
+    def crop(self, frames: Tensor) -> Tensor:
+        """Frames `(..., H, W)` without the padding that brought them to the size of the picture."""
+        return self.cache.encoder.grid.crop(frames)
 
     def describe(self) -> str:
         """Numbers of frames, runs, sequences, gaps and unusable files, in one line."""
@@ -118,9 +114,7 @@ class Frames(Dataset):
         )
 
     def _first(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        return self.windows[index]
+        return self.windows[self.checked(index)]
 
     def _name(self, position: int) -> str:
         return frame_id(self.cache.times[self.frames[self.runs.order[position]]])
@@ -138,8 +132,7 @@ def open_frames(
 
     Raises `InputError` for mistakes in `frames.yaml`, unusable frames, wrong options, or a split without sequences.
     """
-    if split not in SPLITS:
-        raise InputError(f"Unknown split '{split}'; choose one of {', '.join(SPLITS)}.")
+    check_split(split)
     for name, value in (("seq_len", seq_len), ("stride", stride)):
         if value is not None and value < 1:
             raise InputError(f"{name} {value} is not possible; use 1 frame or more.")
@@ -152,8 +145,7 @@ def open_frames(
 class Latest(NamedTuple):
     """The newest frames of a folder, and where they lie in the picture."""
 
-    frames: Tensor  # float32 (T, 1, H, W) in [0, 1], 0 where not valid
-    valid: Tensor  # bool, of the same shape
+    frames: Tensor  # float32 (T, 1, H, W) in [0, 1], NaN where nothing is known
     times: tuple[datetime, ...]  # naive, UTC
     grid: Grid  # `grid.crop` takes the padding from a forecast
     source: Source
@@ -180,7 +172,7 @@ def latest(
     times = tuple(names)
     encoder = Encoder.of(config, names[times[0]], img_size)
     encoded = [encoder.encode(name) for name in names.values()]
-    frames, valid = encoder.decode(*(np.stack(part) for part in zip(*encoded, strict=True)))
+    frames = encoder.decode(*(np.stack(part) for part in zip(*encoded, strict=True)))
     source = _source(config, encoder.grid)
     copies = _copies(frames, times, source)
     if copies and copies == times[1:]:
@@ -188,7 +180,7 @@ def latest(
             f"the newest {frames_in} frames in {config.folder}, up to {times[-1]:%Y-%m-%d %H:%M} UTC, are all the "
             "same; see whether the radar is stuck."
         )
-    return Latest(frames, valid, times, encoder.grid, source, early if live else 0, copies)
+    return Latest(frames, times, encoder.grid, source, early if live else 0, copies)
 
 
 def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float) -> tuple[dict, int]:
@@ -237,7 +229,8 @@ def _spacing(times: np.ndarray) -> str:
 def _copies(frames: Tensor, times: tuple[datetime, ...], source: Source) -> tuple[datetime, ...]:
     """Times of the frames `(T, 1, H, W)` with echo that are no different from the one before."""
     telling = (source.scale * frames >= source.steps[0]).sum(dim=(1, 2, 3)) >= TELLING
-    same = (frames[1:] == frames[:-1]).flatten(1).all(dim=1)
+    stored = frames.nan_to_num(nan=0.0)
+    same = (stored[1:] == stored[:-1]).flatten(1).all(dim=1)
     return tuple(time for time, copy in zip(times[1:], (telling[1:] & same).tolist(), strict=True) if copy)
 
 

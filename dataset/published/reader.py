@@ -14,11 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from dataset.exclusions import exclusions_path, read_exclusions
 from dataset.hdf5 import READ_ERRORS, file_size, open_hdf5, own_dataset, patiently, reason_of, refuse_bombs
-from dataset.sevir.catalog import SPLITS
+from dataset.sequences import Sequences, check_split
 from dataset.source import CIKM, METEONET, SHANGHAI, Source
 from utils.errors import InputError
 
@@ -43,8 +42,8 @@ class Layout:
     has_valid: bool = False  # a validation split of its own
 
     @property
-    def masked(self) -> bool:
-        """Whether items carry a mask."""
+    def has_gaps(self) -> bool:
+        """Whether some pixels of an item may be unknown."""
         return self.missing is not None or self.padded is not None
 
     def name_of(self, split: str, number: int) -> str:
@@ -67,12 +66,10 @@ LAYOUTS = {
 }
 
 
-class RadarH5(Dataset):
+class RadarH5(Sequences):
     """Windows of one split of a published file.
 
-    An item is a float32 tensor `(seq_len, 1, H, W)` in [0, 1]; 1 stands for `source.scale` dBZ. Sources with missing
-    pixels or padding give the pair `(frames, valid)`: `valid` is bool of the same shape, and frames are 0 where it
-    is False. Each window is an event of its own.
+    The value 1 of an item stands for `source.scale` dBZ. Each window is an event of its own.
 
     Without a validation split in the file, the last tenth of its training windows, which are in order of time, is
     the validation split. Windows overlap; those between the two splits that could share a frame with both are left
@@ -109,25 +106,25 @@ class RadarH5(Dataset):
     def __len__(self) -> int:
         return len(self.event_ids)
 
-    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
-        stored = torch.from_numpy(self._read(self._names[self._checked(index)]))[:, None]
+    def __getitem__(self, index: int) -> Tensor:
+        stored = torch.from_numpy(self._read(self._names[self.checked(index)]))[:, None]
         layout = self.layout
-        frames = stored.clamp(max=layout.full)
-        if not layout.masked:
-            return (resize(frames.float(), self.size) / layout.full).clamp(0, 1)
-        valid = stored != layout.missing if layout.missing is not None else torch.ones_like(stored, dtype=torch.bool)
+        frames = stored.clamp(max=layout.full).float()
+        if not layout.has_gaps:
+            return (resize(frames, self.size) / layout.full).clamp(0, 1)
+        if layout.missing is not None:
+            frames[stored == layout.missing] = torch.nan
         if layout.padded:
-            frames, valid = pad(frames, layout.padded), pad(valid, layout.padded)
-        frames, valid = resize_valid(frames, valid, self.size)
-        return (frames / layout.full).clamp(0, 1), valid
+            frames = pad(frames, layout.padded)
+        return (resize_valid(frames, self.size) / layout.full).clamp(0, 1)
 
     def sequence_id(self, index: int) -> str:
         """Name of a sequence: split and name of its window in the file."""
-        return self.event_ids[self._checked(index)]
+        return self.event_ids[self.checked(index)]
 
     def event_of(self, index: int) -> str:
         """Name of a block of as many windows as a window has frames: neighbours may overlap, distant ones do not."""
-        return f"block {self._checked(index) // self.layout.frames}"
+        return f"block {self.checked(index) // self.layout.frames}"
 
     def describe(self) -> str:
         """Number and size of the sequences and what their values mean, in one line."""
@@ -135,11 +132,6 @@ class RadarH5(Dataset):
         left_out = f", {self.excluded} excluded by {exclusions_path(self.path).name}" if self.excluded else ""
         scale = f"1.0 is {self.source.scale:g} {self.source.units}"
         return f"{len(self)} sequences of {height} x {width} pixels{left_out}, {scale}"
-
-    def _checked(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        return index
 
     def _windows(self, split: str) -> tuple[list[str], tuple[int, int], int]:
         """Names of a split's windows, the shape of their frames, and how many are excluded."""
@@ -247,10 +239,10 @@ def divide(count: int, frames: int) -> tuple[range, range]:
 
 
 def pad(frames: Tensor, size: int) -> Tensor:
-    """Put frames `(T, 1, H, W)` into the middle of squares of zeros (False); an odd pixel goes below and right."""
+    """Put frames `(T, 1, H, W)` into the middle of squares of NaN; an odd pixel goes below and right."""
     height, width = frames.shape[-2:]
     top, left = (size - height) // 2, (size - width) // 2
-    return F.pad(frames, (left, size - width - left, top, size - height - top))
+    return F.pad(frames, (left, size - width - left, top, size - height - top), value=torch.nan)
 
 
 def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
@@ -260,23 +252,19 @@ def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(frames, size=size, mode="bilinear", antialias=True)
 
 
-def resize_valid(frames: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Resize frames `(T, 1, H, W)` with a mask: a pixel is the weighted mean of the valid ones it is made of.
+def resize_valid(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize frames `(T, 1, H, W)` with NaN: a pixel is the weighted mean of the valid ones it is made of.
 
-    It is valid if more than half of its weight was; the others are 0. What stands in invalid pixels has no influence.
-    The result is float32, whatever the frames were.
+    It is valid if more than half of its weight was.
     """
-    weight = resize(valid.float(), size)
-    total = resize(frames.masked_fill(~valid, 0).float(), size)
-    valid = weight > 0.5
-    return torch.where(valid, total / weight, 0), valid
+    weight = resize((~frames.isnan()).float(), size)
+    return torch.where(weight > 0.5, resize(frames.nan_to_num(nan=0.0), size) / weight, torch.nan)
 
 
 def _check_options(
     name: str, layout: Layout, split: str, size: tuple[int, int], seq_len: int, scale: float | None
 ) -> None:
-    if split not in SPLITS:
-        raise InputError(f"Unknown split '{split}'; choose one of {', '.join(SPLITS)}.")
+    check_split(split)
     if not 1 <= seq_len <= layout.frames:
         raise InputError(
             f"--seq_len {seq_len} does not fit: the windows of {name} have {layout.frames} frames; "

@@ -8,7 +8,6 @@ Catalogue and splits: Veillette et al., "SEVIR: a storm event imagery dataset", 
 
 import csv
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from typing import NamedTuple, TextIO
 
 from dataset.exclusions import EXCLUSIONS, read_exclusions
 from dataset.hdf5 import file_size, reason_of
+from dataset.sequences import EVENT_ID, SPLITS, check_split
 from utils.errors import InputError
 
-SPLITS = ("train", "valid", "test")
 COLUMNS = ("id", "file_name", "file_index", "img_type", "time_utc", "pct_missing")
 BOX = ("llcrnrlat", "llcrnrlon", "urcrnrlat", "urcrnrlon")  # degrees; read where given
 EVENT_TYPE, SYNTHETIC_TYPE = "event_type", "Synthetic"  # what `dataset.synthetic.writer` calls its events
@@ -28,7 +27,6 @@ EVENT_TYPE, SYNTHETIC_TYPE = "event_type", "Synthetic"  # what `dataset.syntheti
 MAX_BYTES = 2**27  # three times SEVIR's own
 MAX_LINES = 10**6  # SEVIR has 76,005 rows
 MAX_LINE = 2**16  # characters
-EVENT_ID = re.compile(r"\w[\w.+-]{0,63}")  # what is safe in names of files and in lines of text
 
 INCOMPLETE = "pct_missing is not 0"
 REPEATED = "id occurs more than once"
@@ -109,8 +107,7 @@ def read_events(data_path: str | Path, split: str, split_scheme: str) -> tuple[l
 
     Raises `InputError` if the catalogue cannot be read or the split or scheme does not exist.
     """
-    if split not in SPLITS:
-        raise InputError(f"Unknown split '{split}'; choose one of {', '.join(SPLITS)}.")
+    check_split(split)
     if split_scheme not in SCHEMES:
         raise InputError(f"Unknown split scheme '{split_scheme}'; choose one of {', '.join(SCHEMES)}.")
     scheme, skipped, events = SCHEMES[split_scheme], Counter(), []

@@ -25,14 +25,9 @@ from tqdm import tqdm
 
 from dataset.exclusions import fingerprint as fingerprint_of_exclusions
 from dataset.hdf5 import AccessError, file_size, reason_of
-from dataset.sevir.catalog import SCHEMES, SPLITS, files_root, fingerprint, is_synthetic
-from dataset.sevir.reader import (
-    EVENT_FRAMES,
-    EmptySplitError,
-    EventWindows,
-    Sevir,
-    check_window,
-)
+from dataset.sequences import EVENT_FRAMES, SPLITS, EventWindows
+from dataset.sevir.catalog import SCHEMES, files_root, fingerprint, is_synthetic
+from dataset.sevir.reader import EmptySplitError, Sevir, check_window
 from dataset.synthetic.writer import ensure
 from utils.errors import InputError
 from utils.files import locked

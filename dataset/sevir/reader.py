@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from dataset.hdf5 import (
     READ_ERRORS,
@@ -29,6 +28,7 @@ from dataset.hdf5 import (
     reason_of,
     refuse_bombs,
 )
+from dataset.sequences import EVENT_FRAMES, EventWindows
 from dataset.sevir.catalog import (
     EXCLUDED,
     INCOMPLETE,
@@ -40,12 +40,10 @@ from dataset.sevir.catalog import (
     is_synthetic,
     read_events,
 )
-from dataset.source import VIL, VIL_10MIN, synthetic
+from dataset.source import VIL_10MIN
 from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-EVENT_FRAMES = 49  # 4 hours, a frame every 5 minutes
 
 MISSING_FILE = "file is missing"
 WRONG_LAYOUT = "file is not ids and square uint8 frames [N, H, W, frames of an event]"
@@ -59,72 +57,6 @@ MAX_ID = 64  # bytes
 
 class EmptySplitError(InputError):
     """A split without a single usable event."""
-
-
-class EventWindows(Dataset):
-    """Windows of `seq_len` frames, one every `stride` frames, over events of `event_frames` frames.
-
-    An item is a float32 tensor `(seq_len, 1, H, W)` in [0, 1], whole bytes / 255. A subclass says where
-    frames come from by implementing `read`. Items count event by event.
-
-    Attributes: `source` (units, thresholds, colours), `event_ids`, and `skipped`, the number of catalogue
-    rows left out by reason.
-    """
-
-    source = VIL
-    event_frames = EVENT_FRAMES
-
-    def __init__(
-        self,
-        event_ids: Sequence[str],
-        skipped: dict[str, int],
-        seq_len: int,  # frames
-        stride: int,  # frames
-        made: bool,  # by `dataset.synthetic.writer`
-    ):
-        if made:
-            self.source = synthetic(self.source)
-        self.event_ids = list(event_ids)
-        self.skipped = dict(skipped)
-        self.seq_len = seq_len
-        self.stride = stride
-        self.windows_per_event = (self.event_frames - seq_len) // stride + 1
-
-    def read(self, event: int, first: int, stop: int) -> Tensor:
-        """Frames `first` to `stop` (exclusive) of an event as uint8 `(stop - first, 1, H, W)`."""
-        raise TypeError(f"{type(self).__name__} does not say where its frames come from; implement `read`.")
-
-    def __len__(self) -> int:
-        return len(self.event_ids) * self.windows_per_event
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.stored(index).float() / 255
-
-    def stored(self, index: int) -> Tensor:
-        """The bytes of an item, uint8 `(seq_len, 1, H, W)`."""
-        event, first = self._window(index)
-        return self.read(event, first, first + self.seq_len)
-
-    def sequence_id(self, index: int) -> str:
-        """Name of a sequence, `<event id>+<first frame>`."""
-        event, first = self._window(index)
-        return f"{self.event_ids[event]}+{first}"
-
-    def event_of(self, index: int) -> str:
-        """Id of the event that a sequence is a window of."""
-        return self.event_ids[self._window(index)[0]]
-
-    def describe(self) -> str:
-        """Name of the source, and numbers of events, sequences and skipped rows, in one line."""
-        skipped = "; ".join(f"{count} x {reason}" for reason, count in self.skipped.items())
-        number = f"{len(self.event_ids)} events, {len(self)} sequences"
-        return f"{self.source.name}, {number}, skipped rows: {skipped or 'none'}"
-
-    def _window(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        event, window = divmod(index, self.windows_per_event)
-        return event, window * self.stride
 
 
 class Sevir(EventWindows):

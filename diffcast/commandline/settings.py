@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
-from torch.utils.data import Dataset
 
 from dataset import DATASETS, build_dataset
+from dataset.sequences import Sequences
 from diffcast.commandline.completion import completed, find_described
 from diffcast.evaluation.loop import EvaluationSettings
 from diffcast.forecaster import Architecture
@@ -106,7 +106,7 @@ class DataSettings:
         if self.img_channel != 1:
             raise InputError(f"--img_channel {self.img_channel}: the data sets have one channel; leave it at 1.")
 
-    def open(self, split: str) -> Dataset:
+    def open(self, split: str) -> Sequences:
         """Open the train, valid or test split. Raises `InputError` that says how to get data if there are none."""
         path = self.data_path or Path("data") / self.dataset
         if self.data_path is None and self.dataset != "synthetic" and not path.exists():

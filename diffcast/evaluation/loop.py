@@ -14,9 +14,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from dataset.sequences import Sequences
 from diffcast.evaluation.parts import Part, Parts, split_into_parts
 from diffcast.evaluation.results import describe_source, score_table, warn_of_gaps, write_lead_times, write_metrics
 from diffcast.forecaster import place
@@ -65,7 +65,7 @@ class EvaluationSettings(ForecastSettings):
 def evaluate(
     accelerator: Accelerator,
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Sequences,
     settings: EvaluationSettings,
     folder: Path,  # where results are written; with a number behind its name if it is another evaluation's
     name: str,  # of the forecaster in tables
@@ -98,7 +98,7 @@ class Evaluator:
         self,
         accelerator: Accelerator,
         model: nn.Module,
-        dataset: Dataset,
+        dataset: Sequences,
         settings: EvaluationSettings,
         name: str,
         dressed: Dressed | None,
@@ -192,7 +192,7 @@ class Evaluator:
             observed, future = frames.tensor_split([self.model.frames_in], dim=1)
             part.index += indices.tolist()
             part.ids += [self.dataset.sequence_id(index) for index in indices.tolist()]
-            part.events += [event_of(self.dataset, index) for index in indices.tolist()]
+            part.events += [self.dataset.event_of(index) for index in indices.tolist()]
             for name, forecast in self._forecast(indices.tolist(), observed).items():
                 added = scores[name].update(forecast, future)
                 terms[name].append({key: values for key, values in added.items() if COMPARED.match(key)})
@@ -245,17 +245,13 @@ class Evaluator:
         observed, future = frames[0].tensor_split([self.model.frames_in])
         unseen = observed.isnan().all(0)
         drawn = self._forecast([index], observed[None])
-        forecasts = {name: self._cropped(one[0].masked_fill(unseen, torch.nan)) for name, one in drawn.items()}
-        observed, future = self._cropped(observed), self._cropped(future)
+        forecasts = {name: self.dataset.crop(one[0].masked_fill(unseen, torch.nan)) for name, one in drawn.items()}
+        observed, future = self.dataset.crop(observed), self.dataset.crop(future)
         name = f"case_{self.dataset.sequence_id(index)}"
         files = []
         with self.drawing:
             files = draw_case(self.folder, name, observed, future, forecasts, self.dataset.source)
         return [path.name for path in files]
-
-    def _cropped(self, frames: Tensor) -> Tensor:
-        """Frames without the padding that brought them to the model's size, if the data set tells where it is."""
-        return self.dataset.grid.crop(frames) if hasattr(self.dataset, "grid") else frames
 
     def _new_scores(self, name: str) -> ScoreGroup:
         leads = self.model.frames_out
@@ -263,8 +259,3 @@ class Evaluator:
         if self.perception is not None:
             scores.parts["perception"] = PerceptualDistance(leads, self.perception)
         return scores
-
-
-def event_of(dataset: Dataset, index: int) -> str:
-    """The event that a sequence belongs to, whose sequences resemble each other; its own name if there is none."""
-    return dataset.event_of(index) if hasattr(dataset, "event_of") else dataset.sequence_id(index)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
+from dataset.sequences import Sequences
 from diffcast.forecaster import place
 from diffcast.loading import EvaluationBatches, derived_seed, load_batches
 from diffcast.model import DiffCast, Generators
@@ -71,7 +71,7 @@ class Dressed(nn.Module):
 
 def dress(
     forecaster: Backbone | DiffCast,  # a DiffCast lends its backbone, for comparison with its own trend
-    train_set: Dataset,  # items (T_in + T, C, H, W)
+    train_set: Sequences,  # items (T_in + T, C, H, W)
     members: int = 1,  # the most that will be asked for
     seed: int = 0,  # of the choice of training sequences
     device: torch.device | str = "cpu",

@@ -116,7 +116,8 @@ class Operation:
         device = next(self.model.parameters()).device
         draws = generators(device, self.settings.seed, 6, [seconds(newest.times[-1])])
         forecasts = forecast_all(self.model, newest.frames.to(device)[None], self.settings, draws, self.name)
-        valid = crop(newest.valid).cpu()
+        observed = crop(newest.frames)
+        valid = ~observed.isnan()
         unseen = ~valid.any(0)
         forecasts = {name: crop(frames[0]).cpu().masked_fill(unseen, torch.nan) for name, frames in forecasts.items()}
         members = forecasts[self.name][:, :, 0]
@@ -124,7 +125,6 @@ class Operation:
         variables |= quantities(members, valid.sum(0)[0], newest.source)
         write_netcdf(path, variables, self.attributes())
         with Dispensable(f"pictures of {path}"):
-            observed = crop(newest.frames).masked_fill(~valid, torch.nan)
             draw_case(self.folder, path.stem, observed, None, forecasts, newest.source)
         LOG.info("%d members in %.1f s: %s", len(members), time.monotonic() - begin, path)
 

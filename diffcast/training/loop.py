@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from dataset.sequences import Sequences
 from diffcast.forecaster import fill, place
 from diffcast.loading import TrainingBatches, generators, load_batches, turned
 from diffcast.model import DiffCast
@@ -40,8 +40,8 @@ MAX_GRADIENT_NORM = 1.0
 def train(
     accelerator: Accelerator,
     model: nn.Module,
-    train_set: Dataset,
-    valid_set: Dataset,
+    train_set: Sequences,
+    valid_set: Sequences,
     settings: TrainingSettings,
     folder: Path,  # of the run: checkpoints/ and losses.csv appear there
     metadata: dict,  # goes into every checkpoint
@@ -64,8 +64,8 @@ class Trainer:
         self,
         accelerator: Accelerator,
         model: nn.Module,
-        train_set: Dataset,
-        valid_set: Dataset,
+        train_set: Sequences,
+        valid_set: Sequences,
         settings: TrainingSettings,
         folder: Path,
         metadata: dict,

@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
+from dataset.sequences import Sequences
+from dataset.source import Source
 from diffcast.forecasting.forecasts import ForecastSettings, forecast
 from diffcast.forecasting.pictures import style_of
 from diffcast.loading import generators, load_batches, spread
@@ -18,7 +19,7 @@ COLUMNS = 4  # lead times in the picture
 
 
 def preview(
-    model: nn.Module, valid_set: Dataset, device: torch.device, seed: int
+    model: nn.Module, valid_set: Sequences, device: torch.device, seed: int
 ) -> tuple[dict[str, float], np.ndarray]:
     """Forecast a few validation sequences, with the same noise every time.
 
@@ -37,7 +38,7 @@ def preview(
     return {name: found[name] for name in ("csi", "crps")}, picture
 
 
-def _row(frames: Tensor, source) -> np.ndarray:
+def _row(frames: Tensor, source: Source) -> np.ndarray:
     """Frames `(T, C, H, W)` at a few lead times, painted next to each other."""
     shown = frames[:: -(len(frames) // -COLUMNS), 0].cpu().numpy()
     return np.concatenate(list(render(shown, style_of(source))), axis=1)

@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
+from dataset.sequences import Sequences
 from diffcast.loading import EvaluationBatches, generators, load_batches, spread
 from diffcast.processes import agreed, sum_over_processes
 from diffcast.training.settings import TrainingSettings
@@ -34,7 +34,7 @@ def best_on_disk(path: Path, best: float, step: int) -> float:
 def validation_loss(
     accelerator: Accelerator,
     model: nn.Module,
-    valid_set: Dataset,
+    valid_set: Sequences,
     settings: TrainingSettings,
     stop: Callable[[], bool],  # asked before each batch whether to give up
 ) -> dict[str, float] | None:

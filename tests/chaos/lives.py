@@ -16,9 +16,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from torch.utils.data import Dataset
 
 import run
+from dataset.sequences import Sequences
 from tests.chaos import disk
 from utils.errors import InputError
 
@@ -144,10 +144,10 @@ def _replace_training_set(change: Callable) -> None:
     run.open_split = changed
 
 
-class Changed(Dataset):
+class Changed(Sequences):
     """A data set whose items are changed by a function of index and frames."""
 
-    def __init__(self, dataset: Dataset, change: Callable):
+    def __init__(self, dataset: Sequences, change: Callable):
         self.dataset, self.change = dataset, change
         self.sequence_id, self.source = dataset.sequence_id, dataset.source
 

@@ -57,9 +57,8 @@ def test_values_are_scaled_clipped_and_masked(tmp_path):
     for number in range(4):
         archive.store(number, stored)
     dataset = archive.open(img_size=(2, 3))
-    frames, valid = dataset[0]
-    assert valid[0, 0].tolist() == [[True, True, False], [True, True, True]]
-    expected = [[0, 9 / 60, 0], [23 / 60, 51 / 60, 1]]
+    frames = dataset[0]
+    expected = [[0, 9 / 60, np.nan], [23 / 60, 51 / 60, 1]]
     np.testing.assert_allclose(frames[0, 0], expected, atol=1 / 65535)
     source = dataset.source
     np.testing.assert_allclose(source.offset + source.scale * frames[0, 0, 1], [18, 46, 55], atol=1e-3)
@@ -94,19 +93,17 @@ def test_netcdf_attributes_are_used_and_settings_where_there_are_none(tmp_path):
         archive.store(number, np.array([[0, 10], [20, -99]], np.int16))
         with h5py.File(archive.path(number), "r+") as file:
             file["rain"].attrs.update({"scale_factor": 0.25, "add_offset": 1.0, "_FillValue": np.int16(-99)})
-    frames, valid = archive.open(img_size=2)[0]
-    np.testing.assert_allclose(frames[0, 0], [[0.1, 0.35], [0.6, 0]], atol=1e-5)
-    assert valid[0, 0].tolist() == [[True, True], [True, False]]
+    np.testing.assert_allclose(archive.open(img_size=2)[0][0, 0], [[0.1, 0.35], [0.6, np.nan]], atol=1e-5)
     for number in range(4):
         with h5py.File(archive.path(number), "r+") as file:
             file["rain"].attrs["missing_value"] = np.int16([98, 10])
-    assert archive.open(img_size=2)[0][1][0, 0].tolist() == [[True, False], [True, False]]
+    assert archive.open(img_size=2)[0][0, 0].isnan().tolist() == [[False, True], [False, True]]
     for number in range(4):
         with h5py.File(archive.path(number), "r+") as file:
             for key in ("missing_value", "scale_factor", "add_offset"):
                 del file["rain"].attrs[key]
     archive.configure(**archive.settings, scale=0.5, offset=0)
-    np.testing.assert_allclose(archive.open(img_size=2)[0][0][0, 0], [[0, 0.5], [1, 0]], atol=1e-5)
+    np.testing.assert_allclose(archive.open(img_size=2)[0][0, 0], [[0, 0.5], [1, np.nan]], atol=1e-5)
 
 
 def test_no_sequence_crosses_a_gap_and_gaps_are_counted(archive):
@@ -160,18 +157,16 @@ def test_splits_share_no_frame(tmp_path_factory, valid_from, more, lost):
 
 def test_frames_are_padded_right_and_below_and_cropped_back(archive):
     dataset = archive.open(img_size=(8, 16))
-    frames, valid = dataset[0]
-    assert frames.shape == valid.shape == (4, 1, 8, 16)
-    assert valid[..., :6, :8].all()
-    assert valid.sum() == 4 * 6 * 8
-    assert not frames[~valid].any()
-    assert torch.equal(dataset.grid.crop(frames), archive.open()[0])
+    frames = dataset[0]
+    assert frames.shape == (4, 1, 8, 16)
+    assert (~frames.isnan()).sum() == 4 * 6 * 8
+    assert torch.equal(dataset.crop(frames), archive.open()[0])
     assert dataset.source.extent == 256
 
 
 def test_larger_frames_shrink_to_fit_and_keep_their_proportions():
     grid = Grid.fitting((565, 784), (128, 128))
-    assert (grid.fitted, grid.size, grid.padded) == ((92, 128), (128, 128), True)
+    assert (grid.fitted, grid.size) == ((92, 128), (128, 128))
     assert Grid.fitting((20, 30), 64).fitted == (20, 30)
 
 
@@ -181,10 +176,8 @@ def test_a_shrunk_pixel_does_not_depend_on_missing_ones(tmp_path):
     frame[:, 6:] = 255
     for number in range(4):
         archive.store(number, frame)
-    frames, valid = archive.open(img_size=4)[0]
-    assert valid[0, 0, 0].tolist() == [True, True, True, False]
-    assert torch.equal(frames[valid], torch.full_like(frames[valid], 0.2))
-    assert not frames[~valid].any()
+    expected = torch.tensor([0.2, 0.2, 0.2, torch.nan]).expand(4, 1, 4, 4)
+    assert torch.equal(archive.open(img_size=4)[0].nan_to_num(-1), expected.nan_to_num(-1))
 
 
 def test_the_demo_sequences_as_a_folder_of_frames_come_back(tmp_path):

@@ -44,31 +44,30 @@ def test_a_shanghai_item_is_its_window_over_255(radar):
     assert torch.equal(item, torch.from_numpy(windows("shanghai", 3, 500)[1])[:, None] / torch.tensor(255.0))
 
 
-def test_meteonet_is_cut_off_at_90_dbz_and_its_missing_pixels_are_masked(tmp_path):
+def test_meteonet_is_cut_off_at_90_dbz_and_its_missing_pixels_are_nan(tmp_path):
     stored = windows("meteo", 1)
     stored[0, 3, 2, :4] = 90, 91, 254, 255
-    frames, valid = open_split(write_h5(tmp_path / "meteo.h5", "meteo", test=stored), "test")[0]
-    assert frames[3, 0, 2, :4].tolist() == [1, 1, 1, 0]
-    assert valid[3, 0, 2, :4].tolist() == [True, True, True, False]
-    assert valid.sum() == valid.numel() - 1
+    frames = open_split(write_h5(tmp_path / "meteo.h5", "meteo", test=stored), "test")[0]
+    assert frames[3, 0, 2, :3].tolist() == [1, 1, 1]
+    assert frames.isnan().nonzero().tolist() == [[3, 0, 2, 3]]
+    valid = ~frames.isnan()
     assert torch.equal((frames * 90).round()[valid], torch.from_numpy(stored[0]).clamp(max=90)[:, None][valid])
 
 
 def test_meteonet_is_cut_off_before_it_is_resized(tmp_path):
     stored = np.zeros((1, 25, *SHAPE), np.uint8)
     stored[..., ::2, :] = 180
-    frames, _ = open_split(write_h5(tmp_path / "meteo.h5", "meteo", test=stored), "test", img_size=(1, 1))[0]
+    frames = open_split(write_h5(tmp_path / "meteo.h5", "meteo", test=stored), "test", img_size=(1, 1))[0]
     assert frames.flatten().tolist() == pytest.approx([0.5] * 25)
 
 
-def test_cikm_stands_in_the_middle_of_padding_that_is_masked(tmp_path):
+def test_cikm_stands_in_the_middle_of_padding_that_is_nan(tmp_path):
     stored = np.random.default_rng(0).integers(0, 256, (2, 15, 101, 101), np.uint8)
-    frames, valid = open_split(write_h5(tmp_path / "cikm.h5", "cikm", valid=stored), "valid", img_size=128)[1]
+    frames = open_split(write_h5(tmp_path / "cikm.h5", "cikm", valid=stored), "valid", img_size=128)[1]
     inside = torch.zeros(128, 128, dtype=torch.bool)
     inside[13:114, 13:114] = True
-    assert torch.equal(valid, inside.expand(15, 1, 128, 128))
-    assert torch.equal(frames[valid], torch.from_numpy(stored[1]).flatten() / torch.tensor(255.0))
-    assert frames[~valid].sum() == 0
+    assert torch.equal(~frames.isnan(), inside.expand(15, 1, 128, 128))
+    assert torch.equal(frames[~frames.isnan()], torch.from_numpy(stored[1]).flatten() / torch.tensor(255.0))
 
 
 def test_a_shorter_sequence_is_the_begin_of_its_window(radar):
@@ -83,8 +82,7 @@ def test_no_split_shares_a_frame_in_time_with_another(radar, name):
     top, left = (0, 0) if name != "cikm" else ((128 - SHAPE[0]) // 2, (128 - SHAPE[1]) // 2)
     for split in ("train", "valid", "test"):
         items = list(DataLoader(open_split(path, split, img_size=size), batch_size=None))
-        frames = [item if name == "shanghai" else item[0] for item in items]
-        seen.append(numbers(torch.stack(frames)[..., top:, left:] * full))
+        seen.append(numbers(torch.stack(items)[..., top:, left:].nan_to_num(0) * full))
     assert all(seen)
     assert sum(map(len, seen)) == len(set.union(*seen))
 
@@ -102,29 +100,22 @@ def test_training_and_validation_are_apart_however_densely_windows_start(steps, 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(3, 20), st.integers(3, 20))
-def test_what_stands_in_invalid_pixels_has_no_influence_on_resized_frames(seed, height, width):
-    random = torch.Generator().manual_seed(seed)
-    frames = torch.rand(2, 1, 12, 16, generator=random)
-    valid = torch.rand(frames.shape, generator=random) > 0.5
-    garbage = torch.where(valid, frames, torch.rand(frames.shape, generator=random))
-    resized, still_valid = resize_valid(frames, valid, (height, width))
-    assert torch.equal(resize_valid(garbage, valid, (height, width))[0], resized)
-    flat, _ = resize_valid(torch.full_like(frames, 0.75), valid, (height, width))
-    torch.testing.assert_close(flat, 0.75 * still_valid)
+def test_missing_pixels_have_no_influence_on_resized_frames(seed, height, width):
+    missing = torch.rand(2, 1, 12, 16, generator=torch.Generator().manual_seed(seed)) > 0.5
+    flat = resize_valid(torch.full(missing.shape, 0.75).masked_fill(missing, torch.nan), (height, width))
+    torch.testing.assert_close(flat[~flat.isnan()], torch.full_like(flat, 0.75)[~flat.isnan()])
 
 
 def test_a_resized_pixel_is_valid_if_more_than_half_of_its_weight_is():
-    valid = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
-    valid[..., :3] = True
-    frames = torch.tensor([0.2, 0.4, 0.6, 1.0]).expand(1, 1, 4, 4)
-    resized, valid = resize_valid(frames, valid, (2, 2))
-    assert valid[0, 0].tolist() == [[True, True], [True, True]]  # the right ones by 4/7: weights 1, 3, 3
+    frames = torch.tensor([0.2, 0.4, 0.6, torch.nan]).expand(1, 1, 4, 4)
+    resized = resize_valid(frames, (2, 2))
+    assert not resized.isnan().any()  # the right ones are valid by 4/7: weights 1, 3, 3
     assert (resized[0, 0, :, 1] < 0.6).all()
-    assert not resize_valid(frames, frames > 0.7, (2, 2))[1].any()
+    assert resize_valid(frames.where(frames < 0.3, torch.nan), (2, 2)).isnan().all()
 
 
 def test_padding_puts_an_odd_pixel_below_and_right():
-    assert pad(torch.ones(1, 1, 1, 2), 4)[0, 0].nonzero().tolist() == [[1, 1], [1, 2]]
+    assert pad(torch.ones(1, 1, 1, 2), 4)[0, 0].nan_to_num(0).nonzero().tolist() == [[1, 1], [1, 2]]
 
 
 def test_the_scale_is_an_option_that_the_source_and_the_description_tell(radar):

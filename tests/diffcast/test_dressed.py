@@ -5,25 +5,23 @@ import torch
 
 from diffcast.forecasting.dressed import Dressed, dress
 from models import Backbone, build_backbone
+from tests.tiny import InMemory
 from utils.errors import InputError
 from utils.metrics import EnsembleScores
 
 SHAPE, FRAMES_IN, FRAMES_OUT = (1, 4, 4), 2, 3
 
 
-class Recorded(torch.utils.data.Dataset):
+class Recorded(InMemory):
     """Sequences that remember which of them were read."""
 
     def __init__(self, frames):
-        self.frames = frames
+        super().__init__(frames)
         self.read = []
-
-    def __len__(self):
-        return len(self.frames)
 
     def __getitem__(self, index):
         self.read.append(index)
-        return self.frames[index]
+        return super().__getitem__(index)
 
 
 class Wary(Backbone):

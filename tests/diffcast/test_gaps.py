@@ -5,11 +5,10 @@ import torch
 from accelerate import Accelerator
 
 from diffcast.forecasting.forecasts import ForecastSettings, forecast_all
-from diffcast.loading import Numbered
 from diffcast.training.settings import TrainingSettings
 from diffcast.training.validation import validation_loss
 from tests.diffcast.first_steps import frames_with_gaps
-from tests.tiny import BACKBONES, tiny_architecture
+from tests.tiny import BACKBONES, InMemory, tiny_architecture
 from utils.metrics import Scores
 
 
@@ -55,7 +54,7 @@ def test_validation_loss_does_not_depend_on_the_batch_size(use_diff):
     torch.manual_seed(0)
     model = tiny_architecture("simvp", use_diff).build()
     found = [
-        validation_loss(Accelerator(cpu=True), model, frames_with_gaps(), settings, stop=lambda: False)
+        validation_loss(Accelerator(cpu=True), model, InMemory(frames_with_gaps()), settings, stop=lambda: False)
         for settings in (TrainingSettings(batch_size=size, num_workers=0) for size in (1, 3, 4))
     ]
     assert found[1:] == [pytest.approx(found[0], rel=1e-6)] * 2
@@ -75,11 +74,3 @@ def test_gaps_are_drawn_scored_and_forecast_over(frames):
         found.append(scores.compute())
         assert all(torch.isfinite(forecast).all() for forecast in forecasts.values())
     assert str(found[0]) == str(found[1])
-
-
-def test_a_mask_becomes_gaps():
-    frames, valid = torch.rand(3, 1, 4, 4), torch.rand(3, 1, 4, 4) < 0.5
-    index, item = Numbered([(frames, valid)])[0]
-    assert index == 0
-    assert torch.equal(item.isnan(), ~valid)
-    assert torch.equal(item[valid], frames[valid])

@@ -15,6 +15,7 @@ from diffcast.loading import (
     spread,
     turned,
 )
+from tests.tiny import InMemory
 
 
 class TestTrainingBatches:
@@ -77,15 +78,21 @@ class TestSeeds:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_numbers_its_sequences(workers):
-    frames = torch.arange(6.0)
-    dataset = [frame.expand(2, 1, 4, 4) for frame in frames]
+    dataset = InMemory(torch.arange(6.0).view(6, 1, 1, 1, 1).expand(6, 2, 1, 4, 4))
     loader = load_batches(dataset, EvaluationBatches([5, 1, 3], 2), workers, torch.device("cpu"))
     loaded = [(indices.tolist(), batch[:, 0, 0, 0, 0].tolist(), batch.shape[1:]) for indices, batch in loader]
     assert loaded == [([5, 1], [5.0, 1.0], (2, 1, 4, 4)), ([3], [3.0], (2, 1, 4, 4))]
 
 
 def test_a_process_without_a_share_has_an_empty_loader():
-    assert list(load_batches([1.0], EvaluationBatches([0], 1, rank=1, processes=2), 4, torch.device("cpu"))) == []
+    assert (
+        list(
+            load_batches(
+                InMemory(torch.ones(1)), EvaluationBatches([0], 1, rank=1, processes=2), 4, torch.device("cpu")
+            )
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 import run
+from dataset.sequences import Sequences
 from diffcast.training.loop import TrainingSettings
 from diffcast.training.validation import validation_loss
 from models import Backbone
@@ -86,7 +87,7 @@ class Brittle(Backbone):
         return {"loss": future.mean()}
 
 
-class Frames(torch.utils.data.Dataset):
+class Frames(Sequences):
     """Sequences of 3 frames, each with the value of its own."""
 
     def __init__(self, *values):
