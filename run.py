@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(settings: RunSettings) -> None:
-    """Do a dry run, an evaluation, or a training followed by an evaluation."""
+    """Do what the settings ask for: dry run, training or evaluation."""
     torch.manual_seed(settings.training.seed)
     model = settings.architecture.build(**settings.training.of_the_loss())
     accelerator = make_accelerator(settings)
@@ -92,7 +92,10 @@ def run(settings: RunSettings) -> None:
 
 
 def make_accelerator(settings: RunSettings) -> Accelerator:
-    """Set up Accelerate's devices, processes, precision and trackers. GPUs may multiply float32 in TF32."""
+    """Set up Accelerate's devices, processes, precision and trackers.
+
+    GPUs may multiply float32 in TF32.
+    """
     torch.set_float32_matmul_precision("high")
     state = PartialState(parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
     precision, folder = training_precision(settings.training.mixed_precision, state.device), settings.folder
@@ -108,7 +111,10 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
 
 
 def start_training(settings: RunSettings, accelerator: Accelerator, model) -> bool:
-    """Open the data, find the checkpoint to resume from, and train; False if a signal interrupted the training."""
+    """Open the data, find the checkpoint to resume from, and train.
+
+    Returns whether the training has come to its end. False means that a signal interrupted it.
+    """
     if not any(p.requires_grad for p in model.parameters()):
         backbone = settings.architecture.backbone
         raise InputError(f"--backbone {backbone} has no weights to train; add --use_diff or --eval.")
@@ -152,7 +158,7 @@ def training_metadata(settings: RunSettings, source: dict, processes: int) -> di
 
 
 def start_trackers(settings: RunSettings, accelerator: Accelerator) -> None:
-    """Send the options of the run to the trackers, if there are any."""
+    """Send the options of the run to its trackers."""
     purpose = settings.purpose
     options = {name: v if isinstance(v, int | float) else str(v) for name, v in settings.options().items()}
     wandb = {"wandb": {"mode": purpose.wandb_mode, "name": settings.folder.name}}
@@ -160,7 +166,10 @@ def start_trackers(settings: RunSettings, accelerator: Accelerator) -> None:
 
 
 def start_evaluation(settings: RunSettings, accelerator: Accelerator, model) -> None:
-    """Load the weights to evaluate, which after a training are its best, and score them on the test split."""
+    """Load the weights to evaluate and score them on the test split.
+
+    After a training these are its best weights.
+    """
     architecture, evaluation, folder = settings.architecture, settings.evaluation, settings.folder
     milestone = settings.purpose.ckpt_milestone if settings.purpose.eval else "best"
     label, origin = architecture.backbone, None
@@ -186,7 +195,10 @@ def start_evaluation(settings: RunSettings, accelerator: Accelerator, model) -> 
 
 
 def refuse_other_data(weights: Path, found: dict) -> None:
-    """Raise `InputError` if weights say that they were trained on frames in other units than those found."""
+    """Raise `InputError` if weights were trained on another kind of frames.
+
+    Units, range and interval must agree with those that were found.
+    """
     if differences := data_differences(describe(weights).metadata.get("source"), found):
         raise InputError(
             f"checkpoint {weights} was trained on other data than --data_path holds (checkpoint / data): "

@@ -1,4 +1,4 @@
-"""Forecast a few sequences, or the newest frames of a radar, and draw them.
+"""Forecast a few sequences, or the newest radar frames, and draw them.
 
     python sample_batch.py                                        the demo sequences, with the weights that ship
     python sample_batch.py --members 8 --sampler ddim --sampling_steps 250
@@ -111,7 +111,10 @@ def check(args: argparse.Namespace) -> None:
 
 
 def load(args: argparse.Namespace, members: int) -> tuple[nn.Module, Architecture, str]:
-    """Load the forecaster in evaluation mode, and describe its weights by file name and hash."""
+    """Load the forecaster in evaluation mode.
+
+    Also returns a description of its weights, which holds the file's name and hash.
+    """
     path = find_weights(str(args.ckpt_milestone), Path())
     model, architecture = load_forecaster(path, args.backbone)
     if members > 1 and not isinstance(model, DiffCast):

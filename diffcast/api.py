@@ -43,7 +43,9 @@ def load(path: str | Path, device: str | torch.device | None = None, backbone: s
 
 
 class Nowcasts(Dataset):
-    """Sequences cut into observed frames `(T_in, 1, H, W)` and future frames `(T_out, 1, H, W)`.
+    """Pairs of observed and future frames.
+
+    Their shapes are `(T_in, 1, H, W)` and `(T_out, 1, H, W)`.
 
     Values lie in [0, 1], or are NaN where data are missing. `source` has units, scale and thresholds.
     """
@@ -81,7 +83,10 @@ def dataset(name: str, split: str, path: str | Path, like: nn.Module | None = No
 
 
 def batches(data: Nowcasts, batch_size: int, num_workers: int = 0) -> DataLoader:
-    """Load observed and future frames `(B, T, 1, H, W)` in the order of the data set."""
+    """Load batches of observed and future frames.
+
+    Both have the shape `(B, T, 1, H, W)`. Sequences keep their order.
+    """
     return DataLoader(data, batch_size, num_workers=num_workers)
 
 
@@ -137,7 +142,7 @@ def draw(
     ensemble: Tensor,  # (M, T_out, C, H, W)
     source: Source,
 ) -> Figure:
-    """Draw a forecast to a PNG or PDF file, or as an animation to a GIF, by the suffix of the name.
+    """Draw a forecast to a PNG, PDF or GIF file.
 
     Frames lie in [0, 1], or are NaN where data are missing. The figure that is returned has a row each for the observed
     frames, the future, the first three members and the mean of all.

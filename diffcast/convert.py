@@ -15,9 +15,8 @@ from pathlib import Path
 
 import torch
 
-from diffcast.exporting import inexpressible, official_call
 from diffcast.forecaster import describe, load_forecaster
-from diffcast.official import official_state
+from diffcast.official import inexpressible, official_call, official_state
 from utils.checkpoint import save_weights
 from utils.errors import InputError, exit_on_input_error
 from utils.files import replacing, writable_folder

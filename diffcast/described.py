@@ -1,4 +1,4 @@
-"""What a weights file says about itself, completed by what the user says; where the two differ, nothing is guessed."""
+"""Reconcile what a weights file and the user say about a network."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,9 @@ class Description:
     metadata: dict  # besides, of our files: dataset, source, course
 
     def agreed(self, given: dict, told: dict | None = None) -> dict:
-        """The options that the user gave, and those that the file tells (`told`; None: all of its network).
+        """Combine the options that the user gave with those of the file.
+
+        `told` are the options of the file, by default all of its network.
 
         Raises `InputError` where the two differ, and for a backbone that is code which the user has not named.
         """
@@ -38,7 +40,10 @@ class Description:
         return {**given, **told, "backbone_options": self._chosen(told, given)}
 
     def _chosen(self, told: dict, given: dict) -> dict:
-        """The backbone's options: our files tell all that were chosen, official weights what shapes them."""
+        """Return the backbone's options.
+
+        Our files hold all options, and official weights those that shape them.
+        """
         if self.metadata:
             return told["backbone_options"]
         defaults = full_options(told["backbone"], {})
@@ -46,7 +51,7 @@ class Description:
         return {name: value for name, value in options.items() if plain(value) != plain(defaults.get(name))}
 
     def _differences(self, told: dict, given: dict) -> list[str]:
-        """What the user says otherwise than the file, as `--option the file's / the user's`."""
+        """List contradictions as `--option the file's / the user's`."""
         pairs = {name: (told[name], given[name]) for name in told if name in given}
         if "segment_length" in pairs:  # None: as many as frames_in
             pairs["segment_length"] = tuple(

@@ -1,4 +1,4 @@
-"""What a forecaster is made of: enough to build it again from a checkpoint."""
+"""Build forecasters, and fill them with weights of checkpoints."""
 
 import contextlib
 import itertools
@@ -25,7 +25,10 @@ _IMPOSSIBLE = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that decides names and shapes of the weights. Defaults are the paper's."""
+    """Settings that determine names and shapes of the weights.
+
+    Defaults are the paper's. Raises `InputError` for impossible values.
+    """
 
     backbone: str = option("phydnet", f"{', '.join(BACKBONES)}, or your own class as package.module:Class")
     use_diff: bool = option(False, "build DiffCast around the backbone")
@@ -57,7 +60,7 @@ class Architecture:
         check_bounds(self)
 
     def build(self, **training) -> nn.Module:
-        """Build the forecaster with fresh weights: a backbone, in a DiffCast if `use_diff`.
+        """Build the forecaster with random weights.
 
         `training` are the options of `DiffCast` that shape its loss alone.
         """
@@ -82,25 +85,31 @@ class Architecture:
         return ("diffcast_" if self.use_diff else "") + self.backbone.replace(":", ".")
 
     def to_metadata(self) -> dict:
-        """JSON-ready form."""
+        """Return the fields, JSON-ready."""
         return asdict(self)
 
     def options(self) -> dict:
-        """The fields by the names of the options of `run.py`."""
+        """Return the fields by the names of the options of `run.py`."""
         channels, *img_size = self.frame_shape
         fields = {name: value for name, value in vars(self).items() if name != "frame_shape"}
         return {"img_channel": channels, "img_size": img_size} | fields
 
     @classmethod
     def of(cls, options: dict) -> "Architecture":
-        """The inverse of `options`, the paper's values for what is left out; other options are ignored."""
+        """Build the architecture from options.
+
+        The paper's values replace missing options, and other options are ignored.
+        """
         shape = (options.get("img_channel", 1), *options.get("img_size", cls.frame_shape[1:]))
         fields = {name: options[name] for name in cls.__dataclass_fields__ if name in options}
         return cls(**fields | {"frame_shape": shape, "dim_mults": tuple(options.get("dim_mults", cls.dim_mults))})
 
     @classmethod
     def from_metadata(cls, metadata: dict) -> "Architecture":
-        """The architecture in a checkpoint's metadata; raises `InputError` if there is none."""
+        """Build the architecture in a checkpoint's metadata.
+
+        Raises `InputError` if there is none.
+        """
         try:
             fields = {name: metadata["architecture"][name] for name in cls.__dataclass_fields__}
             found = cls(**fields | {name: tuple(fields[name]) for name in ("frame_shape", "dim_mults")})
@@ -111,7 +120,7 @@ class Architecture:
         return found
 
     def _is_plausible(self) -> bool:
-        """Whether all fields have their types, and numbers sizes that could be meant."""
+        """Whether all fields have their types and possible values."""
         sizes = [*self.frame_shape, self.frames_in, self.frames_out, self.dim, *self.dim_mults, self.timesteps]
         sizes += [] if self.segment_length is None else [self.segment_length]
         return (
@@ -127,7 +136,7 @@ class Architecture:
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a forecaster to a device, the weights of its 2-D convolutions in the layout that is fastest there."""
+    """Move a forecaster to a device, with fast layouts of its convolutions."""
     model.to(device)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -139,7 +148,9 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def describe(path: Path) -> Description:
-    """What a weights file says about itself: ours everything, an official one some of its network.
+    """Describe a weights file by what it says about itself.
+
+    Our files say everything, and official ones a part of their network.
 
     Nothing is imported on its word. Raises `InputError` for a network that its weights do not fit.
     """
@@ -168,7 +179,7 @@ def load_forecaster(
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Description]:
-    """Weights under the names of their file, and what the file says about itself."""
+    """Read weights under the names of their file, and describe the file."""
     if _is_ours(path):
         weights, metadata = load_weights(path)
     else:
@@ -182,7 +193,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Description]:
 
 
 def _check_description(architecture: Architecture, weights: dict[str, Tensor], path: Path) -> None:
-    """Raise `InputError` unless the network can be built and fits the weights; it gets no memory here."""
+    """Raise `InputError` unless the network can be built and fits the weights.
+
+    The network is built on the meta device.
+    """
     try:
         with torch.device("meta"), _at_most_parameters(2 * len(weights)):
             model = architecture.build()
@@ -198,7 +212,10 @@ def _check_description(architecture: Architecture, weights: dict[str, Tensor], p
 
 @contextlib.contextmanager
 def _at_most_parameters(limit: int) -> Iterator[None]:
-    """Raise `InputError` once more parameters are made in this context: a network may be endless."""
+    """Raise `InputError` once this context creates more parameters.
+
+    A hostile description may ask for a network without end.
+    """
     made = itertools.count(1)
 
     def count(*_) -> None:
@@ -226,13 +243,19 @@ def check_fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Fill a model with the weights that were read from a path; raises `InputError` if they do not fit."""
+    """Fill a model with the weights that were read from a path.
+
+    Raises `InputError` if they do not fit.
+    """
     check_fit(model, weights, path)
     model.load_state_dict(weights)
 
 
 def load_forecaster_weights(model: nn.Module, architecture: Architecture, path: Path) -> None:
-    """Fill a model from our safetensors or an official checkpoint; raises `InputError` if they do not fit."""
+    """Fill a model from our safetensors or an official checkpoint.
+
+    Raises `InputError` if the weights do not fit.
+    """
     weights, description = _read(path)
     description.agreed(architecture.options())
     _fill(model, weights, path)

@@ -1,4 +1,7 @@
-"""Which sequences a process sees when: functions of the seed alone, whatever the number of processes or workers."""
+"""Order of sequences and random numbers, from the seed alone.
+
+Neither the number of processes nor that of workers changes them.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -13,18 +16,23 @@ from utils.processors import processors
 
 
 def derived_seed(*keys: int) -> int:
-    """A 63-bit seed from the run's seed and what it is for; different keys give unrelated seeds."""
+    """Derive a 63-bit seed from the seed of the run and its use.
+
+    Different keys give unrelated seeds.
+    """
     return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1)
 
 
 def generators(device: torch.device, *keys: np.ndarray | int) -> list[torch.Generator]:
-    """One generator per entry of the last key, which is a list of integers."""
+    """Make one generator per entry of the last key, a list."""
     *common, each = keys
     return [torch.Generator(device).manual_seed(derived_seed(*common, int(key))) for key in each]
 
 
 class TrainingBatches(Sampler[list[int]]):
-    """The batches of one process from number `start` to `stop`, over as many reshuffled epochs as that takes.
+    """Training batches `start` to `stop` of one process.
+
+    Every epoch is shuffled anew.
 
     Batch `k` of the processes together holds the sequences `k * batch_size * processes` and following of the shuffled
     order, so that two processes see what one with a batch twice as large would. Sequences that do not fill a last
@@ -64,7 +72,10 @@ class TrainingBatches(Sampler[list[int]]):
 
 
 class EvaluationBatches(Sampler[list[int]]):
-    """Given sequences in order, each exactly once over all processes; a batch has the same content for any number."""
+    """Batches of given sequences in order, distributed over processes.
+
+    Each sequence occurs once, and batches do not depend on the number of processes.
+    """
 
     def __init__(self, sequences: list[int], batch_size: int, rank: int = 0, processes: int = 1):
         batches = [sequences[first : first + batch_size] for first in range(0, len(sequences), batch_size)]
@@ -78,7 +89,7 @@ class EvaluationBatches(Sampler[list[int]]):
 
 
 class Numbered(Dataset):
-    """A data set that gives each sequence, as it is stored, together with its index."""
+    """Data set of indices and stored sequences."""
 
     def __init__(self, dataset: Sequences):
         self.dataset = dataset
@@ -97,7 +108,9 @@ def load_batches(
     device: torch.device,
     worker_init: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Indices `(B,)` and frames `(B, T, C, H, W)` of each batch; frames on the device, in [0, 1], NaN where missing.
+    """Yield indices `(B,)` and frames `(B, T, C, H, W)`.
+
+    Frames are on the device, in [0, 1], and NaN where data are missing.
 
     Raises `InputError` if the system has no room for the processes that load data.
     """
@@ -121,7 +134,10 @@ def load_batches(
 
 
 def digest_of_frames(dataset: Sequences, chosen: list[int]) -> str:
-    """SHA-256 of the first, middle and last of some sequences, which other data of the same names differ in."""
+    """Return the SHA-256 of three of the chosen sequences.
+
+    It tells data sets apart whose sequences have the same names.
+    """
     digest = hashlib.sha256()
     for index in (chosen[0], chosen[len(chosen) // 2], chosen[-1]):
         digest.update(dataset.stored(index).numpy().tobytes())
@@ -129,7 +145,9 @@ def digest_of_frames(dataset: Sequences, chosen: list[int]) -> str:
 
 
 def turned(frames: torch.Tensor, draws: list[torch.Generator]) -> torch.Tensor:
-    """Frames `(B, T, C, H, W)`, each sequence flipped and, if square, rotated at random by its own generator.
+    """Flip each sequence of frames `(B, T, C, H, W)` at random.
+
+    Square frames are rotated, too. Each sequence has its own generator.
 
     Two flips and the transposition are each made or not: together the eight symmetries of the square, alike likely.
     """
@@ -142,7 +160,7 @@ def turned(frames: torch.Tensor, draws: list[torch.Generator]) -> torch.Tensor:
 
 
 def spread(total: int, wanted: int | None) -> list[int]:
-    """At most `wanted` indices (None: all), evenly spread over `range(total)`."""
+    """Return at most `wanted` indices, evenly spaced in `range(total)`."""
     if wanted is None or wanted >= total:
         return list(range(total))
     return [i * total // wanted for i in range(wanted)]

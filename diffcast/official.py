@@ -1,6 +1,6 @@
-"""What official weight files say beyond names: recomputed entries, duplicates, and the architecture.
+"""Official weights: recomputed entries, duplicates, and the architecture.
 
-`utils.official` holds the naming rules and the command line.
+`utils.official` holds the naming rules.
 """
 
 import re
@@ -11,14 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from diffcast import process
-from diffcast.exporting import inexpressible
+from diffcast.described import plain
 from diffcast.model import DiffCast
+from models import full_options
 from models.earthformer import Earthformer
 from models.phydnet import PhyDNet
 from utils.errors import InputError
 from utils.official import check_fit, fill, parameters_of, to_official
 
 _BACKBONE = "backbone_net."
+_TIMESTEPS = 1000  # of the official diffusion process
+_FRAMES_IN = 5  # the official local context ends after this frame, whatever is observed
+_CLASSES = ("phydnet", "simvp")  # of the official code of DiffCast, in which their widths are constants
+_OTHERS = ("convgru", "earthformer")  # of the codes of their own papers, without diffusion
 _TOLERANCE = 1e-6  # absolute and relative, of recomputed entries
 # PhyDNet's cells are registered twice, with and without `encoder.` before their names.
 _WITH_ENCODER = re.compile(rf"^({re.escape(_BACKBONE)})?encoder\.(?=(phycell|convcell)\.)")
@@ -43,7 +48,9 @@ def load(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def check(model: nn.Module, options: dict, weights: dict[str, Tensor]) -> None:
-    """Compare an official state dict with the network that `export` noted beside it; `model` may have no memory.
+    """Compare an official state dict with the network noted in its file.
+
+    `model` may be on the meta device.
 
     Raises `InputError` for other names and shapes, and for a network that `export` would have refused.
     """
@@ -53,7 +60,10 @@ def check(model: nn.Module, options: dict, weights: dict[str, Tensor]) -> None:
 
 
 def official_state(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that a strict load in the official code asks for, duplicates and recomputed entries included."""
+    """Return the entries that the official code needs for a strict load.
+
+    Duplicates and recomputed entries are among them.
+    """
     state = to_official(model)
     if not state:
         raise InputError(f"{type(model).__name__} has no weights to export.")
@@ -61,8 +71,43 @@ def official_state(model: nn.Module) -> dict[str, Tensor]:
     return state | duplicates | recomputed_entries(model)
 
 
+def inexpressible(options: dict) -> list[str]:
+    """List options that the official code has otherwise, as `--option ours / its`."""
+    backbone, diffusion = options["backbone"], options["use_diff"]
+    known = _CLASSES if diffusion else _CLASSES + _OTHERS
+    found = [] if backbone in known else [f"--backbone {backbone} / one of {', '.join(known)}"]
+    fixed = {}
+    if diffusion:
+        fixed = {"residual_scale": 1.0, "timesteps": _TIMESTEPS, "frames_in": _FRAMES_IN, "img_channel": 1}
+    found += [f"--{name} {options[name]:g} / {value:g}" for name, value in fixed.items() if options[name] != value]
+    if diffusion and options["segment_length"] not in (None, options["frames_in"]):
+        found.append(f"--segment_length {options['segment_length']} / as many as --frames_in")
+    if backbone in _CLASSES:
+        constants = full_options(backbone, {})
+        found += [
+            f"--backbone_options {name}={value} / {constants[name]}"
+            for name, value in options["backbone_options"].items()
+            if plain(value) != plain(constants[name])
+        ]
+        if len(set(options["img_size"])) > 1:
+            found.append(f"--img_size {' '.join(map(str, options['img_size']))} / one number")
+    if (diffusion or backbone == "simvp") and options["frames_out"] % options["frames_in"]:
+        found.append(f"--frames_out {options['frames_out']} / a multiple of --frames_in {options['frames_in']}")
+    return found
+
+
+def official_call(options: dict) -> str:
+    """Return the options that the official code needs in addition to the weights."""
+    size = " ".join(map(str, dict.fromkeys(options["img_size"])))
+    words = f"--img_size {size} --frames_in {options['frames_in']} --frames_out {options['frames_out']}"
+    if not options["use_diff"]:
+        return words
+    multiples = ", ".join(map(str, options["dim_mults"]))
+    return f"{words}, and its networks built with dim {options['dim']} and multiples ({multiples})"
+
+
 def recomputed_entries(model: nn.Module) -> dict[str, Tensor]:
-    """The entries of an official state dict that follow from the architecture, by their official names."""
+    """Compute the official entries that follow from the architecture."""
     if isinstance(model, DiffCast):
         inner = {_BACKBONE + name: value for name, value in recomputed_entries(model.backbone).items()}
         return _schedule_entries(model.schedule.timesteps) | inner
@@ -98,7 +143,7 @@ def _schedule_entries(timesteps: int) -> dict[str, Tensor]:
 
 
 def _distance_entries(model: Earthformer) -> dict[str, Tensor]:
-    """The rows of each table of relative position biases by query and key."""
+    """Compute the indices into each table of relative position biases."""
     entries = {}
     for name, table in to_official(model).items():
         if name.endswith("relative_position_bias_table"):
@@ -122,7 +167,7 @@ def _agree(value: Tensor, ours: Tensor) -> bool:
 
 
 def deduce_options(weights: dict[str, Tensor]) -> dict:
-    """What an official state dict tells of a network, by the names of the options of `run.py`.
+    """Deduce options of `run.py` from an official state dict.
 
     Weights tell the frame size of Earthformer alone, not the number of observed frames of PhyDNet and ConvGRU, nor of
     forecast frames of these and SimVP. A DiffCast observes as many frames as its segments have, as in the official
@@ -140,25 +185,28 @@ def deduce_options(weights: dict[str, Tensor]) -> dict:
 
 
 class _Shapes:
-    """Sizes of the tensors of an official state dict, which may lack any."""
+    """Sizes of the tensors of an official state dict."""
 
     def __init__(self, weights: dict[str, Tensor]):
         self.shapes = {name: tuple(value.shape) for name, value in weights.items()}
 
     def size(self, name: str, axis: int = 0) -> int:
-        """One axis of a tensor; raises `InputError` if it is missing."""
+        """Return the size of one axis. Raises `InputError` if it is missing."""
         shape = self.shapes.get(name, ())
         if axis >= len(shape) or shape[axis] == 0:
             raise InputError(f"the official weights do not tell their architecture: {name} is missing or misshapen.")
         return shape[axis]
 
     def sizes(self, template: str, axis: int = 0) -> tuple[int, ...]:
-        """One axis of all tensors of a list, `{}` in the name standing for its index, from 0."""
+        """Return one axis of all tensors of a list.
+
+        `{}` in the template stands for the index in the list, from 0.
+        """
         prefix = template.partition("{}")[0]
         return tuple(self.size(template.format(i), axis) for i in range(self.count(prefix)))
 
     def count(self, prefix: str) -> int:
-        """Number of entries of the list that a prefix, with its dot, names."""
+        """Count the entries of a list by the prefix of its names."""
         below = (name.removeprefix(prefix).partition(".")[0] for name in self.shapes if name.startswith(prefix))
         return len(set(below))
 

@@ -1,4 +1,4 @@
-"""What the precisions of the command line mean on a device."""
+"""Precisions of the command line on a device."""
 
 import logging
 
@@ -10,7 +10,7 @@ LOG = logging.getLogger(__name__)
 
 
 def is_bfloat16_native(device: torch.device) -> bool:
-    """Whether a device computes in bfloat16 itself, which others emulate."""
+    """Whether a device computes in bfloat16 natively."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
@@ -18,14 +18,19 @@ def is_bfloat16_native(device: torch.device) -> bool:
 
 
 def forecast_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The type that `auto`, `float32` or `bfloat16` means on a device; `auto` is bfloat16 where that is native."""
+    """Return the type of the diffusion networks in forecasts on a device.
+
+    `wanted` is auto, float32 or bfloat16. auto is bfloat16 where that is native.
+    """
     if wanted != "auto":
         return getattr(torch, wanted)
     return torch.bfloat16 if is_bfloat16_native(device) else torch.float32
 
 
 def training_precision(wanted: str, device: torch.device) -> str:
-    """What `no`, `fp16`, `bf16` or `auto` means on a device; `auto` is bf16 where that is native, and else no.
+    """Return Accelerate's name of the precision of a training on a device.
+
+    `wanted` is no, fp16, bf16 or auto. auto is bf16 where that is native, otherwise no.
 
     Raises `InputError` for fp16 on a processor, where Accelerate would compute in float32 without a word.
     """
@@ -37,7 +42,7 @@ def training_precision(wanted: str, device: torch.device) -> str:
 
 
 def warn_if_emulated(option: str, wanted: str, device: torch.device) -> None:
-    """Warn of a bfloat16 that was asked for by name on a device that only emulates it."""
+    """Warn of a bfloat16 by name on a device that emulates it."""
     if wanted in ("bf16", "bfloat16") and not is_bfloat16_native(device):
         LOG.warning(
             "%s %s: this %s emulates bfloat16, so each step takes 2 to 8 times as long as in float32; auto would not.",

@@ -1,4 +1,4 @@
-"""The processes of one run: how they start, agree, wait for each other, and report the loss of one."""
+"""Start, agreement and loss of the processes of one run."""
 
 import contextlib
 import ctypes
@@ -54,25 +54,31 @@ def start_missing_processes() -> None:
 
 
 def _end_with_parent() -> None:
-    """Let this process, also after `exec`, receive SIGTERM when its parent has died, where the system can do that."""
+    """Let this process receive SIGTERM when its parent has died.
+
+    This holds after `exec`, too, and only on Linux.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, signal.SIGTERM)
 
 
 def sum_over_processes(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
-    """Sum of a tensor of any integer or floating type; a single process keeps it where it is."""
+    """Sum a tensor over the processes, of any integer or floating type."""
     if accelerator.num_processes == 1:
         return tensor
     return accelerator.reduce(tensor.to(accelerator.device), "sum")
 
 
 def agreed(accelerator: Accelerator, mine: bool) -> bool:
-    """Whether it is so on any of the processes, all of which wait for the answer."""
+    """Whether `mine` is true on any process, for which all wait."""
     return bool(sum_over_processes(accelerator, torch.tensor(int(mine))))
 
 
 def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
-    """What `decide` returns in the main process, or its `InputError`, in all processes, which wait for it."""
+    """Call `decide` in the main process, and return its result in all.
+
+    All processes wait for it. Its `InputError` is raised in all of them.
+    """
     told: list = [None, None]
     if accelerator.is_main_process:
         try:
@@ -87,7 +93,7 @@ def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def alone_in(folder: Path, accelerator: Accelerator, advice: str) -> Iterator[None]:
-    """Keep other runs out of a folder; the main process holds the lock.
+    """Keep other runs out of a folder, by a lock.
 
     Raises `InputError`, which ends with the advice, if another run has it.
     """
@@ -98,7 +104,7 @@ def alone_in(folder: Path, accelerator: Accelerator, advice: str) -> Iterator[No
 
 @contextlib.contextmanager
 def patience(during: timedelta, afterwards: timedelta) -> Iterator[None]:
-    """Bound how long the processes of this run wait for each other, while the context lasts and after it."""
+    """Bound how long processes wait, in the context and after it."""
     _set_patience(during)
     try:
         yield
@@ -113,7 +119,7 @@ def _set_patience(timeout: timedelta) -> None:
 
 @contextlib.contextmanager
 def ending_loaders() -> Iterator[None]:
-    """Kill the processes that load data when the block ends, however it ends.
+    """Kill the processes that load data when the context ends.
 
     They outlive one SIGTERM (see `shield_worker`), which is all that they get from multiprocessing before it waits for
     them at the interpreter's exit.
@@ -132,7 +138,7 @@ def ending_loaders() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting_lost_processes(advice: str) -> Iterator[None]:
-    """Turn the errors of a process that has lost one it depends on into an `InputError`.
+    """Raise `InputError` if another process of the run has been lost.
 
     It names the loss, and ends with the advice.
     """
@@ -152,7 +158,10 @@ def reporting_lost_processes(advice: str) -> Iterator[None]:
 
 
 def _lost_loader(text: str, advice: str) -> InputError:
-    """The cause: the first line of an error, the last one of an error that arrives with its traceback."""
+    """Describe the cause by one line of the error.
+
+    This is the first line, or the last one of an error that arrives with its traceback.
+    """
     lines = text.splitlines()
     cause = lines[-1 if lines[0].startswith("Caught ") else 0].strip(" .")
     return InputError(

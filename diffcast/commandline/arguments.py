@@ -1,4 +1,4 @@
-"""The command line of `run.py`, whose options are the fields of its settings."""
+"""The command line of `run.py`, made from the fields of its settings."""
 
 import argparse
 import sys
@@ -11,7 +11,10 @@ from utils.options import add_options
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that also reads options from `@file`: several per line, `#` begins a comment."""
+    """A parser that also reads options from `@file`.
+
+    A line may hold several options, and `#` begins a comment.
+    """
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         return arg_line.split("#")[0].split()
@@ -26,7 +29,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
-    """Build the parser. Parsed arguments hold only what the user gave, see `diffcast.commandline.settings.read`."""
+    """Build the parser.
+
+    Parsed arguments hold only what the user gave, see `diffcast.commandline.settings.read`.
+    """
     parser = Parser(
         usage="%(prog)s [options] [@file of options]",
         description=description,

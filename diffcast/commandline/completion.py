@@ -60,7 +60,7 @@ def find_described(
 
 
 def _hint_at_use_diff(options: dict, folder_of: Callable[[dict], Path]) -> None:
-    """Raise `InputError` if only the run with --use_diff, or only the one without, has the checkpoint."""
+    """Raise `InputError` if --use_diff names the wrong one of two runs."""
     other = options | {"use_diff": not options["use_diff"]}
     folder, sibling = (folder_of(one) / "checkpoints" for one in (options, other))
     here, there = (checkpoint.locate(options["ckpt_milestone"], one).is_file() for one in (folder, sibling))
@@ -72,7 +72,7 @@ def _hint_at_use_diff(options: dict, folder_of: Callable[[dict], Path]) -> None:
 
 
 def _newest_described(folder: Path) -> Description | None:
-    """What the newest checkpoint that can be read says about itself."""
+    """Describe the newest checkpoint that can be read."""
     for path in reversed(checkpoint.checkpoints(folder)):
         with contextlib.suppress(InputError):  # `find_resume` reports the damaged ones
             return describe(path / checkpoint.WEIGHTS)
@@ -80,7 +80,7 @@ def _newest_described(folder: Path) -> Description | None:
 
 
 def completed(options: dict, given: dict, described: Description, use: str, agreeing: set[str]) -> dict:
-    """Return the options that a checkpoint determines, with those that must agree with it.
+    """Return the options that a checkpoint determines.
 
     `use` is the option that named the checkpoint. Raises `InputError` where the user and the checkpoint disagree.
     """
@@ -99,7 +99,7 @@ def completed(options: dict, given: dict, described: Description, use: str, agre
 
 
 def _known(described: Description, use: str, options: dict) -> dict:
-    """The options that a checkpoint determines for a use."""
+    """Return the options that a checkpoint determines for a use."""
     network, metadata = described.network, described.metadata
     if use == "backbone_ckpt":
         if network["use_diff"]:
@@ -121,7 +121,10 @@ def _known(described: Description, use: str, options: dict) -> dict:
 
 
 def _length(described: Description, given: dict) -> dict:
-    """How long a training was to be, unless the user says otherwise; steps and epochs belong together."""
+    """Return the length of a training where the user leaves it open.
+
+    Number of steps and number of epochs belong together.
+    """
     steps_and_epochs = {"epochs", "training_steps"}
     own = given.keys() | steps_and_epochs if given.keys() & steps_and_epochs else given.keys()
     found = _dictionary(described.metadata.get("length"))

@@ -1,4 +1,4 @@
-"""What the command line of `run.py` stands for: settings that are made once and then only read."""
+"""Settings of a run, built once from the command line."""
 
 from dataclasses import MISSING, Field, dataclass, replace
 from importlib.util import find_spec
@@ -20,7 +20,10 @@ from utils.options import build, check_bounds, option, options_of
 
 @dataclass(frozen=True)
 class Purpose:
-    """What a run does, where it starts and where its results go. Raises `InputError` for options that contradict."""
+    """What a run does, where it starts, and where its results go.
+
+    Raises `InputError` for options that contradict each other.
+    """
 
     eval: bool = option(False, "only evaluate, on the test split")
     ckpt_milestone: str | None = option(
@@ -72,7 +75,10 @@ class Purpose:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which frames to train and evaluate on. Raises `InputError` for impossible values."""
+    """Which frames to train and evaluate on.
+
+    Raises `InputError` for impossible values.
+    """
 
     dataset: str = option(
         "sevir",
@@ -107,7 +113,10 @@ class DataSettings:
             raise InputError(f"--img_channel {self.img_channel}: the data sets have one channel; leave it at 1.")
 
     def open(self, split: str) -> Sequences:
-        """Open the train, valid or test split. Raises `InputError` that says how to get data if there are none."""
+        """Open the train, valid or test split.
+
+        Raises `InputError` with advice how to get data if there are none.
+        """
         path = self.data_path or Path("data") / self.dataset
         if self.data_path is None and self.dataset != "synthetic" and not path.exists():
             raise InputError(
@@ -190,7 +199,7 @@ def folder_of(options: dict) -> Path:
 
 
 def _normalised(given: dict) -> dict:
-    """Options as the settings hold them: backbone options as a dictionary, height and width of a frame."""
+    """Convert options from the form of the command line."""
     changed = {}
     if "backbone_options" in given:
         changed["backbone_options"] = parse_backbone_options(given["backbone_options"])
@@ -200,7 +209,10 @@ def _normalised(given: dict) -> dict:
 
 
 def parse_backbone_options(words: list[str]) -> dict:
-    """Parse `NAME=VALUE` strings to a dictionary. Values are read as YAML. Raises `InputError` for other strings."""
+    """Parse `NAME=VALUE` strings to a dictionary.
+
+    Values are read as YAML. Raises `InputError` for other strings.
+    """
     parsed = {}
     for word in words:
         name, equals, value = word.partition("=")

@@ -1,4 +1,4 @@
-"""What a run will cost, told before it starts: parameters, floating-point operations, memory."""
+"""Cost of a run: parameters, floating-point operations, memory."""
 
 import copy
 from collections.abc import Callable
@@ -14,7 +14,9 @@ from diffcast.training.loop import TrainingSettings
 
 
 def summarise(model: nn.Module, training: TrainingSettings, evaluation: EvaluationSettings) -> list[list[str]]:
-    """Rows of (what, value): parameters per part, GFLOPs (a multiplication and an addition count two), memory.
+    """Return rows (quantity, value) of parameters, GFLOPs and memory.
+
+    A multiplication and an addition count as two operations.
 
     Everything is measured on shapes alone (PyTorch's meta device), in float32; nothing is computed. A backward pass is
     taken to cost two forward passes.
@@ -36,7 +38,7 @@ def summarise(model: nn.Module, training: TrainingSettings, evaluation: Evaluati
 
 
 def forecast_flops(model: nn.Module, settings: EvaluationSettings) -> int:
-    """Operations of forecasting one sequence; those of one denoising step count as often as it is run."""
+    """Count the operations of forecasting one sequence."""
     shapes = _on_meta(model).requires_grad_(False)
     frames = _frames(shapes, model.frames_in)
     if not isinstance(model, DiffCast):
@@ -71,7 +73,10 @@ def _frames(model: nn.Module, number: int) -> torch.Tensor:
 
 
 def training_cost(model: nn.Module) -> tuple[int, int]:
-    """Floating-point operations of forward and backward pass of one sequence, and bytes kept between the two."""
+    """Count the operations of a training pass of one sequence.
+
+    Also returns the number of bytes that are kept between forward and backward pass.
+    """
     if not any(p.requires_grad for p in model.parameters()):
         return 0, 0
     model, kept = _on_meta(model), {}

@@ -1,4 +1,4 @@
-"""The evaluation loop, for any forecaster: scores, curves over lead times, a report."""
+"""The evaluation loop for any forecaster."""
 
 import hashlib
 import logging
@@ -72,7 +72,7 @@ def evaluate(
     about: dict,  # JSON-ready: goes into metrics.json beside the scores
     dressed: Dressed | None = None,  # residuals that make an ensemble of the trend, scored beside
 ) -> dict[str, dict]:
-    """Score a forecaster on a data set, next to its trend and the baselines.
+    """Score a forecaster, its trend and the baselines on a data set.
 
     Each sequence is forecast once, on one of the processes, with noise that depends on the seed and the sequence alone.
     Scores go to disk in parts, so that an interrupted evaluation goes on where it was. Writes `metrics.json`,
@@ -120,7 +120,7 @@ class Evaluator:
         self.work = split_into_parts([self.chosen[i : i + per_batch] for i in range(0, len(self.chosen), per_batch)])
 
     def evaluate(self, folder: Path, identity: dict, about: dict) -> dict[str, dict]:
-        """Score what is not scored yet, and write the results to the folder of this identity."""
+        """Score the missing parts, and write the results to the folder."""
         self.folder = folder
         self.parts = Parts(folder / "sequences", identity)
         decided_by_main(self.accelerator, self.parts.prepare)
@@ -134,7 +134,10 @@ class Evaluator:
         return scores
 
     def identity(self, about: dict) -> dict:
-        """What two evaluations must have in common for one to go on where the other was."""
+        """Return what determines the scores.
+
+        An evaluation continues another one if this is the same for both.
+        """
         settings = {key: value for key, value in about.get("settings", {}).items() if key in DECISIVE}
         ids = [self.dataset.sequence_id(index) for index in self.chosen]
         return {
@@ -151,7 +154,7 @@ class Evaluator:
         }
 
     def how(self) -> dict:
-        """How it forecasts and scores, JSON-ready."""
+        """Return the settings that this evaluation uses, JSON-ready."""
         machine = {"device": self.accelerator.device.type, "processes": self.accelerator.num_processes}
         how = asdict(self.settings) | machine
         if isinstance(self.model, DiffCast):
@@ -171,7 +174,7 @@ class Evaluator:
             write_report(self.folder)
 
     def run(self) -> None:
-        """Forecast and score this process's share of the parts that are not done yet."""
+        """Forecast and score this process's missing parts."""
         share = range(self.accelerator.process_index, len(self.work), self.accelerator.num_processes)
         todo = [number for number in share if not self.parts.done(number)]
         if len(todo) < len(share):
@@ -212,7 +215,7 @@ class Evaluator:
         return forecast_all(self.model, observed, self.settings, draws, self.name, dress)
 
     def scores(self) -> dict[str, dict]:
-        """The scores of all parts together, whoever did them."""
+        """Return the scores of the parts of all processes."""
         found = {}
         for name in self.members:
             scores = self._new_scores(name)

@@ -1,4 +1,7 @@
-"""An evaluation's work in parts that are on disk or not, so that a killed one goes on and any split of it adds up."""
+"""Parts of an evaluation, each complete on the disk or missing.
+
+A killed evaluation continues with the missing parts, and processes share them in any way.
+"""
 
 import hashlib
 import json
@@ -23,14 +26,20 @@ MOST_BATCHES = 16  # and the batches of one part at most, so that little is lost
 
 
 def split_into_parts(batches: list[list[int]]) -> list[list[list[int]]]:
-    """Consecutive batches in parts: a function of their number alone, not of who does the work."""
+    """Group consecutive batches to parts.
+
+    The parts depend on the number of batches alone, not on the processes.
+    """
     size = max(1, min(MOST_BATCHES, math.ceil(len(batches) / MOST_PARTS)))
     return [batches[first : first + size] for first in range(0, len(batches), size)]
 
 
 @dataclass
 class Part:
-    """Scored sequences: the sums of their scores, and each one's own terms of the scores that runs are compared by."""
+    """Scores of some sequences: their sums, and the terms of each sequence.
+
+    Terms are kept for the scores that the bootstrap compares.
+    """
 
     index: list[int]  # of the n sequences in the data set
     ids: list[str]
@@ -51,7 +60,7 @@ class Parts:
         self.digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def prepare(self) -> None:
-        """Create the folder if needed, and remove what a killed process was writing.
+        """Create the folder, and remove incomplete files of killed processes.
 
         Raises `InputError` if the folder cannot be written.
         """
@@ -60,7 +69,10 @@ class Parts:
             leftover.unlink(missing_ok=True)
 
     def done(self, number: int) -> bool:
-        """Whether a part is on disk, and whole. Raises `InputError` if it is another evaluation's."""
+        """Whether a part is complete on the disk.
+
+        Raises `InputError` if it belongs to another evaluation.
+        """
         path = self._path(number)
         if not path.is_file():
             return False
@@ -76,7 +88,7 @@ class Parts:
         return True
 
     def save(self, number: int, part: Part) -> None:
-        """Write a part, whole or not at all."""
+        """Write a part completely or not at all."""
         arrays = {"index": np.asarray(part.index, dtype=np.int64), "id": np.asarray(part.ids, dtype=np.str_)}
         arrays["event"] = np.asarray(part.events, dtype=np.str_)
         arrays["evaluation"] = np.asarray(self.digest)
@@ -88,7 +100,10 @@ class Parts:
             np.savez_compressed(file, **arrays)
 
     def load(self, number: int, *wanted: str) -> dict[str, np.ndarray]:
-        """The arrays of a part whose names start with one of `wanted`. Raises `InputError` if it is not ours."""
+        """Load the arrays of a part that start with `wanted` names.
+
+        Raises `InputError` if it is missing, damaged or of another evaluation.
+        """
         path = self._path(number)
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -105,7 +120,7 @@ class Parts:
         return arrays
 
     def total(self, number: int, forecast: str) -> dict[str, Tensor]:
-        """The summed state of the first `number` parts, added in their order."""
+        """Sum the state of the first `number` parts in their order."""
         prefix = f"sum:{forecast}:"
         total: dict[str, Tensor] = {}
         for state in self._each(number, prefix):
@@ -115,7 +130,10 @@ class Parts:
         return total
 
     def crps(self, number: int, forecast: str) -> tuple[list[int], np.ndarray]:
-        """Index and CRPS of every sequence of the first `number` parts; NaN for one without a valid pixel."""
+        """Return index and CRPS of each sequence of the first `number` parts.
+
+        The CRPS is NaN for a sequence without a valid pixel.
+        """
         crps, pixels = f"{forecast}:ensemble/crps", f"{forecast}:ensemble/pixels"
         index, values = [], []
         for arrays in self._each(number, "index", crps, pixels):
@@ -132,5 +150,5 @@ class Parts:
 
 
 def _compact(values: Tensor) -> np.ndarray:
-    """Half the bytes: enough for counts of one sequence, and for means that are compared."""
+    """Convert to single precision, which is enough for one sequence."""
     return values.to(torch.float32 if values.is_floating_point() else torch.int32).cpu().numpy()

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind besides pictures: a table, curves over lead times, JSON."""
+"""Results of an evaluation: table, curves over lead times, JSON."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ TABLE = ["csi", "csi_pool4", "csi_pool16", "pod", "far", "hss", "mse", "mae", "s
 
 
 def describe_source(source: Source, model: nn.Module) -> dict:
-    """What a reader of the scores, or a user of the weights, needs to know about the frames, JSON-ready."""
+    """Describe the frames that a forecaster forecasts, JSON-ready."""
     return {
         "name": source.name,
         "synthetic": source.synthetic,
@@ -36,7 +36,9 @@ def describe_source(source: Source, model: nn.Module) -> dict:
 
 
 def data_differences(trained: object, found: dict) -> list[str]:
-    """How two descriptions of sources differ in what weights depend on, as `name: the one's / the other's`.
+    """List differences of two sources that matter to weights.
+
+    Each is written as `name theirs / ours`.
 
     `trained` comes from a checkpoint: there may be none, and what it does not tell is no difference.
     """
@@ -70,7 +72,7 @@ def _range(source: dict) -> str:
 
 
 def score_table(scores: dict[str, dict]) -> str:
-    """The most asked-for scores, a row per forecast."""
+    """Format the most important scores, a row per forecast."""
     fields = list(_fields(scores))
     columns = [score for score in TABLE if any(score in values for _, values in fields)]
     rows = [[label, *(_number(values.get(score)) for score in columns)] for label, values in fields]
@@ -84,7 +86,10 @@ def _number(value: float | None) -> str:
 
 
 def write_lead_times(path: Path, scores: dict[str, dict], source: dict) -> None:
-    """One line per forecast and lead time (minutes), a column per score that has a curve, and one per threshold."""
+    """Write the curves over lead times as CSV.
+
+    There is a line per forecast and lead time (minutes), and a column per score and threshold.
+    """
     curves = {label: _curves(values, source["thresholds"]) for label, values in _fields(scores)}
     columns = list(dict.fromkeys(name for of_one in curves.values() for name in of_one))
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
@@ -97,7 +102,7 @@ def write_lead_times(path: Path, scores: dict[str, dict], source: dict) -> None:
 
 
 def _fields(scores: dict[str, dict]) -> Iterator[tuple[str, dict]]:
-    """Each forecast, followed by the fields made of its members."""
+    """Yield each forecast, followed by its ensemble means."""
     for name, values in scores.items():
         yield name, values
         for key, label in {"ensemble_mean": "ensemble mean", "pm_mean": "probability-matched mean"}.items():
@@ -123,14 +128,17 @@ def write_metrics(path: Path, report: dict) -> None:
 
 
 def warn_of_gaps(scores: dict[str, dict]) -> None:
-    """Tell of forecasts that are not a number where the target is known: such pixels are scored in no forecast."""
+    """Warn of forecasts that are NaN where the target is valid.
+
+    Such pixels count in the score of no forecast.
+    """
     for name, values in scores.items():
         if missing := values.get("missing_forecast_pixels", 0):
             LOG.warning("%s is NaN in %d pixels where the target is known; its scores leave them out", name, missing)
 
 
 def without_nan(value):
-    """The same structure with None for what is not a number or infinite, which JSON has no word for."""
+    """Replace NaN and infinity, which JSON cannot hold, by None."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The dressed trend: an ensemble in which nothing is learnt, so what a generative model has to beat.
+"""The dressed trend, an ensemble without learning.
 
 Any ensemble with about the right spread has a better CRPS than the trend alone. Dressing a deterministic forecast with
 its errors on past cases (Roulston and Smith 2003, Tellus A 55) gives such an ensemble for free; whole residual fields
@@ -51,12 +51,14 @@ class Dressed(nn.Module):
         return self.backbone.frames_out
 
     def forecast(self, observed: Tensor, members: int = 1, generator: Generators = None) -> Tensor:
-        """Ensemble `(B, M, T, C, H, W)` in [0, 1] from frames `(B, T_in, C, H, W)`, without gradients."""
+        """Forecast an ensemble `(B, M, T, C, H, W)` in [0, 1]."""
         return self.dress_trend(self.backbone.forecast(observed)[:, 0], members, generator)
 
     @torch.no_grad()
     def dress_trend(self, trend: Tensor, members: int, generator: Generators = None) -> Tensor:
-        """Ensemble `(B, M, T, C, H, W)` in [0, 1] around a trend `(B, T, C, H, W)`.
+        """Add residuals to a trend `(B, T, C, H, W)`.
+
+        Returns an ensemble `(B, M, T, C, H, W)` in [0, 1].
 
         Each sequence draws its residuals without replacement, from its own generator if it has one. Raises
         `InputError` if there are fewer residuals than members.
@@ -77,7 +79,9 @@ def dress(
     device: torch.device | str = "cpu",
     batch_size: int = 8,
 ) -> Dressed:
-    """Collect the residuals of training sequences that are evenly spread over the set.
+    """Collect the residuals of training sequences.
+
+    The sequences are evenly spaced in the set.
 
     They are `POOL`, more for an ensemble with more members, or all of a smaller set. The forecaster is moved to the
     device and put into evaluation mode. Raises `InputError` if there are fewer training sequences than members.

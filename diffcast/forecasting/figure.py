@@ -28,7 +28,9 @@ def draw_forecast(
     ensemble: Tensor,  # (M, T_out, C, H, W)
     source: Source,
 ) -> Figure:
-    """Draw the first channel of a forecast to a PNG or PDF, or as an animation to a GIF.
+    """Draw the first channel of a forecast to a file.
+
+    PNG and PDF hold the figure, and a GIF is an animation.
 
     Frames lie in [0, 1], or are NaN where data are missing. Raises `InputError` for another suffix, or if the file
     cannot be written.
@@ -51,7 +53,7 @@ def _frames(frames: Tensor) -> np.ndarray:
 
 
 def _rows(future: Tensor | None, ensemble: Tensor) -> dict[str, np.ndarray]:
-    """Frames `(T, H, W)` of the future, of the first members and of their mean, by label."""
+    """Return frames `(T, H, W)` by label: future, first members, their mean."""
     rows = {} if future is None else {"Future": _frames(future)}
     if len(ensemble) == 1:
         return rows | {"Forecast": _frames(ensemble[0])}

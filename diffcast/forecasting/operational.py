@@ -1,4 +1,6 @@
-"""Operational forecasts: from the newest frames of a folder to a NetCDF file and pictures, once or again and again.
+"""Operational forecasts from the newest frames of a folder.
+
+Each forecast becomes a NetCDF file and pictures.
 
 The files follow the CF conventions, https://cfconventions.org/Data/cf-conventions/cf-conventions-1.8/.
 """
@@ -41,7 +43,7 @@ EPOCH = {"units": "seconds since 1970-01-01 00:00:00", "calendar": "standard"}
 
 @dataclass(frozen=True)
 class Operation:
-    """What stays the same from forecast to forecast."""
+    """Settings and methods of operational forecasts."""
 
     model: nn.Module  # a forecaster of frames with one channel, where and how it shall run
     name: str  # of the forecaster in pictures
@@ -65,7 +67,9 @@ class Operation:
             )
 
     def run(self, now: datetime | None = None) -> Path:
-        """Forecast from the newest frames as of `now` (UTC; None: the clock's); returns the NetCDF file.
+        """Forecast from the newest frames, and return the NetCDF file.
+
+        `now` is the present in UTC, by default that of the clock.
 
         Raises `InputError` if they are too old or not complete, or if they have been forecast from before.
         """
@@ -77,7 +81,9 @@ class Operation:
         return path
 
     def watch(self, poll: float, clock: Callable[[], datetime | None] = lambda: None) -> None:
-        """Forecast whenever there is a new frame, looked for every `poll` seconds, until SIGTERM or Ctrl-C.
+        """Forecast whenever there is a new frame, until SIGTERM or Ctrl-C.
+
+        The folder is read every `poll` seconds.
 
         What cannot be forecast, such as a frame that is only half written, is logged once and tried again.
         """
@@ -129,7 +135,7 @@ class Operation:
         LOG.info("%d members in %.1f s: %s", len(members), time.monotonic() - begin, path)
 
     def doubts(self, newest: Latest) -> Iterator[str]:
-        """What makes one wonder whether a forecast is worth something."""
+        """Yield reasons to doubt a forecast."""
         if newest.early:
             yield f"frames of the future are left out ({newest.early} in {self.config.folder}); are the names in UTC?"
         for copy in newest.copies:
@@ -141,11 +147,11 @@ class Operation:
 
     @cached_property
     def origin(self) -> dict[str, str | None]:
-        """The code that runs, as it was when it started to."""
+        """Provenance of the code when the process started."""
         return provenance()
 
     def attributes(self) -> dict[str, str]:
-        """What a NetCDF file says about itself."""
+        """Return the global attributes of a NetCDF file."""
         sampling = f"{self.settings.sampler}, {self.settings.sampling_steps} steps, seed {self.settings.seed}"
         return {
             "Conventions": "CF-1.8",
@@ -169,7 +175,10 @@ def ending_at_signals() -> Iterator[None]:
 
 
 def coordinates(newest: Latest, config: FramesConfig, leads: int, members: int) -> dict[str, Variable]:
-    """The coordinates of a forecast: without a projection, x and y are distances from the lower left corner."""
+    """Return the coordinates of a forecast.
+
+    x and y are distances from the lower left corner, as there is no projection.
+    """
     reference = newest.times[-1]
     lead_times = config.interval * np.arange(1, leads + 1)  # minutes
     times = [seconds(reference + timedelta(minutes=lead)) for lead in lead_times]
@@ -193,7 +202,7 @@ def coordinates(newest: Latest, config: FramesConfig, leads: int, members: int) 
 
 
 def quantities(members: Tensor, observed: Tensor, source: Source) -> dict[str, Variable]:
-    """What a forecast says, in the units of its source: members, their mean, and the probabilities of the thresholds.
+    """Return members, their mean and exceedance probabilities in physical units.
 
     `members` are `(M, T, H, W)` in [0, 1], NaN where missing; `observed` `(H, W)` counts the frames that show a pixel.
     """
@@ -241,7 +250,7 @@ def _axis(dimension: str, values: np.ndarray, standard_name: str | None, units: 
 
 
 def _packed(dimensions: tuple[str, ...], values: Tensor, source: Source, attributes: dict) -> Variable:
-    """Values in [0, 1] as 16-bit steps of the range that they stand for."""
+    """Pack values in [0, 1] to 16 bits."""
     levels = (LEVELS * values).round().nan_to_num(nan=float(FILL)).numpy().astype(np.int16)
     scaling = {"scale_factor": np.float32(source.scale / LEVELS), "add_offset": np.float32(source.offset)}
     return Variable(dimensions, levels, {**attributes, "units": source.units, **scaling, "_FillValue": FILL})

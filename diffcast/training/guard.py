@@ -1,4 +1,6 @@
-"""What becomes of a step whose loss or gradient is not finite: the update is skipped, told, and too many are the end.
+"""Skip steps whose loss or gradient is not finite.
+
+Each skipped step is logged, and too many in a row end the training.
 
 The decision is made on the device, without waiting for it: `spoil_if_not_finite` makes a bad loss of one process
 a bad gradient of all of them, and `skip_if_not_finite` tells AdamW. The host learns of it when losses are read.
@@ -27,12 +29,17 @@ MOST_OVERFLOWS = 50
 
 
 def spoil_if_not_finite(loss: Tensor) -> Tensor:
-    """The loss times 1, or times NaN if it is not finite, so that its gradient is NaN even where it would be finite."""
+    """Multiply a loss by 1, or by NaN if it is not finite.
+
+    The gradient of such a loss is then NaN even where it would be finite.
+    """
     return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
 
 
 def skip_if_not_finite(optimizer: Optimizer, norm: Tensor) -> None:
-    """Let the next step of a fused AdamW change neither weights nor state if the gradient's norm is not finite.
+    """Skip the next step of a fused AdamW if needed.
+
+    If the norm is not finite, the step changes neither weights nor state.
 
     The attribute is the one through which PyTorch's GradScaler tells fused optimisers the same.
     """
@@ -40,7 +47,10 @@ def skip_if_not_finite(optimizer: Optimizer, norm: Tensor) -> None:
 
 
 class Buffers:
-    """Running statistics of a model, such as BatchNorm's, which a bad batch spoils in the forward pass already."""
+    """Running statistics of a model, such as those of BatchNorm.
+
+    A bad batch changes them in the forward pass already.
+    """
 
     def __init__(self, model: nn.Module):
         stored = model.state_dict(keep_vars=True).values()
@@ -49,7 +59,7 @@ class Buffers:
 
     @torch.no_grad()
     def restore_if_not_finite(self, norm: Tensor) -> None:
-        """Take back what the step has done to them if its gradient's norm is not finite."""
+        """Undo the changes of a step whose gradient norm is not finite."""
         for good, current in zip(self.good, self.current, strict=True):
             current.copy_(torch.where(norm.isfinite(), current, good))
             good.copy_(current)
@@ -76,7 +86,10 @@ class BadStep:
 
 
 class Guard:
-    """Finds the skipped steps among the losses that were read, and counts them; the same on all processes."""
+    """Count of the skipped steps among the losses that were read.
+
+    It is the same on all processes.
+    """
 
     def __init__(
         self,
@@ -134,7 +147,9 @@ class Guard:
 
 
 def write_diagnosis(folder: Path, guard: Guard, seed: int, write_checkpoint: Callable[[Path, int], None]) -> str:
-    """Write what a run's last bad steps were, and a checkpoint to take them again from, into `folder / "diagnosis"`.
+    """Write a report of the last bad steps to `folder / "diagnosis"`.
+
+    A checkpoint next to the report repeats these steps.
 
     The guard of that checkpoint has not seen them. Returns the sentence that tells where they are, or why not.
     """

@@ -47,7 +47,7 @@ def train(
     metadata: dict,  # goes into every checkpoint
     resume: Path | None = None,  # a checkpoint folder to go on from
 ) -> bool:
-    """Train a forecaster and leave its checkpoints in `folder`; sequences are `(T, C, H, W)` frames in [0, 1].
+    """Train a forecaster and write its checkpoints to `folder`.
 
     Returns whether the training has come to its end; False means that a signal interrupted it, after a checkpoint.
     """
@@ -58,7 +58,7 @@ def train(
 
 
 class Trainer:
-    """State of a training: what changes from step to step, what of it goes into a checkpoint, and how it is logged."""
+    """State of a training, with its logs and checkpoints."""
 
     def __init__(
         self,
@@ -107,7 +107,10 @@ class Trainer:
         self.buffers = Buffers(model)
 
     def run(self) -> bool:
-        """Train to the last step or until validation stops improving; False if a signal interrupts that."""
+        """Train to the last step or until validation stops improving.
+
+        Returns False if a signal interrupts the training.
+        """
         if self.losses is not None:
             self.losses.truncate(self.step)
             checkpoint.drop_leftovers(self.checkpoints)
@@ -175,13 +178,19 @@ class Trainer:
         return self.settings.lr * factor
 
     def _is_reading_due(self) -> bool:
-        """Whether to read the losses after this step, which waits for the device; the same on all processes."""
+        """Whether to read the losses after this step.
+
+        Reading waits for the device. The answer is the same on all processes.
+        """
         alone = self.accelerator.num_processes == 1
         interval = min(READ_INTERVAL, self.settings.max_bad_steps)
         return self.pending or self.step % interval == 0 or (alone and self.preemption.received is not None)
 
     def _is_interrupted(self) -> bool:
-        """Whether a signal has reached any of the processes; if so, the checkpoint to go on from has been written."""
+        """Whether a signal has reached any of the processes.
+
+        If so, this writes the checkpoint to resume from.
+        """
         received = self.preemption.received
         interrupted = agreed(self.accelerator, received is not None)
         if interrupted:
@@ -190,7 +199,7 @@ class Trainer:
         return interrupted
 
     def _accumulate(self, number: int, frames: Tensor) -> dict[str, Tensor]:
-        """Forward and backward of one batch; gradients add up until a step is complete."""
+        """Add the gradient of one batch to that of the step."""
         b = len(frames)
         first = (number * self.accelerator.num_processes + self.accelerator.process_index) * b
         draws = generators(self.accelerator.device, self.settings.seed, 1, range(first, first + b))
@@ -221,7 +230,7 @@ class Trainer:
         torch._foreach_lerp_(averaged, current, 1 - ema_decay(self.step, self.settings.ema_rate))
 
     def _read(self, reading: Reading, bar: tqdm) -> None:
-        """Bring the losses since the last reading to the host: guard, bar, file and trackers."""
+        """Log the losses since the last reading, and count skipped steps."""
         steps = reading.collect(self.accelerator, self.step)
         last = steps[-1]
         if self.losses is not None:
@@ -242,7 +251,7 @@ class Trainer:
             self.accelerator.log(values, step=self.step)
 
     def _show_preview(self) -> None:
-        """Send scores and a picture of a few validation forecasts to the trackers, if there are any."""
+        """Send scores and a picture of validation forecasts to the trackers."""
         if not (self.accelerator.trackers and self.accelerator.is_main_process):
             return
         scores, picture = preview(self.ema.module, self.valid_set, self.accelerator.device, self.settings.seed)
@@ -253,14 +262,20 @@ class Trainer:
                 tracker.log_images({"valid_forecast": picture[None]}, step=self.step, **layout)
 
     def _is_stale(self) -> bool:
-        """Whether to stop early; a run that has once stopped so stays stopped when it is resumed."""
+        """Whether to stop early.
+
+        A run that has stopped early stays stopped when it is resumed.
+        """
         stale = 0 < self.settings.early_stop <= self.stale
         if stale:
             LOG.info("step %d: no better validation in %d; stopping early", self.step, self.stale)
         return stale
 
     def _validate(self) -> bool:
-        """Validate the averaged weights and write a checkpoint; False if a signal came first, with a checkpoint too."""
+        """Validate the averaged weights and write a checkpoint.
+
+        Returns False if a signal came first. The checkpoint is written in that case, too.
+        """
         started = time.monotonic()
         terms = validation_loss(
             self.accelerator,
@@ -295,7 +310,10 @@ class Trainer:
         return True
 
     def _save(self, valid_loss: float | None, improved: bool = False) -> None:
-        """Write a checkpoint, and the best weights if they improved, on the main process while the others wait."""
+        """Write a checkpoint, and the best weights if they improved.
+
+        The main process writes while the others wait.
+        """
         error = None
         if self.accelerator.is_main_process:
             try:
@@ -329,7 +347,10 @@ class Trainer:
         checkpoint.save_checkpoint(folder, step, self.ema.module.state_dict(), metadata, training)
 
     def _diagnose(self) -> None:
-        """End a training whose steps are skipped one after the other; since their first the weights are the same."""
+        """End a training whose last steps have all been skipped.
+
+        The weights have not changed since the first of these steps.
+        """
         bad, told = self.guard.in_a_row, "the main process tells which sequences they had."
         if self.accelerator.is_main_process:
             told = write_diagnosis(self.folder, self.guard, self.settings.seed, self._write)
@@ -339,7 +360,7 @@ class Trainer:
         )
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint folder as if there had been no interruption."""
+        """Restore the state that a checkpoint folder holds."""
         state = checkpoint.load_pickle(path / checkpoint.TRAINING)
         weights, _ = checkpoint.load_weights(path / checkpoint.WEIGHTS)
         fill(self.accelerator.unwrap_model(self.model), state["model"], path)

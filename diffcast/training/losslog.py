@@ -1,4 +1,4 @@
-"""The losses of a training, from the device to the bar, a file and the trackers."""
+"""The losses of a training, from the device to a file."""
 
 import contextlib
 import csv
@@ -16,7 +16,7 @@ from utils.files import Dispensable, replacing
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What a step came to, on the host and the same on all processes."""
+    """Losses of one step on the host, the same on all processes."""
 
     step: int
     terms: dict[str, float]  # means over batches and processes
@@ -25,12 +25,12 @@ class StepLosses:
     rate: float  # of learning
 
     def row(self) -> dict[str, float]:
-        """As it goes to file and trackers."""
+        """Return the row for the file and the trackers."""
         return {"step": self.step, **self.terms, "gradient_norm": self.norm, "lr": self.rate}
 
 
 class Reading:
-    """Losses of the steps since the last reading, kept on the device until they are collected."""
+    """Losses of the steps since the last reading, on the device."""
 
     def __init__(self, names: tuple[str, ...], batches: int):
         self.names = names
@@ -47,7 +47,7 @@ class Reading:
         self.rates.append(rate)
 
     def collect(self, accelerator: Accelerator, last_step: int) -> list[StepLosses]:
-        """The steps in order; then start anew."""
+        """Return the steps in order, and forget them."""
         terms = rearrange(self.terms, "(step batch) term -> 1 step batch term", batch=self.batches)
         terms = rearrange(accelerator.gather(terms), "process step batch term -> step term process batch")
         means = terms.mean(dim=(2, 3)).tolist()
@@ -65,7 +65,7 @@ class Reading:
 
 
 class LossFile:
-    """The losses of every step as CSV; floats are written so that they read back exactly.
+    """The losses of every step as CSV, with all digits.
 
     No training ends for the sake of this file: what cannot be written is left out, after a warning.
     """
@@ -91,7 +91,10 @@ class LossFile:
                 raise
 
     def truncate(self, step: int) -> None:
-        """Forget the steps after `step`, which a resumed run takes again, and lines that were cut off."""
+        """Remove incomplete lines and the steps after `step`.
+
+        A resumed run takes these steps again.
+        """
         with self.dispensable:
             if not self.path.exists() or self.path.stat().st_size == 0:
                 return

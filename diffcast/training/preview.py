@@ -39,6 +39,6 @@ def preview(
 
 
 def _row(frames: Tensor, source: Source) -> np.ndarray:
-    """Frames `(T, C, H, W)` at a few lead times, painted next to each other."""
+    """Paint a row of frames `(T, C, H, W)`."""
     shown = frames[:: -(len(frames) // -COLUMNS), 0].cpu().numpy()
     return np.concatenate(list(render(shown, style_of(source))), axis=1)

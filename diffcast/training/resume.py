@@ -1,4 +1,4 @@
-"""Where a training starts: at a checkpoint of its own, at the weights of a backbone, or at random."""
+"""Start of a training from a checkpoint or a backbone's weights."""
 
 from dataclasses import replace
 from pathlib import Path

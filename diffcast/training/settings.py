@@ -1,4 +1,4 @@
-"""Settings of a training: number of steps, learning rate and decay of the averaged weights."""
+"""Settings of a training, and what follows from them at each step."""
 
 import math
 from dataclasses import dataclass
@@ -94,13 +94,16 @@ class TrainingSettings:
         check_bounds(self)
 
     def of_the_loss(self) -> dict:
-        """Return the options of `DiffCast` that shape its training and not its weights."""
+        """Return the options of `DiffCast` that shape only its training."""
         names = ("diffusion_weight", "loss_weight", "freeze_backbone", "gradient_checkpointing")
         return {name: getattr(self, name) for name in names}
 
 
 def steps_per_epoch(sequences: int, settings: TrainingSettings, processes: int) -> int:
-    """Optimiser steps in an epoch; raises `InputError` if the sequences do not fill a single one."""
+    """Return the number of optimiser steps in an epoch.
+
+    Raises `InputError` if the sequences do not fill a single step.
+    """
     per_step = settings.batch_size * processes * settings.grad_acc_step
     if sequences < per_step:
         raise InputError(
@@ -111,18 +114,21 @@ def steps_per_epoch(sequences: int, settings: TrainingSettings, processes: int) 
 
 
 def total_steps(sequences: int, settings: TrainingSettings, processes: int) -> int:
-    """The longer of `training_steps` and `epochs`, in optimiser steps."""
+    """Return the longer of `training_steps` and `epochs` in optimiser steps."""
     return max(settings.training_steps, settings.epochs * steps_per_epoch(sequences, settings, processes))
 
 
 def describe_length(steps: int, settings: TrainingSettings) -> str:
-    """The total number of steps, and which option decides it."""
+    """Describe the total number of steps and the option that decides it."""
     decisive = f"--epochs {settings.epochs}" if steps > settings.training_steps else "--training_steps"
     return f"{steps:,} steps, decided by {decisive}"
 
 
 def lr_factor(step: int, scheduler: str, warmup: int, total: int) -> float:
-    """Share of the full learning rate: linear warm-up, then constant, or linear or half-cosine to 0 at the end."""
+    """Return the fraction of the full learning rate at a step.
+
+    After a linear warm-up it is constant, or falls to 0 linearly or as half a cosine.
+    """
     if step < warmup:
         return step / warmup
     if scheduler == "constant":
@@ -132,6 +138,9 @@ def lr_factor(step: int, scheduler: str, warmup: int, total: int) -> float:
 
 
 def ema_decay(step: int, rate: float) -> float:
-    """Share that the averaged weights keep at a step: none at first, then growing to `rate` as in the official tool."""
+    """Return the decay of the averaged weights at a step.
+
+    It is 0 at first and then grows to `rate`, as in the official code.
+    """
     since = step - EMA_COPY - 1
     return 0.0 if since <= 0 else min(rate, 1 - (1 + since) ** (-2 / 3))

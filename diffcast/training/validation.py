@@ -22,7 +22,10 @@ LOG = logging.getLogger(__name__)
 
 
 def best_on_disk(path: Path, best: float, step: int) -> float:
-    """The validation loss of the best weights up to a step, `best` unless others took their place; inf if lost."""
+    """Return the validation loss of the best weights on the disk.
+
+    This is `best` if a later step has replaced them, and infinity if they cannot be read.
+    """
     try:
         _, metadata = load_weights(path)
     except InputError as error:
@@ -38,7 +41,9 @@ def validation_loss(
     settings: TrainingSettings,
     stop: Callable[[], bool],  # asked before each batch whether to give up
 ) -> dict[str, float] | None:
-    """Mean loss terms over the validation sequences, each with the same noise every time and in any batch.
+    """Return the mean loss terms of the validation sequences.
+
+    Each sequence has the same noise at every validation and in any batch.
 
     Sequences whose loss is not finite are left out, with a warning; if all are, so are the means (NaN). None, on all
     processes, if one of them gave up.
@@ -74,7 +79,7 @@ def _finite_means(
     frames: Tensor,
     seed: int,
 ) -> tuple[Tensor, list[int]]:
-    """Mean terms of the sequences that have finite ones, and the indices of the others."""
+    """Average the finite loss terms. Also return the other sequences' indices."""
     draws = generators(accelerator.device, seed, 2, indices)
     observed, future = frames.tensor_split([model.frames_in], dim=1)
     with accelerator.autocast():

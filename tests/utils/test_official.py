@@ -14,8 +14,8 @@ import run
 import sample_batch
 from diffcast import official
 from diffcast.convert import main
-from diffcast.exporting import inexpressible
 from diffcast.forecaster import Architecture, load_forecaster, load_forecaster_weights
+from diffcast.official import inexpressible
 from tests.golden.fill import SCHEDULE_BUFFERS
 from tests.golden.reference import arrays, official_weights, shapes
 from utils.checkpoint import load_metadata, save_weights
