@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import run
-from benchmarks.gpu_bench import Bench, Case, Sizes
-from benchmarks.training import packed_storms
+from benchmarks.gpu.bench import Bench, Case, Sizes
+from benchmarks.speed.training import packed_storms
 from dataset import build_dataset
 from diffcast.commandline.arguments import check, settle, training_settings
 from diffcast.commandline.summary import training_cost
