@@ -54,6 +54,7 @@ from utils.files import replacing, writable_folder
 from utils.log import format_table, start_logging
 from utils.preemption import MARKER, Stopped, exit_when_stopped
 from utils.provenance import provenance, sha256
+from utils.weights import load_metadata
 
 LOG = logging.getLogger("run")
 PATIENCE = timedelta(hours=2)  # of processes with each other: one may have a batch of forecasts more than another
@@ -252,7 +253,7 @@ def find_resume(args, checkpoints: Path, wanted: dict) -> Path | None:
     path = checkpoint.newest_whole(checkpoints) if args.resume == "auto" else Path(args.resume)
     if path is None:
         return None
-    metadata = checkpoint.load_metadata(path / checkpoint.WEIGHTS)
+    metadata = load_metadata(path / checkpoint.WEIGHTS)
     earlier, course = metadata.get("course", {}), wanted["course"]
     differing = [name for name in ("mixed_precision", "processes") if earlier.get(name) != course[name]]
     differences = [f"{name} {earlier.get(name)} / {course[name]}" for name in differing]

@@ -14,9 +14,9 @@ from diffcast import official
 from diffcast.described import Description
 from diffcast.model import build_diffcast
 from models import build_backbone
-from utils.checkpoint import load_weights
 from utils.errors import InputError
 from utils.official import read_official
+from utils.weights import load_weights
 
 # What constructors raise for settings that nobody chose.
 _IMPOSSIBLE = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)

@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 
 from diffcast.loading import EvaluationBatches, generators, load_batches, spread, sum_over_processes
 from diffcast.training.settings import TrainingSettings
-from utils.checkpoint import load_weights
 from utils.errors import InputError
 from utils.files import locked
 from utils.preemption import shield_worker
+from utils.weights import load_weights
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
