@@ -17,10 +17,10 @@ import torch
 
 from diffcast.forecaster import describe, load_forecaster
 from diffcast.official import inexpressible, official_call, official_state
-from utils.checkpoint import save_weights
 from utils.errors import InputError, exit_on_input_error
 from utils.files import replacing, writable_folder
 from utils.official import NOTE
+from utils.weights import save_weights
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -14,10 +14,10 @@ from diffcast import official
 from diffcast.described import Description
 from diffcast.model import DiffCast
 from models import BACKBONES, build_backbone
-from utils.checkpoint import load_weights
 from utils.errors import InputError
 from utils.official import read_official
 from utils.options import check_bounds, option
+from utils.weights import load_weights
 
 # What constructors raise for settings that nobody chose.
 _IMPOSSIBLE = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)

@@ -15,7 +15,7 @@ from diffcast import motion, process, residual
 from diffcast.layers import computing_in, full_precision, recomputed
 from diffcast.motion import GlobalMotion
 from diffcast.residual import LocalResidual
-from diffcast.samplers import SAMPLERS
+from diffcast.samplers import SAMPLERS, Sampler
 from models import Backbone
 from models.backbone import without_gaps
 from utils.errors import InputError
@@ -168,7 +168,7 @@ class DiffCast(nn.Module):
         observed: Tensor,  # (B, T_in, C, H, W) in [0, 1]
         members: int = 1,  # draws of the residual for each sequence
         generator: Generators = None,  # of the start noise, and of what a stochastic sampler adds
-        sampler: str = "ddim",  # a key of SAMPLERS
+        sampler: str | Sampler = "ddim",  # a key of SAMPLERS, or a function as `diffcast.samplers` describes
         sampling_steps: int = 250,  # network evaluations per segment
         noise: Tensor | None = None,  # (B, M, S, L, C, H, W): replaces the drawn start noise
         forecast_batch: int | None = None,  # forecasts (sequences x members) at a time, bounds the memory; None: all
@@ -187,7 +187,9 @@ class DiffCast(nn.Module):
         seeds = _draw(partial(torch.randint, 2**63 - 1), b, (noise.shape[1],), generator, device)
         with full_precision(observed):  # the backbone runs once; rounding would move pixels across thresholds
             mu = 2 * self.backbone.trend(observed).float() - 1
-        sample = partial(SAMPLERS[sampler], schedule=self.schedule, steps=sampling_steps, clip=1 / self.residual_scale)
+        sample = partial(
+            _find_sampler(sampler), schedule=self.schedule, steps=sampling_steps, clip=1 / self.residual_scale
+        )
         translate = torch.compile if compiled else lambda denoise: denoise
         drawn = mu.new_empty(b, noise.shape[1], *mu.shape[1:])
         with computing_in(precision, observed):
@@ -265,6 +267,14 @@ def _check(backbone: Backbone, dim: int, dim_mults: tuple[int, ...], segment_len
         raise InputError(
             f"segment_length must lie between 1 and frames_out ({backbone.frames_out}), not {segment_length}."
         )
+
+
+def _find_sampler(sampler: str | Sampler) -> Sampler:
+    if callable(sampler):
+        return sampler
+    if sampler not in SAMPLERS:
+        raise InputError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}, or pass a function.")
+    return SAMPLERS[sampler]
 
 
 def _draw(distribution, batch: int, shape: tuple[int, ...], generator: Generators, device) -> Tensor:

@@ -1,19 +1,23 @@
-"""Samplers: from noise to data by way of a denoiser, no network in sight.
+"""Samplers: from noise to data with a denoiser and without a network.
 
-Every sampler has the signature `sampler(denoise, noise, schedule, steps, clip=1.0, spacing=..., draw=...)`:
+`DiffCast.generate` takes any function with this signature::
 
-- `denoise(x_t, time) -> v` takes `(B, ...)` and integer times `(B,)`; `steps` is how often it is called;
-- `noise`, standard normal `(B, ...)`, is where sampling starts; the result has its shape;
-- `clip` clamps every estimate of the data to [-clip, clip]; `math.inf` leaves it alone;
-- `spacing(schedule, steps)` chooses the times, noisiest first;
-- `draw(x)` gives standard normal noise like `x`. Samplers that add noise (`eta` > 0) ask for it between evaluations,
-  others never. A `draw` with a generator for each sample makes samples independent of their batch.
+    sampler(denoise, noise, schedule, steps, clip=1.0, draw=torch.randn_like) -> Tensor
 
-`ddim` works in the variables of `diffcast.process`. The others integrate the same probability flow in those of EDM
-(Karras et al. 2022, arXiv 2206.00364): `y = x_t / sqrt(A_t)` is data plus noise of deviation `exp(-l)`, where `l` is
-`Schedule.half_log_snr`, and `dy/dl = x0(y, l) - y`. The linear part is integrated exactly, so that steps may be long:
-for a constant estimate `x0`, a step of length `h` leaves `exp(-h)` of the distance to it. Coefficients are host
-numbers in double precision; nothing waits for the device.
+- `denoise(x_t, time) -> v` takes `(B, ...)` and integer times `(B,)`. A sampler calls it `steps` times.
+- `noise`, standard normal `(B, ...)`, is where sampling starts. The result has its shape.
+- `schedule` is a `diffcast.process.Schedule`.
+- `clip` clamps every estimate of the data to [-clip, clip]. `math.inf` turns that off.
+- `draw(x)` returns standard normal noise like `x`. Samplers that add noise (`eta` > 0) call it between evaluations. A
+  `draw` with a generator for each sample makes samples independent of their batch.
+
+The samplers of this file also take `spacing(schedule, steps)`, which chooses the times, noisiest first.
+
+`ddim` works in the variables of `diffcast.process`. The others integrate the same probability flow in the variables of
+EDM (Karras et al. 2022, arXiv 2206.00364). There, `y = x_t / sqrt(A_t)` is data plus noise of standard deviation
+`exp(-l)`, where `l` is `Schedule.half_log_snr`, and `dy/dl = x0(y, l) - y`. The linear part is integrated exactly, so
+that steps may be long: for a constant estimate `x0`, a step of length `h` leaves `exp(-h)` of the distance to it.
+Coefficients are Python numbers in double precision, so that nothing waits for the device.
 """
 
 import itertools
@@ -29,6 +33,7 @@ from diffcast.process import Schedule, noise_from_x0, x0_from_v
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 Spacing = Callable[[Schedule, int], list[int]]
 Draw = Callable[[Tensor], Tensor]
+Sampler = Callable[..., Tensor]  # with the signature above
 
 
 def uniform_in_time(schedule: Schedule, steps: int) -> list[int]:
@@ -112,7 +117,7 @@ def dpm_solver(
     return x0
 
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {
+SAMPLERS: dict[str, Sampler] = {
     "ddim": ddim,
     "dpm": dpm_solver,
     "sde-dpm": partial(dpm_solver, eta=1.0),

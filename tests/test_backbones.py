@@ -13,7 +13,7 @@ import run
 from diffcast.forecaster import load_forecaster, place
 from tests.diffcast.first_steps import first_steps
 from tests.tiny import BACKBONES, ROOT, arguments, read_losses, tiny_architecture
-from utils.checkpoint import load_pickle
+from utils.pickles import load_pickle
 
 each_forecaster = pytest.mark.parametrize(
     ("backbone", "use_diff"),

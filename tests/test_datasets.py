@@ -23,8 +23,8 @@ from diffcast.loading import spread
 from tests.dataset.conftest import SevirFolder
 from tests.dataset.miniature import tenths, write_cikm, write_meteonet, write_shanghai
 from tests.tiny import arguments, read_losses
-from utils.checkpoint import load_metadata
 from utils.errors import InputError
+from utils.weights import load_metadata
 
 START, STEP = datetime(2023, 5, 1), timedelta(minutes=5)
 MISSING = range(220, 256)  # bytes that mean no data in the folder of frames

@@ -11,8 +11,9 @@ import run
 from diffcast.commandline.settings import read
 from diffcast.forecaster import Architecture
 from utils import checkpoint
-from utils.checkpoint import save_checkpoint, save_weights
+from utils.checkpoint import save_checkpoint
 from utils.errors import InputError
+from utils.weights import save_weights
 
 OPTIONS = {"dims": [8, 4], "kernel_sizes": [3, 3], "stem_dim": 4}
 DIFF = Architecture("convgru", True, (1, 16, 24), 4, 6, OPTIONS, 16, (1, 3), 3, residual_scale=0.22)

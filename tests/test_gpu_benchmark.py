@@ -6,12 +6,14 @@ import time
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_sections, training
-from benchmarks.gpu_bench import TOY, Bench
-from benchmarks.gpu_forecasts import in_batches, parts
-from benchmarks.gpu_golden import compare, comparisons
-from benchmarks.gpu_training import repeated, trained
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import sections as gpu_sections
+from benchmarks.gpu.bench import TOY, Bench
+from benchmarks.gpu.forecasts import in_batches, parts
+from benchmarks.gpu.training import repeated, trained
+from benchmarks.speed import training
 from diffcast.forecaster import place
+from tests.golden.comparisons import compare, comparisons
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ import pytest
 
 import run
 import sample_batch
-from benchmarks import skill_results
-from benchmarks.choices import table as choices_table
+from benchmarks.skill import results as skill_results
+from benchmarks.skill.choices import table as choices_table
 from dataset import check
 from dataset.published import prepare
 from dataset.sevir import download, packed

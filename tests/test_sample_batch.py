@@ -13,10 +13,9 @@ from dataset.demo_sequences import read_sequences, write_sequence
 from dataset.synthetic.storms import storms
 from diffcast.forecaster import Architecture
 from tests.tiny import arguments, tiny_architecture
-from utils import checkpoint
-from utils.checkpoint import save_weights
 from utils.claims import IDENTITY
 from utils.errors import InputError
+from utils.weights import save_weights
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +128,7 @@ def test_bad_frames_get_one_sentence(kind, weights, sequences, tmp_path, capsys)
 def test_numbers_without_a_meaning_get_one_sentence(words, told, tmp_path, capsys):
     weights, architecture = tmp_path / "simvp.safetensors", tiny_architecture("simvp", use_diff=False)
     metadata = {"architecture": architecture.to_metadata()}
-    checkpoint.save_weights(weights, architecture.build().state_dict(), metadata)
+    save_weights(weights, architecture.build().state_dict(), metadata)
     words = words.format(frames=tmp_path).split()
     with pytest.raises(SystemExit, match="2"):
         sample_batch.main([*words, "--ckpt_milestone", str(weights), "--out", str(tmp_path / "out")])

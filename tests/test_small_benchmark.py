@@ -11,9 +11,11 @@ from functools import partial
 import matplotlib.figure
 import pytest
 
-from benchmarks import choices, skill, skill_results
-from benchmarks.jobs import Runner, run_together
-from benchmarks.skill_pictures import draw_results
+from benchmarks.skill import __main__ as skill
+from benchmarks.skill import choices, trainings
+from benchmarks.skill import results as skill_results
+from benchmarks.skill.jobs import Runner, run_together
+from benchmarks.skill.pictures import draw_results
 from diffcast.report import bootstrap
 from utils.errors import InputError
 
@@ -30,12 +32,12 @@ def folder(tmp_path_factory):
     runs, storms = path / "runs", path / "storms"
     (path / "mini_convgru.args").write_text(f"--data_path {storms} {MODEL} {SIZES} {COSTS} --exp_dir {runs}")
     small = {
-        skill: {
+        trainings: {
             "RUNS": runs,
             "PRESETS": path,
             "STORMS": storms,
             "DATA": {"events": 24, "size": 16, "resolution": 16, "seed": 0},
-            "BUDGETS": {"convgru": skill.Budget(start=1, diffcast=2, alone=3), "simvp": skill.Budget(1, 1, 1)},
+            "BUDGETS": {"convgru": trainings.Budget(start=1, diffcast=2, alone=3), "simvp": trainings.Budget(1, 1, 1)},
         },
         choices: {
             "REPLICATES": 20,
@@ -97,7 +99,7 @@ def test_what_is_finished_is_not_done_again_and_compared_with_what_is_stored(fol
 
 
 def test_results_of_another_budget_are_refused(folder, monkeypatch, capsys):
-    monkeypatch.setitem(skill.BUDGETS, "convgru", skill.Budget(start=1, diffcast=2, alone=4))
+    monkeypatch.setitem(trainings.BUDGETS, "convgru", trainings.Budget(start=1, diffcast=2, alone=4))
     with pytest.raises(SystemExit, match="2"):
         skill.main(OPTIONS)
     assert "Singleconvgru_sevir_alone_5 was not made by the present command" in capsys.readouterr().err

@@ -1,59 +1,46 @@
-"""What a file that cannot be read as weights seems to be."""
+"""Sentences about files that cannot be read as weights."""
 
-from codecs import getincrementaldecoder
+import pickle
 from pathlib import Path
 
+from utils.errors import InputError
+
 EXPECTED = "expected are our weights (.safetensors), or a checkpoint of the official code (.pt or .ckpt)"
-_BEGINNINGS = {
-    b"\x89PNG": "a PNG picture",
-    b"GIF8": "a GIF picture",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"%PDF": "a PDF document",
-    b"\x89HDF": "an HDF5 or NetCDF file",
-    b"CDF": "a NetCDF file",
-    b"\x93NUMPY": "a NumPy array",
+_BEGINNINGS = {  # what failed or unfinished downloads leave
     b"\x1f\x8b": "a gzip archive, which must be unpacked first",
     b"version https://git-lfs": "a pointer of Git LFS, which `git lfs pull` replaces by the file",
+    b"<!doctype html": "a web page (HTML), as a failed download leaves it",
+    b"<html": "a web page (HTML), as a failed download leaves it",
 }
-_BEGIN = 4096  # bytes that are looked at
+_BEGIN = 256  # bytes that are looked at
 
 
-def what_it_seems(path: Path, reason: str) -> str:
-    """A few words on what a file seems to be, and what is expected; `reason` is what its reader said."""
+def unreadable(path: Path, error: Exception) -> InputError:
+    """Say why a file is not read as weights, given the error of its reader."""
     if path.is_dir():
-        return f"it is a folder; {EXPECTED}"
-    begin = _begin(path)
-    if begin[8:9] == b"{":  # after eight bytes that give the header's length
-        return f"it seems to be a safetensors file that is cut off, damaged or misnamed ({reason}); {EXPECTED}"
-    if may_be_pytorch(path):
-        return f"it seems to be a PyTorch or zip file that is cut off, damaged or misnamed ({reason}); {EXPECTED}"
-    return f"it seems to be {_kind(begin)}; {EXPECTED}"
-
-
-def may_be_pytorch(path: Path) -> bool:
-    """Whether a file begins as PyTorch's files do, the old ones or zip archives."""
-    return _begin(path).startswith((b"PK\3\4", b"\x80\2"))
-
-
-def _begin(path: Path) -> bytes:
+        return InputError(f"checkpoint {path} cannot be read: it is a folder; {EXPECTED}.")
+    if isinstance(error, OSError) and error.strerror:
+        return InputError(f"checkpoint {path} cannot be read: {error.strerror}.")
     with path.open("rb") as file:
-        return file.read(_BEGIN)
+        begin = file.read(_BEGIN)
+    pytorch = begin.startswith((b"PK\3\4", b"\x80\2"))  # zip archives, and what PyTorch wrote before them
+    if isinstance(error, pickle.UnpicklingError) and pytorch:
+        return InputError(f"checkpoint {path} is refused: it is damaged, or holds more than tensors and plain values.")
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    if begin[8:9] == b"{":  # after eight bytes that give the header's length
+        kind = f"a safetensors file that is cut off, damaged or misnamed ({reason})"
+    elif pytorch:
+        kind = f"a PyTorch or zip file that is cut off, damaged or misnamed ({reason})"
+    else:
+        kind = _kind(begin)
+    return InputError(f"checkpoint {path} cannot be read: it seems to be {kind}; {EXPECTED}.")
 
 
 def _kind(begin: bytes) -> str:
     if not begin:
         return "an empty file"
+    text = begin.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     for signature, kind in _BEGINNINGS.items():
-        if begin.startswith(signature):
+        if text.startswith(signature):
             return kind
-    if begin.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith((b"<!doctype html", b"<html")):
-        return "a web page (HTML), as a failed download leaves it"
-    return "a text file" if _is_text(begin) else "damaged, or of an unknown kind"
-
-
-def _is_text(begin: bytes) -> bool:
-    try:
-        text = getincrementaldecoder("utf-8")().decode(begin)  # the last character may be cut
-    except UnicodeDecodeError:
-        return False
-    return all(character.isprintable() or character.isspace() for character in text)
+    return "damaged, or of another kind"

@@ -15,8 +15,9 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from utils.checkpoint import TRAINING, WEIGHTS, load_pickle
+from utils.checkpoint import TRAINING, WEIGHTS
 from utils.errors import InputError
+from utils.pickles import load_pickle
 
 Rules = Sequence[tuple[str, str]]
 Value = TypeVar("Value")

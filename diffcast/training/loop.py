@@ -30,7 +30,9 @@ from diffcast.training.validation import best_on_disk, validation_loss
 from utils import checkpoint
 from utils.errors import InputError
 from utils.files import Dispensable
+from utils.pickles import load_pickle
 from utils.preemption import Preemption, shield_worker
+from utils.weights import load_weights, save_weights
 
 LOG = logging.getLogger(__name__)
 READ_INTERVAL = 10  # steps between readings of the losses; each one waits for the device
@@ -319,7 +321,7 @@ class Trainer:
             try:
                 if improved:
                     metadata = self.metadata | {"step": self.step, "valid_loss": valid_loss}
-                    checkpoint.save_weights(self.checkpoints / checkpoint.BEST, self.ema.module.state_dict(), metadata)
+                    save_weights(self.checkpoints / checkpoint.BEST, self.ema.module.state_dict(), metadata)
                 # A run that was interrupted in this step's validation has its checkpoint already.
                 if self.saved != self.step:
                     self._write(self.checkpoints, self.step, valid_loss)
@@ -361,8 +363,8 @@ class Trainer:
 
     def restore(self, path: Path) -> None:
         """Restore the state that a checkpoint folder holds."""
-        state = checkpoint.load_pickle(path / checkpoint.TRAINING)
-        weights, _ = checkpoint.load_weights(path / checkpoint.WEIGHTS)
+        state = load_pickle(path / checkpoint.TRAINING)
+        weights, _ = load_weights(path / checkpoint.WEIGHTS)
         fill(self.accelerator.unwrap_model(self.model), state["model"], path)
         fill(self.ema.module, weights, path)
         self.optimizer.load_state_dict(state["optimizer"])

@@ -9,6 +9,7 @@ from diffcast.evaluation.results import data_differences
 from diffcast.forecaster import Architecture, load_forecaster_weights
 from utils import checkpoint
 from utils.errors import InputError
+from utils.weights import load_metadata
 
 
 def find_resume(asked: str | None, checkpoints: Path, wanted: dict) -> Path | None:
@@ -29,7 +30,7 @@ def find_resume(asked: str | None, checkpoints: Path, wanted: dict) -> Path | No
     path = checkpoint.newest_whole(checkpoints) if asked == "auto" else Path(asked)
     if path is None:
         return None
-    metadata = checkpoint.load_metadata(path / checkpoint.WEIGHTS)
+    metadata = load_metadata(path / checkpoint.WEIGHTS)
     earlier, course = metadata.get("course", {}), wanted["course"]
     differing = [name for name in ("mixed_precision", "processes") if earlier.get(name) != course[name]]
     differences = [f"{name} {earlier.get(name)} / {course[name]}" for name in differing]

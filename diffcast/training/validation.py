@@ -14,9 +14,9 @@ from dataset.sequences import Sequences
 from diffcast.loading import EvaluationBatches, generators, load_batches, spread
 from diffcast.processes import agreed, sum_over_processes
 from diffcast.training.settings import TrainingSettings
-from utils.checkpoint import load_weights
 from utils.errors import InputError
 from utils.preemption import shield_worker
+from utils.weights import load_weights
 
 LOG = logging.getLogger(__name__)
 

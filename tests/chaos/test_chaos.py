@@ -12,7 +12,9 @@ import torch
 from tests.chaos.lives import Life, die_at
 from tests.tiny import arguments
 from utils import checkpoint
+from utils.pickles import load_pickle
 from utils.preemption import PREEMPTED
+from utils.weights import load_weights
 
 RUN = "Singlesimvp_sevir"
 STEPS = 24
@@ -82,9 +84,9 @@ def check_checkpoints(folder) -> None:
     """Whatever can be seen is whole."""
     for path in checkpoint.checkpoints(folder):
         checkpoint.verify(path)
-        checkpoint.load_pickle(path / checkpoint.TRAINING)
+        load_pickle(path / checkpoint.TRAINING)
     if (folder / checkpoint.BEST).exists():
-        checkpoint.load_weights(folder / checkpoint.BEST)
+        load_weights(folder / checkpoint.BEST)
 
 
 def resumed_at(log) -> list[int]:
@@ -95,9 +97,9 @@ def outcome(folder) -> dict:
     """Final weights and state, best weights, and the losses of every step."""
     final = folder / "checkpoints" / f"ckpt-{STEPS}"
     return {
-        "averaged": checkpoint.load_weights(final / checkpoint.WEIGHTS),
-        "best": checkpoint.load_weights(folder / "checkpoints" / checkpoint.BEST),
-        "state": checkpoint.load_pickle(final / checkpoint.TRAINING),
+        "averaged": load_weights(final / checkpoint.WEIGHTS),
+        "best": load_weights(folder / "checkpoints" / checkpoint.BEST),
+        "state": load_pickle(final / checkpoint.TRAINING),
         "losses": (folder / "losses.csv").read_text(),
     }
 

@@ -12,6 +12,7 @@ from diffcast.loading import TrainingBatches
 from tests.chaos.lives import Life, be_impatient, damage, fill_disk_at, spoil
 from tests.tiny import arguments, read_losses
 from utils import checkpoint
+from utils.pickles import load_pickle
 from utils.preemption import PREEMPTED
 
 RUN = "Singlesimvp_sevir"
@@ -122,7 +123,7 @@ def test_all_processes_skip_a_batch_that_one_cannot_use(begin, tmp_path, checkpo
     assert [line.split(":")[0] for line in life.told().splitlines() if ": skipped" in line] == [
         f"step {step}" for step in bad
     ]
-    state = checkpoint.load_pickle(checkpoint.newest_whole(checkpoints) / checkpoint.TRAINING)
+    state = load_pickle(checkpoint.newest_whole(checkpoints) / checkpoint.TRAINING)
     assert state["skipped"] == len(bad)
     assert all(torch.isfinite(value).all() for value in state["model"].values())
 

@@ -10,8 +10,8 @@ import torch
 
 from tests.chaos.lives import Life, die_at
 from tests.tiny import arguments, tiny_architecture
-from utils import checkpoint
 from utils.preemption import PREEMPTED, SIGNALS
+from utils.weights import save_weights
 
 RUN = "Diffsimvp_sevir"
 CALLS = 30  # that flush, rename or make a folder, of some 50 in an evaluation
@@ -26,7 +26,7 @@ def evaluation(storm_folder, tmp_path):
         tiny_architecture("simvp", use_diff=True),
         backbone_options={"spatial_width": 8, "translator_width": 16, "translator_depth": 2},
     )
-    checkpoint.save_weights(weights, architecture.build().state_dict(), {"architecture": architecture.to_metadata()})
+    save_weights(weights, architecture.build().state_dict(), {"architecture": architecture.to_metadata()})
 
     def command(exp_dir, *more):
         words = ["--use_diff", "--eval", "--ckpt_milestone", str(weights), "--forecast_batch", "1", "--cases", "0"]

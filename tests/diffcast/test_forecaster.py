@@ -8,8 +8,8 @@ import torch
 
 from diffcast.forecaster import Architecture, load_forecaster, load_forecaster_weights
 from models import Backbone
-from utils.checkpoint import save_weights
 from utils.errors import InputError
+from utils.weights import save_weights
 
 TINY = Architecture("convgru", True, (1, 16, 16), 2, 4, {"stem_dim": 4}, 8, (1, 2), 2, 50)
 

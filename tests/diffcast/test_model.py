@@ -177,6 +177,23 @@ class TestForecast:
         alone = model.forecast(frames[1:2], 4, seeded(2), **options)
         torch.testing.assert_close(alone[0], together[1], atol=1e-4, rtol=0)
 
+    def test_a_function_may_take_the_place_of_a_named_sampler(self, tiny):
+        model, frames, asked = tiny(residual_scale=0.5), torch.rand(2, 5, 1, 16, 16), []
+
+        def without_residual(denoise, noise, schedule, steps, clip, draw):
+            asked.append((steps, clip, schedule is model.schedule))
+            assert denoise(noise, torch.zeros(len(noise), dtype=torch.long)).shape == noise.shape
+            assert draw(noise).shape == noise.shape
+            return torch.zeros_like(noise)
+
+        made = model.generate(frames, members=3, sampler=without_residual, sampling_steps=7)
+        assert asked == [(7, 2.0, True)] * model.segments
+        torch.testing.assert_close(made.forecast, made.trend[:, None].clamp(0, 1).expand(-1, 3, -1, -1, -1, -1))
+
+    def test_an_unknown_sampler_is_answered_with_the_names_of_all(self, tiny):
+        with pytest.raises(InputError, match=r"unknown sampler 'ddpm': choose one of ddim, dpm, sde-dpm"):
+            tiny().forecast(torch.rand(1, 5, 1, 16, 16), sampler="ddpm")
+
     @pytest.mark.parametrize(
         ("members", "forecast_batch", "sizes"),
         [(4, None, [12]), (4, 8, [8, 4]), (5, 4, [3, 2] * 3), (1, 2, [2, 1]), (2, 1, [1] * 6)],

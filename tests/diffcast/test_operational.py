@@ -23,8 +23,8 @@ from diffcast.forecasting import operational
 from diffcast.forecasting.forecasts import ForecastSettings
 from diffcast.forecasting.operational import Operation
 from tests.tiny import BACKBONES
-from utils.checkpoint import save_weights
 from utils.errors import InputError
+from utils.weights import save_weights
 
 START, STEP = datetime(2023, 5, 1, 12), timedelta(minutes=6)
 SHAPE = (12, 20)  # pixels of a frame; the model wants 16 x 24

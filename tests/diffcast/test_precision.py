@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 import run
 from diffcast.precision import forecast_precision, training_precision, warn_if_emulated
 from tests.tiny import arguments
-from utils.checkpoint import load_metadata
+from utils.weights import load_metadata
 
 CPU = torch.device("cpu")
 

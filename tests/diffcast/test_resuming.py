@@ -14,6 +14,7 @@ from models import Backbone
 from tests.tiny import arguments, read_losses
 from utils import checkpoint, files
 from utils.files import locked
+from utils.weights import load_weights
 
 RUN = "Singlesimvp_sevir"
 WORDS = ["--epochs", "0", "--training_steps", "8", "--valid_every", "4", "--keep_checkpoints", "9"]
@@ -39,7 +40,7 @@ def steps(folder):
 def test_lost_best_weights_are_replaced_by_the_present_ones(trained, lost):
     folder, train = trained
     best = folder / "checkpoints" / checkpoint.BEST
-    _, metadata = checkpoint.load_weights(best)
+    _, metadata = load_weights(best)
     if lost == "missing":
         best.unlink()
     else:
@@ -48,7 +49,7 @@ def test_lost_best_weights_are_replaced_by_the_present_ones(trained, lost):
         best.write_bytes(content)
     train("--resume")
     assert "the best weights so far are lost" in (folder / "run.log").read_text()
-    assert checkpoint.load_weights(best)[1] == metadata | {"step": 8, "valid_loss": pytest.approx(1, abs=1)}
+    assert load_weights(best)[1] == metadata | {"step": 8, "valid_loss": pytest.approx(1, abs=1)}
     assert steps(folder) == [4, 8]
 
 

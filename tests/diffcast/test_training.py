@@ -22,8 +22,8 @@ from diffcast.evaluation.loop import EvaluationSettings, evaluate
 from diffcast.training import loop as training
 from diffcast.training.loop import Trainer, TrainingSettings, lr_factor
 from tests.tiny import ROOT, arguments, read_losses, run_py, tiny_architecture
-from utils.checkpoint import load_metadata
 from utils.preemption import PREEMPTED
+from utils.weights import load_metadata
 
 RUN = "Diffsimvp_sevir"
 

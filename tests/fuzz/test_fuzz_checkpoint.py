@@ -10,9 +10,11 @@ import torch
 
 from diffcast.forecaster import Architecture, load_forecaster
 from tests.fuzz.children import ACCEPTED, INPUTS, REFUSED, fuzz, mutate
-from utils.checkpoint import load_metadata, load_pickle, load_weights, save_checkpoint, save_weights, verify
+from utils.checkpoint import save_checkpoint, verify
 from utils.errors import InputError
 from utils.official import read_official
+from utils.pickles import load_pickle
+from utils.weights import load_metadata, load_weights, save_weights
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.zeros(2, dtype=torch.bfloat16)}
 

@@ -17,15 +17,14 @@ from utils.checkpoint import (
     drop_leftovers,
     find_weights,
     keep_latest,
-    load_pickle,
-    load_weights,
     newest_whole,
     save_checkpoint,
-    save_weights,
     verify,
 )
 from utils.errors import InputError
 from utils.files import replacing
+from utils.pickles import load_pickle
+from utils.weights import load_weights, save_weights
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)}
 BIG = {"a": torch.zeros(100_000)}

@@ -18,9 +18,9 @@ from diffcast.forecaster import Architecture, load_forecaster, load_forecaster_w
 from diffcast.official import inexpressible
 from tests.golden.fill import SCHEDULE_BUFFERS
 from tests.golden.reference import arrays, official_weights, shapes
-from utils.checkpoint import load_metadata, save_weights
 from utils.errors import InputError
 from utils.official import read_official
+from utils.weights import load_metadata, save_weights
 
 TINY = Architecture("convgru", True, (1, 128, 128), 5, 20, {"dims": (4, 6, 5), "stem_dim": 2}, 8, (1, 1, 2, 2))
 EARTHFORMER = {"stem_dims": (4, 8), "stem_factors": (3, 2), "stem_convs": 1, "heads": 2, "global_vectors": 3}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.forecast import default_device, in_turn
+from benchmarks.speed.measuring import default_device, in_turn
 from diffcast import DiffCast
 from diffcast.commandline.settings import parse_backbone_options
 from diffcast.forecaster import Architecture

@@ -1,5 +1,6 @@
 """Commands that run at the same time, each in a process of its own with one thread, and are not repeated."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.files import replacing
+from utils.processors import processors
 
 # One thread per job: jobs that share cores slow each other many-fold. Freed memory is kept: returning it after each
 # step, only to ask for it again, takes a fifth of the time. No GPU, whose time would not be counted.
@@ -26,6 +28,11 @@ ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "ACCELERATE_USE_CPU": "true",
 }
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says how many commands run at a time."""
+    parser.add_argument("--jobs", type=_positive, default=processors(), help="at a time (default: one per processor)")
 
 
 class Runner:
@@ -137,3 +144,9 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, earlier)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return int(text)

@@ -6,14 +6,14 @@ import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.skill_pictures import draw_results
-from benchmarks.tables import interval, number, table_head, table_row
+from benchmarks.skill.pictures import draw_results
+from benchmarks.skill.tables import interval, number, table_head, table_row
 from diffcast.evaluation.results import without_nan
 from diffcast.report import write_comparison
 from diffcast.report.bootstrap import REPLICATES, Difference, differences
 from diffcast.report.evaluation import Entry, find_entry, load_evaluation
 from utils.files import replacing
-from utils.provenance import provenance
+from utils.provenance import ROOT, provenance
 
 SCORES = {  # key -> heading
     "csi": "CSI-M",
@@ -44,7 +44,7 @@ COURSES = ("csi_per_lead", "csi_pool4_per_lead", "crps_per_lead", "spectrum_freq
 REPRODUCED = ("crps", "csi_pool4")
 MEMBERS_MEAN = ("ensemble_mean", "pm_mean")
 STANDARD_ERRORS = 2 * 1.96  # in a 95 % interval
-STORED = Path(__file__).resolve().parent.parent / "resources" / "benchmark" / "results.json"
+STORED = ROOT / "resources" / "benchmark" / "results.json"
 
 Runs = Mapping[str, Mapping[int, Mapping[str, object]]]  # backbone -> seed -> stage -> training
 

@@ -1,15 +1,14 @@
-"""Sequences per second from HDF5 files and from the packed cache made of them, on generated storms.
+"""Sequences per second from HDF5 files and from the packed cache made of them.
 
-    python -m benchmarks.data [--size 384] [--img_size 128] [--num_workers 0 2 4] [--seconds 4] [--rounds 3] \
+    python -m benchmarks.speed.data [--size 384] [--img_size 128] [--num_workers 0 2 4] [--seconds 4] [--rounds 3] \
         [--json result.json]
 
-Both give the same items: 25 frames read, resized from --size to --img_size and scaled, in shuffled batches as a
-training asks for them. They are read in turn, each turn with new workers; what workers have read ahead before the clock
-starts is not counted.
+The data are generated storms. Both forms give the same items: 25 frames read, resized from --size to --img_size and
+scaled, in shuffled batches as a training asks for them. They are read in turn, each turn with new workers. What workers
+have read ahead before the clock starts is not counted.
 """
 
 import argparse
-import json
 import logging
 import statistics
 import tempfile
@@ -21,16 +20,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from benchmarks.speed.measuring import arguments, check_at_least, table, write_numbers
 from dataset.sevir.packed import open_packed, pack
 from dataset.sevir.reader import Sevir
 from dataset.synthetic.writer import write_sevir
 from diffcast.loading import TrainingBatches, load_batches
 from utils.errors import InputError, exit_on_input_error
-from utils.files import replacing
-from utils.log import format_table
-from utils.provenance import provenance
 
-BAR = 20  # times faster that the cache should be
 SEQ_LEN = 25
 ENDLESS = 10**9  # batches
 PREFETCHED = 4  # batches that each worker of `load_batches` reads ahead
@@ -62,7 +58,7 @@ def drop(batches: Iterator[tuple[Tensor, Tensor]], number: int) -> None:
 def measure(
     folder: Path, img_size: int, batch_size: int, workers: list[int], seconds: float, rounds: int
 ) -> list[dict]:
-    """The row of each number of workers."""
+    """Measure both forms with each number of workers."""
     direct = Sevir(folder, "train", img_size, SEQ_LEN)
     packed = open_packed("sevir", "train", folder, img_size, SEQ_LEN, None, "official")
     if batch_size > len(direct):
@@ -75,54 +71,34 @@ def measure(
 
 
 def row(workers: int, hdf5: list[float], packed: list[float]) -> dict:
-    """Median and highest rate of both, in sequences per second."""
+    """Median and highest rates of both forms in sequences per second."""
     return {
-        "num_workers": workers,
-        **{
-            kind: {"median": statistics.median(rates), "best": max(rates)}
-            for kind, rates in {"hdf5": hdf5, "packed": packed}.items()
-        },
-        "speedup": statistics.median(packed) / statistics.median(hdf5),
+        "workers": str(workers),
+        "HDF5 seq/s": statistics.median(hdf5),
+        "best HDF5": max(hdf5),
+        "packed seq/s": statistics.median(packed),
+        "best packed": max(packed),
+        "times faster": statistics.median(packed) / statistics.median(hdf5),
     }
 
 
-def print_rows(rows: list[dict]) -> None:
-    """The table."""
-    header = ["", "HDF5 seq/s", "best", "packed seq/s", "best", "times faster"]
-    cells = [
-        [
-            f"{r['num_workers']} workers" if r["num_workers"] else "in the process itself",
-            *(f"{r[kind][key]:,.1f}" for kind in ("hdf5", "packed") for key in ("median", "best")),
-            f"{r['speedup']:.1f}" + (f" (below {BAR})" if r["speedup"] < BAR else ""),
-        ]
-        for r in rows
-    ]
-    print(format_table(header, cells))
-
-
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    """Define the command line."""
+    parser = arguments(__doc__)
     parser.add_argument("--events", type=int, default=12, help="events of 49 frames to generate")
     parser.add_argument("--size", type=int, default=384, help="pixels of the stored frames")
     parser.add_argument("--img_size", type=int, default=128, help="pixels of the frames that are read")
     parser.add_argument("--batch_size", type=int, default=6, help="sequences per batch")
     parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 2, 4], help="processes that load data")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of reading per turn")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--seconds", type=float, default=4.0, help="time to read for in each turn")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each form and number of workers")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Generate data, measure, print the table, write the numbers."""
-    for name in ("batch_size", "rounds"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} must be at least 1, not {getattr(args, name)}.")
-    if min(args.num_workers) < 0:
-        raise InputError(f"--num_workers must not be negative, as {min(args.num_workers)} is.")
+    check_at_least(args, 1, "batch_size", "rounds")
+    check_at_least(args, 0, "num_workers")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_sevir(folder, args.events, args.size, args.img_size)
@@ -132,13 +108,9 @@ def run(args: argparse.Namespace) -> None:
         f"{SEQ_LEN} frames, {args.size} x {args.size} in HDF5, {args.img_size} x {args.img_size} packed, batches of "
         f"{args.batch_size}, {torch.get_num_threads()} thread(s) in the process itself"
     )
-    print_rows(rows)
+    print(table(rows))
     print(CAVEAT)
-    if args.json:
-        settings = {name: value for name, value in vars(args).items() if name != "json"}
-        with replacing(args.json) as temporary:
-            result = {"about": provenance(), "threads": torch.get_num_threads(), **settings, "rows": rows}
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
+    write_numbers(args, rows=rows)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.speed.measuring import table
 from utils.errors import InputError, exit_on_input_error
 from utils.files import replacing, writable_folder
-from utils.log import format_table
 from utils.provenance import ROOT, provenance
 
 LOG_LINES = 40  # of a section that failed
@@ -57,7 +57,7 @@ def run_section(name: str, seconds: float, toy: bool, folder: Path) -> dict:
     reason = None
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.gpu_sections", *words],
+            [sys.executable, "-m", "benchmarks.gpu.sections", *words],
             cwd=ROOT,
             env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")},
             stdout=file,
@@ -77,22 +77,6 @@ def run_section(name: str, seconds: float, toy: bool, folder: Path) -> dict:
     if reason:
         result |= {"reason": reason, "log": log.read_text(errors="replace").splitlines()[-LOG_LINES:]}
     return result | {"rows": json.loads(rows.read_text()) if rows.exists() else []}
-
-
-def table(rows: list[dict]) -> str:
-    """Rows with a column for everything that any of them has."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return format_table(
-        ["", *names[1:]],
-        [[cell(row.get(name)) for name in names] for row in rows],
-    )
-
-
-def cell(value) -> str:
-    """A value as text, numbers to four digits."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else str(value)
 
 
 def report(name: str, result: dict) -> None:

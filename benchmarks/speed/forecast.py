@@ -1,48 +1,40 @@
-"""Seconds of one network evaluation and of whole forecasts, against the official procedure in the same run.
+"""Seconds of one network evaluation and of forecasts, against the official procedure in the same run.
 
-    python -m benchmarks.forecast [--rounds 5] [--members 8] [--full] [--json result.json]
+    python -m benchmarks.speed.forecast [--rounds 5] [--members 8] [--full] [--json result.json]
 
 The official procedure is 250 steps of DDIM for each segment in float32, contiguous, one sequence and one member at a
 time, everything computed anew at every evaluation, with the operations that the architecture is described by. It takes
-many minutes, so that without --full only a few of its steps are timed and the rest is extrapolated by their number,
-which the table then says. All forms are timed in turn, round by round.
+many minutes. Without --full, three of its steps are timed and the time is extrapolated, as the table then says. All
+forms are timed in turn, round by round.
 """
 
-import argparse
 import copy
-import json
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from benchmarks.speed.measuring import Form, arguments, default_device, in_turn, seconds_of, table, write_numbers
 from diffcast import DiffCast
 from diffcast.forecaster import Architecture, place
 from diffcast.layers import LargeKernelAttention, ResidualBlock, Upsample, sinusoidal
 from diffcast.residual import LocalResidual
-from diffcast.samplers import SAMPLERS
+from diffcast.samplers import ddim
 from models import BACKBONES
-from utils.files import replacing
-from utils.log import format_table
 
 OFFICIAL_STEPS = 250
 EXTRAPOLATED_FROM = 3  # steps per segment
 PRECISIONS = ("float32", "bfloat16")
 DEFAULT = ("dpm", 10, "bfloat16")
 SETTINGS = [DEFAULT, ("dpm", 10, "float32"), ("sde-dpm", 10, "bfloat16"), ("ddim", 20, "bfloat16")]
-Form = Callable[[], Tensor]
 
 
 def direct(
     network: LocalResidual, noisy: Tensor, time: Tensor, condition: Tensor, context: list[Tensor], segment: Tensor
 ) -> Tensor:
-    """LocalResidual one operation after the other, as it is described."""
+    """Evaluate LocalResidual one operation after the other, as the paper describes it."""
     embedding = torch.cat(
         [
             network.embed_time(sinusoidal(time, network.dim)),
@@ -52,8 +44,8 @@ def direct(
     )
     x = stem = network.stem(rearrange([condition, noisy], "two b l c h w -> b (two l c) h w"))
     skips = []
-    for level, known in zip(network.downs, context, strict=True):
-        skips.append(direct_block(level.block1, torch.cat([x, known], dim=1), embedding))
+    for level, maps in zip(network.downs, context, strict=True):
+        skips.append(direct_block(level.block1, torch.cat([x, maps], dim=1), embedding))
         skips.append(direct_attention(level.attention, direct_block(level.block2, skips[-1], embedding)))
         last = level is network.downs[-1]
         x = level.resample(skips[-1]) if last else level.resample.conv(F.pixel_unshuffle(skips[-1], 2))
@@ -84,18 +76,13 @@ def direct_attention(attention: LargeKernelAttention, x: Tensor) -> Tensor:
     return x + normed + attention.project_out(channel[..., None, None] * spatial * u)
 
 
-def default_device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def device_of(model: nn.Module) -> torch.device:
-    """Where its weights are."""
+    """Return the device of a model's weights."""
     return next(model.parameters()).device
 
 
 def in_precision(precision: str, form: Form, device: torch.device) -> Form:
-    """The form, computed in float32 or under autocast."""
+    """Compute a form in float32 or under autocast."""
 
     def run() -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -104,28 +91,8 @@ def in_precision(precision: str, form: Form, device: torch.device) -> Form:
     return run
 
 
-def seconds_of(form: Form) -> float:
-    """Seconds until all that it asks of the device is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    form()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def in_turn(forms: dict[str, Form], rounds: int) -> dict[str, dict[str, float]]:
-    """Median and shortest seconds of each form, timed in turn after a warm-up."""
-    times = {name: [] for name in forms}
-    for _ in range(1 + rounds):
-        for name, form in forms.items():
-            times[name].append(seconds_of(form))
-    return {name: {"median": statistics.median(t[1:]), "shortest": min(t[1:])} for name, t in times.items()}
-
-
 def evaluation_forms(official: DiffCast, ours: DiffCast, members: int) -> dict[str, Form]:
-    """One LocalResidual evaluation for members of one sequence: official, and ours with what is computed once done."""
+    """One evaluation of LocalResidual for members of one sequence, without what ours computes once per segment."""
     device = device_of(ours)
     noisy, condition = torch.randn(2, members, ours.segment_length, *ours.frame_shape, device=device)
     now, segment = torch.full((members,), 500, device=device), torch.tensor([1], device=device)
@@ -142,8 +109,9 @@ def evaluation_forms(official: DiffCast, ours: DiffCast, members: int) -> dict[s
     return forms
 
 
+@torch.no_grad()
 def compare_evaluations(official: DiffCast, ours: DiffCast, members: int, rounds: int) -> list[dict]:
-    """Seconds of each form of an evaluation, and how far its result is from the official one (relative RMS)."""
+    """Seconds of each form of an evaluation, and its relative RMS difference from the official one."""
     forms = evaluation_forms(official, ours, members)
     # Around all calls, as around a forecast: leaving the outermost autocast forgets the converted weights.
     with torch.autocast(device_of(ours).type, enabled=False):
@@ -152,10 +120,10 @@ def compare_evaluations(official: DiffCast, ours: DiffCast, members: int, rounds
         seconds = in_turn(forms, rounds)
     return [
         {
-            "form": name,
+            "form": f"evaluation, {name}",
             "members": members,
-            **seconds[name],
-            "speedup": seconds["official"]["median"] / seconds[name]["median"],
+            **_seconds(seconds[name]),
+            "times faster": seconds["official"]["median"] / seconds[name]["median"],
             "difference": differences[name].item(),
         }
         for name in forms
@@ -163,7 +131,7 @@ def compare_evaluations(official: DiffCast, ours: DiffCast, members: int, rounds
 
 
 def official_forecast(official: DiffCast, frames: Tensor, steps: int) -> Tensor:
-    """The residual `(1, T, C, H, W)` that the official procedure draws with some number of steps per segment."""
+    """Draw a residual `(1, T, C, H, W)` by the official procedure with so many steps per segment."""
     mu = 2 * official.backbone.trend(frames) - 1
     local, last = official.motion(torch.cat([2 * frames - 1, mu], dim=1), official.frames_in)
     segments = [frames.new_zeros(1, official.segment_length, *official.frame_shape)]
@@ -171,12 +139,12 @@ def official_forecast(official: DiffCast, frames: Tensor, steps: int) -> Tensor:
         index = torch.tensor([s], device=frames.device)
         given = {"condition": segments[-1], "context": last if s else local, "segment": index}
         denoise = partial(direct, official.residual, **given)
-        segments.append(SAMPLERS["ddim"](denoise, torch.randn_like(segments[-1]), official.schedule, steps))
+        segments.append(ddim(denoise, torch.randn_like(segments[-1]), official.schedule, steps))
     return torch.cat(segments[1:], dim=1)
 
 
 def time_official(official: DiffCast, frames: Tensor, forms: dict[str, Form], rounds: int, full: bool) -> dict:
-    """Seconds of the other forms, in turn with the official procedure, whose own are extrapolated unless `full`."""
+    """Time forms in turn with the official procedure, which is extrapolated unless `full`."""
     short = {steps: partial(official_forecast, official, frames, steps) for steps in (1, EXTRAPOLATED_FROM)}
     seconds = in_turn(short | forms, rounds)
     one, few = (seconds.pop(steps) for steps in short)
@@ -188,8 +156,9 @@ def time_official(official: DiffCast, frames: Tensor, forms: dict[str, Form], ro
     return seconds
 
 
-def compare_forecasts(official: DiffCast, ours: DiffCast, members: int, rounds: int, full: bool) -> list[dict]:
-    """Seconds of whole forecasts of one sequence, by setting, against the official procedure."""
+@torch.no_grad()
+def compare_forecasts(official: DiffCast, ours: DiffCast, members: int, rounds: int, full: bool = False) -> list[dict]:
+    """Seconds of forecasts of one sequence, by setting, against the official procedure."""
     frames = torch.rand(1, ours.frames_in, *ours.frame_shape, device=device_of(ours))
     settings = {(*setting, 1): setting for setting in SETTINGS} | {(*DEFAULT, members): DEFAULT}
     forms = {}
@@ -198,70 +167,35 @@ def compare_forecasts(official: DiffCast, ours: DiffCast, members: int, rounds: 
         forms[name] = partial(ours.forecast, frames, precision=getattr(torch, precision), **options)
     seconds = time_official(official, frames, forms, rounds, full)
     reference = ("ddim", OFFICIAL_STEPS, "float32", 1)
-    seconds = {reference: seconds.pop("official")} | seconds
-    return [
-        {
-            "form": "official" if name == reference else "ours",
-            **dict(zip(("sampler", "steps", "precision", "members"), name, strict=True)),
-            "evaluations": name[1] * ours.segments,
-            "extrapolated": name == reference and not full,
-            **taken,
-            "speedup": seconds[reference]["median"] * name[3] / taken["median"],
+    official_seconds = seconds.pop("official")
+    rows = []
+    for (sampler, steps, precision, count), taken in {reference: official_seconds, **seconds}.items():
+        row = {
+            "form": f"{sampler} {steps}, {precision}",
+            "members": count,
+            **_seconds(taken),
+            "evaluations": steps * ours.segments,
+            "s/member": taken["median"] / count,
+            "times faster": official_seconds["median"] * count / taken["median"],
         }
-        for name, taken in seconds.items()
-    ]
+        rows.append(row)
+    rows[0]["form"] = f"official: {rows[0]['form']}" + ", extrapolated" * (not full)
+    return rows
 
 
-def print_evaluations(rows: list[dict]) -> None:
-    """The table of one LocalResidual evaluation."""
-    print("One evaluation of LocalResidual; official: float32, contiguous, nothing computed ahead")
-    header = ["", "samples", "median s", "shortest s", "times faster", "relative RMS difference"]
-    cells = [
-        [
-            r["form"],
-            str(r["members"]),
-            *(f"{r[k]:.3f}" for k in ("median", "shortest")),
-            f"{r['speedup']:.2f}",
-            f"{r['difference']:.1e}",
-        ]
-        for r in rows
-    ]
-    print(format_table(header, cells))
+def _seconds(taken: dict[str, float]) -> dict[str, float]:
+    return {"s": taken["median"], "shortest s": taken["shortest"]}
 
 
-def print_forecasts(rows: list[dict]) -> None:
-    """The table of whole forecasts."""
-    print("\nForecasts of one sequence; times faster: per member")
-    header = ["", "evaluations", "members", "median s", "shortest s", "s / member", "times faster"]
-    cells = [
-        [
-            f"{r['form']}: {r['sampler']} {r['steps']}, {r['precision']}" + (" (extrapolated)" * r["extrapolated"]),
-            f"{r['evaluations']:,}",
-            str(r["members"]),
-            *(f"{r[k]:,.2f}" for k in ("median", "shortest")),
-            f"{r['median'] / r['members']:,.2f}",
-            f"{r['speedup']:,.1f}",
-        ]
-        for r in rows
-    ]
-    print(format_table(header, cells))
-    if rows[0]["extrapolated"]:
-        print(f"extrapolated: from {EXTRAPOLATED_FROM} steps per segment to {OFFICIAL_STEPS}; --full measures it")
-    one, ensemble = (r for r in rows if (r["sampler"], r["steps"], r["precision"]) == DEFAULT)
-    print(f"{ensemble['members']} members take {ensemble['median'] / one['median']:.2f} times as long as one")
-
-
-@torch.no_grad()
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print the tables, write the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--backbone", default="phydnet", choices=list(BACKBONES))
-    parser.add_argument("--img_size", type=int, default=128)
-    parser.add_argument("--members", type=int, default=8, help="size of the ensemble (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each form (default: %(default)s)")
-    parser.add_argument("--full", action="store_true", help="run the whole official procedure once")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    args = parser.parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--backbone", default="phydnet", choices=list(BACKBONES), help="inside of DiffCast")
+    parser.add_argument("--img_size", type=int, default=128, help="pixels of a frame's side")
+    parser.add_argument("--members", type=int, default=8, help="size of the ensemble")
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each form")
+    parser.add_argument("--full", action="store_true", help="run the complete official procedure once")
+    args = parser.parse_args(argv)
     torch.manual_seed(0)
     official = Architecture(args.backbone, True, (1, args.img_size, args.img_size)).build().to(default_device()).eval()
     ours = place(copy.deepcopy(official), default_device())
@@ -270,13 +204,12 @@ def main() -> None:
     evaluations = [
         row for members in (1, args.members) for row in compare_evaluations(official, ours, members, args.rounds)
     ]
-    print_evaluations(evaluations)
+    print("One evaluation of LocalResidual; the official one is float32, contiguous, nothing computed ahead")
+    print(table(evaluations))
     forecasts = compare_forecasts(official, ours, args.members, args.rounds, args.full)
-    print_forecasts(forecasts)
-    if args.json:
-        result = {"threads": torch.get_num_threads(), "evaluations": evaluations, "forecasts": forecasts}
-        with replacing(args.json) as temporary:
-            temporary.write_text(json.dumps(vars(args) | result, indent=1, default=str) + "\n")
+    print("\nForecasts of one sequence; times faster: per member")
+    print(table(forecasts))
+    write_numbers(args, evaluations=evaluations, forecasts=forecasts)
 
 
 if __name__ == "__main__":

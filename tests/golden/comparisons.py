@@ -1,4 +1,4 @@
-"""The comparisons of `tests/golden` on any device."""
+"""Our networks against the stored outputs of the official ones, on any device."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ FRAME = (1, 32, 32)
 
 
 def comparisons(device: torch.device) -> Iterator[tuple[str, Callable[[], Pairs]]]:
-    """Names, and functions that compute what is compared."""
+    """Yield names, and functions that compute pairs to compare."""
 
     def stored(name: str) -> dict[str, Tensor]:
         return {
@@ -127,7 +127,7 @@ def comparisons(device: torch.device) -> Iterator[tuple[str, Callable[[], Pairs]
 
 @torch.no_grad()
 def compare(compute: Callable[[], Pairs]) -> dict:
-    """A row: the difference that comes nearest to its tolerance, or exceeds it most."""
+    """Return the difference that comes nearest to its tolerance, or exceeds it most."""
     rows = []
     for name, (ours, expected, tolerance) in compute().items():
         difference = float(np.nan_to_num(np.abs(ours.detach().cpu().numpy() - expected), nan=np.inf).max())

@@ -1,4 +1,4 @@
-"""Forecasts on a GPU: seconds, by part, in every precision, compiled, and how far results are from float32."""
+"""Forecasts on a GPU: seconds, by part, in every precision, compiled, and differences from float32."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -7,8 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.forecast import compare_evaluations, compare_forecasts, in_turn, seconds_of
-from benchmarks.gpu_bench import PRECISIONS, Bench, Case, tf32
+from benchmarks.gpu.bench import PRECISIONS, Bench, Case, tf32
+from benchmarks.speed.forecast import compare_evaluations, compare_forecasts
+from benchmarks.speed.measuring import in_turn, seconds_of
 from diffcast import DiffCast
 from diffcast.forecaster import place
 from diffcast.layers import computing_in
@@ -28,46 +29,14 @@ def forecasts(bench: Bench) -> Iterator[Case]:
     for backbone in sizes.backbones:
         official = bench.model(backbone)
         ours = place(copy.deepcopy(official), bench.device)
-        yield f"{backbone}, official", 15, partial(against_official, bench, backbone, official, ours)
+        yield backbone, 15, partial(compare_forecasts, official, ours, sizes.members, sizes.rounds)
         for precision in PRECISIONS:
             for members in (1, sizes.members):
                 yield f"{backbone}, dpm, {precision}", 5, partial(parts, bench, ours, members, precision)
     for members in (1, sizes.members):
-        yield "evaluation", 5, partial(evaluations, bench, official, ours, members)
+        yield backbone, 5, partial(compare_evaluations, official, ours, members, sizes.rounds)
     for at_once in (1, sizes.members, 4 * sizes.members, sizes.sequences * sizes.members):
         yield f"bfloat16, forecast_batch {at_once}", 15, partial(throughput, bench, ours, at_once)
-
-
-@torch.no_grad()
-def against_official(bench: Bench, name: str, official: DiffCast, ours: DiffCast) -> list[dict]:
-    """Rows of `benchmarks.forecast` for whole forecasts."""
-    rows = compare_forecasts(official, ours, bench.sizes.members, bench.sizes.rounds, full=False)
-    return [
-        {
-            "case": f"{name}, {row['form']}, {row['sampler']} {row['steps']}, {row['precision']}"
-            + ", extrapolated" * row["extrapolated"],
-            "members": row["members"],
-            "s": row["median"],
-            "times faster": row["speedup"],
-        }
-        for row in rows
-    ]
-
-
-@torch.no_grad()
-def evaluations(bench: Bench, official: DiffCast, ours: DiffCast, members: int) -> list[dict]:
-    """Rows of `benchmarks.forecast` for one evaluation of LocalResidual."""
-    rows = compare_evaluations(official, ours, members, bench.sizes.rounds)
-    return [
-        {
-            "case": f"evaluation, {row['form']}",
-            "members": members,
-            "s": row["median"],
-            "times faster": row["speedup"],
-            "difference": row["difference"],
-        }
-        for row in rows
-    ]
 
 
 @torch.no_grad()

@@ -1,33 +1,12 @@
-"""What residual diffusion adds to a backbone, at equal computing time, on synthetic storms: the small benchmark.
+"""The trainings of the small benchmark and what evaluates them. See `benchmarks.skill`."""
 
-    python -m benchmarks.skill [--backbones simvp convgru] [--seeds 0 1 2] [--jobs 2]
-
-For each backbone and seed three trainings of `run.py` with the arguments of `resources/mini_<backbone>.args`:
-
-- `start`: the backbone, for about half of the budget;
-- `diffcast`: DiffCast around that backbone, which stays as it is, for the rest of the budget;
-- `alone`: the backbone for the whole budget, the control.
-
-All are evaluated on the same sequences of the test split, each backbone, and advection, also dressed in residuals of
-training sequences. Budgets are steps, chosen so that `start` and `diffcast` together take the processor time of `alone`
-(see BUDGETS); what they really took is in the results. What is finished is not done again, what was interrupted is
-resumed, and what another command made is refused. The results appear in `Exps/benchmark/results`, of some backbones or
-seeds in `Exps/benchmark/results_<backbones>_seeds_<seeds>`: `results.json`, `results.md` with tables and a comparison
-with the results that come with the project, pictures, and a report for each backbone.
-"""
-
-import argparse
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.jobs import Runner, run_together
-from benchmarks.skill_results import collect, write_results
-from utils.errors import InputError, exit_on_input_error
-from utils.processors import processors
+from benchmarks.skill.jobs import Runner, run_together
+from utils.provenance import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("Exps/benchmark")
 PRESETS = Path("resources")
 STORMS = Path("data/mini")
@@ -116,39 +95,3 @@ def run_all(backbones: list[str], seeds: list[int], jobs: int) -> Runner:
     ]
     run_together(runner, jobs, tasks)
     return runner
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbones", nargs="+", default=list(BUDGETS), choices=list(BUDGETS), metavar="NAME")
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="(default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=processors(), help="at a time (default: one per processor)")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run what is missing, and gather the results."""
-    args = build_parser().parse_args(argv)
-    with exit_on_input_error():
-        if args.jobs < 1:
-            raise InputError(f"--jobs must be at least 1, not {args.jobs}.")
-        os.chdir(ROOT)
-        runner = run_all(args.backbones, args.seeds, args.jobs)
-        runs = {
-            backbone: {
-                seed: {stage: Training(backbone, seed, stage) for stage in ("start", "diffcast", "alone")}
-                for seed in args.seeds
-            }
-            for backbone in args.backbones
-        }
-        some = args.backbones if set(args.backbones) != set(BUDGETS) else []
-        some = some if set(args.seeds) == set(SEEDS) else [*some, "seeds", *map(str, args.seeds)]
-        folder = RUNS / "_".join(["results", *some])
-        baselines = RUNS / BASELINES
-        write_results(collect(runs, baselines, runner.cpu_seconds), runs, baselines, folder)
-        print((folder / "results.md").read_text())
-
-
-if __name__ == "__main__":
-    main()

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_bench import PRECISIONS, TOY, Bench, Case, Sizes, tf32
-from benchmarks.gpu_forecasts import forecasts, in_batches, precision
-from benchmarks.gpu_golden import compare, comparisons
-from benchmarks.gpu_training import compiled, repeated, training
+from benchmarks.gpu.bench import PRECISIONS, TOY, Bench, Case, Sizes, tf32
+from benchmarks.gpu.forecasts import forecasts, in_batches, precision
+from benchmarks.gpu.training import compiled, repeated, training
+from tests.golden.comparisons import compare, comparisons
 from tests.tiny import arguments
 from utils.files import replacing
 from utils.provenance import ROOT
@@ -65,7 +65,7 @@ def peak(bench: Bench, dtype: torch.dtype, on: bool) -> dict:
 
 
 def golden(bench: Bench) -> Iterator[Case]:
-    """All comparisons of tests/golden."""
+    """Compare with all outputs in tests/golden."""
     with tf32(False):
         for name, compute in comparisons(bench.device):
             yield name, 5, partial(compare, compute)
@@ -111,7 +111,7 @@ def two_processes(bench: Bench) -> list[dict]:
     rows = bench.folder / "two.json"
     words = ["two", rows, "--folder", bench.folder, "--until", bench.until, *["--toy"] * (bench.sizes is TOY)]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "-m"]
-    command(*launcher, "benchmarks.gpu_sections", *words)
+    command(*launcher, "benchmarks.gpu.sections", *words)
     return json.loads(rows.read_text())
 
 

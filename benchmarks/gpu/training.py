@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 import run
-from benchmarks.gpu_bench import Bench, Case, Sizes
-from benchmarks.training import packed_storms
+from benchmarks.gpu.bench import Bench, Case, Sizes
+from benchmarks.speed.training import packed_storms
 from dataset import build_dataset
 from diffcast.commandline.settings import RunSettings, read
 from diffcast.commandline.summary import training_cost

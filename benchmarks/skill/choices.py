@@ -1,9 +1,10 @@
-"""What each choice of training does: the small benchmark's DiffCast with one thing changed, at equal processor time.
+"""What each choice of training does, one thing changed at a time, at equal processor time.
 
-    python -m benchmarks.choices [--seed 0] [--jobs 2]
+    python -m benchmarks.skill.choices [--seed 0] [--jobs 2]
 
-The first training is that of `python -m benchmarks.skill`, whose runs are used and, where missing, made first.
-What is finished is not done again. `choices.json` and `choices.md` appear in `Exps/benchmark/choices_<seed>`.
+The first training is DiffCast around ConvGRU of `python -m benchmarks.skill`, whose runs are used and, where missing,
+made first. What is finished is not done again. `choices.json` and `choices.md` appear in the folder
+`Exps/benchmark/choices_<seed>`.
 """
 
 import argparse
@@ -14,17 +15,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import skill
-from benchmarks.jobs import run_together
-from benchmarks.skill_results import scores_of, training_steps
-from benchmarks.tables import interval, number, table_head, table_row
+from benchmarks.skill import trainings
+from benchmarks.skill.jobs import add_jobs, run_together
+from benchmarks.skill.results import scores_of, training_steps
+from benchmarks.skill.tables import interval, number, table_head, table_row
 from diffcast.evaluation.results import without_nan
 from diffcast.report.bootstrap import REPLICATES, differences
 from diffcast.report.evaluation import find_entry
-from utils.errors import InputError, exit_on_input_error
+from utils.errors import exit_on_input_error
 from utils.files import replacing
-from utils.processors import processors
-from utils.provenance import provenance
+from utils.provenance import ROOT, provenance
 
 BACKBONE = "convgru"
 SCORES = {
@@ -69,12 +69,12 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return skill.RUNS / f"Diff{BACKBONE}_sevir_choice_{self.choice}_{self.seed}"
+        return trainings.RUNS / f"Diff{BACKBONE}_sevir_choice_{self.choice}_{self.seed}"
 
     def command(self) -> list[str]:
         """The arguments of `run.py`."""
         choice = CHOICES[self.choice]
-        words = skill.Training(BACKBONE, self.seed, "diffcast").command(choice.steps)
+        words = trainings.Training(BACKBONE, self.seed, "diffcast").command(choice.steps)
         if not choice.frozen:
             words.remove("--freeze_backbone")
         if not choice.start:
@@ -85,14 +85,15 @@ class Run:
 
 def run_all(seed: int, jobs: int) -> dict:
     """Train and evaluate what is missing; returns the results, JSON-ready."""
-    runner = skill.prepared_runner()
-    skill.train(runner, BACKBONE, seed, ("start", "diffcast"))
+    runner = trainings.prepared_runner()
+    trainings.train(runner, BACKBONE, seed, ("start", "diffcast"))
     runs = {choice: Run(seed, choice) for choice in CHOICES}
     tasks = [
-        partial(runner.run, run.name, ["run.py", *run.command()], run.folder, skill.RESULTS) for run in runs.values()
+        partial(runner.run, run.name, ["run.py", *run.command()], run.folder, trainings.RESULTS)
+        for run in runs.values()
     ]
     run_together(runner, jobs, tasks)
-    benchmark = skill.Training(BACKBONE, seed, "diffcast")
+    benchmark = trainings.Training(BACKBONE, seed, "diffcast")
     rows = collect({"benchmark": benchmark, **runs}, runner.cpu_seconds)
     return without_nan(
         {
@@ -106,7 +107,7 @@ def run_all(seed: int, jobs: int) -> dict:
     )
 
 
-def collect(runs: dict[str, skill.Training | Run], cpu_seconds: Callable[[str], float]) -> dict:
+def collect(runs: dict[str, trainings.Training | Run], cpu_seconds: Callable[[str], float]) -> dict:
     """Scores of all runs, and their differences to the first."""
     entries = [find_entry(str(run.folder)) for run in runs.values()]
     found, _ = differences(entries, REPLICATES)
@@ -154,14 +155,12 @@ def main(argv: list[str] | None = None) -> None:
     """Run what is missing, and gather the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=processors(), help="at a time (default: one per processor)")
+    add_jobs(parser)
     args = parser.parse_args(argv)
     with exit_on_input_error():
-        if args.jobs < 1:
-            raise InputError(f"--jobs must be at least 1, not {args.jobs}.")
-        os.chdir(skill.ROOT)
+        os.chdir(ROOT)
         results = run_all(args.seed, args.jobs)
-        write_results(results, skill.RUNS / f"choices_{args.seed}")
+        write_results(results, trainings.RUNS / f"choices_{args.seed}")
         print("\n".join(table(results["rows"])))
 
 

@@ -1,18 +1,17 @@
-"""Sequences per second of a training on packed synthetic storms, and the share of time spent waiting for data.
+"""Sequences per second of a training, and its share of time spent waiting for data.
 
-    python -m benchmarks.training --backbone simvp --use_diff [--img_size 128] [--dim 64] [--batch_size 6]
+    python -m benchmarks.speed.training --backbone simvp --use_diff [--img_size 128] [--dim 64] [--batch_size 6]
         [--num_workers 4] [--steps 12] [--rounds 2] [--json result.json]
 
-Forms: float32 contiguous (the reference), float32 and bfloat16 with weights as a training places them (channels-last
-convolutions), and bfloat16 with gradients accumulated over batches. All have the same weights and are timed in turn,
-each turn with new workers. A step is what a training does: draw noise, forward, backward, clip, fused AdamW. The first
-step of a turn starts workers and warms up; it is not counted. Take more steps than the workers read ahead (4 batches
-each), so that waiting shows.
+The data are packed synthetic storms. Forms: float32 contiguous (the reference), float32 and bfloat16 with weights in
+the layout of a training (channels-last convolutions), and bfloat16 with gradients accumulated over batches. All have
+the same weights and are timed in turn, each turn with new workers. A step is that of a training: draw noise, forward,
+backward, clip, fused AdamW. The first step of a turn starts workers and warms up, and is not counted. Take more steps
+than the workers read ahead (4 batches each), so that waiting shows.
 """
 
 import argparse
 import copy
-import json
 import logging
 import statistics
 import tempfile
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from benchmarks.forecast import default_device
+from benchmarks.speed.measuring import arguments, check_at_least, default_device, table, write_numbers
 from dataset import build_dataset
 from dataset.sevir.packed import pack
 from dataset.synthetic.writer import write_sevir
@@ -36,9 +35,6 @@ from diffcast.forecaster import Architecture, place
 from diffcast.loading import TrainingBatches, generators, load_batches
 from diffcast.training.loop import MAX_GRADIENT_NORM
 from utils.errors import InputError, exit_on_input_error
-from utils.files import replacing
-from utils.log import format_table
-from utils.provenance import provenance
 
 EVENTS = 30  # of which 21, with 5 sequences each, are for training
 
@@ -111,7 +107,7 @@ def packed_storms(folder: Path, img_size: int, seq_len: int) -> Dataset:
 def measure(
     model: nn.Module, dataset: Dataset, batch_size: int, workers: int, accumulated: int, steps: int, rounds: int
 ) -> list[dict]:
-    """The row of each form, timed in turn."""
+    """Measure each form, in turn."""
     device = default_device()
     forms = [
         Form("float32, contiguous", False, torch.float32, 1),
@@ -126,65 +122,44 @@ def measure(
             so_far += training.turn(dataset, batch_size, workers, steps)
     rows = [describe(form, batch_size, its) for form, its in zip(forms, taken, strict=True)]
     for row in rows:
-        row["speedup"] = row["sequences_per_second"] / rows[0]["sequences_per_second"]
+        row["times faster"] = row["sequences/s"] / rows[0]["sequences/s"]
     return rows
 
 
 def describe(form: Form, batch_size: int, steps: list[Step]) -> dict:
-    """The numbers of a form from all of its steps."""
+    """Summarise all steps of a form."""
     per_step, seconds = batch_size * form.batches, [step.total for step in steps]
     return {
         "form": form.name,
-        "sequences_per_second": per_step / statistics.median(seconds),
-        "sequences_per_second_best": per_step / min(seconds),
-        "step_seconds": {"median": statistics.median(seconds), "shortest": min(seconds)},
-        "waiting_share": sum(step.waited for step in steps) / sum(seconds),
+        "sequences/s": per_step / statistics.median(seconds),
+        "best sequences/s": per_step / min(seconds),
+        "s/step": statistics.median(seconds),
+        "waits for data": sum(step.waited for step in steps) / sum(seconds),
     }
 
 
-def print_rows(rows: list[dict]) -> None:
-    """The table."""
-    header = ["", "sequences / s", "best", "times faster", "s / step", "waiting for data"]
-    cells = [
-        [
-            r["form"],
-            *(f"{r[key]:.2f}" for key in ("sequences_per_second", "sequences_per_second_best", "speedup")),
-            f"{r['step_seconds']['median']:.3f}",
-            f"{100 * r['waiting_share']:.1f} %",
-        ]
-        for r in rows
-    ]
-    print(format_table(header, cells))
-
-
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    whole = partial(parser.add_argument, type=int)
+    """Define the command line."""
+    parser = arguments(__doc__)
+    number = partial(parser.add_argument, type=int)
     parser.add_argument("--backbone", default="simvp", help="as in run.py")
     parser.add_argument("--backbone_options", nargs="*", default=[], metavar="NAME=VALUE", help="as in run.py")
     parser.add_argument("--use_diff", action="store_true", help="DiffCast around the backbone")
-    whole("--dim", default=64, help="width of the diffusion networks")
-    whole("--dim_mults", nargs="+", default=[1, 2, 4, 8], metavar="N", help="their widths per level")
-    whole("--img_size", default=128, help="pixels of a frame's side")
-    whole("--batch_size", default=6, help="sequences per batch")
-    whole("--grad_acc_step", default=4, help="batches per step of the last form")
-    whole("--num_workers", default=4, help="processes that load data")
-    whole("--steps", default=12, help="timed steps per turn")
-    whole("--rounds", default=2, help="turns of each form")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    number("--dim", default=64, help="width of the diffusion networks")
+    number("--dim_mults", nargs="+", default=[1, 2, 4, 8], metavar="N", help="their widths per level")
+    number("--img_size", default=128, help="pixels of a frame's side")
+    number("--batch_size", default=6, help="sequences per batch")
+    number("--grad_acc_step", default=4, help="batches per step of the last form")
+    number("--num_workers", default=4, help="processes that load data")
+    number("--steps", default=12, help="timed steps per turn")
+    number("--rounds", default=2, help="turns of each form")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Generate data, measure, print the table, write the numbers."""
-    for name in ("batch_size", "grad_acc_step", "steps", "rounds"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} must be at least 1, not {getattr(args, name)}.")
-    if args.num_workers < 0:
-        raise InputError(f"--num_workers must not be negative, as {args.num_workers} is.")
+    check_at_least(args, 1, "batch_size", "grad_acc_step", "steps", "rounds")
+    check_at_least(args, 0, "num_workers")
     architecture = Architecture(
         args.backbone,
         args.use_diff,
@@ -207,12 +182,8 @@ def run(args: argparse.Namespace) -> None:
         f"Training of {what}, batches of {args.batch_size} x 25 frames of {args.img_size} x {args.img_size}, "
         f"{args.num_workers} workers, {threads} thread(s)"
     )
-    print_rows(rows)
-    if args.json:
-        settings = {name: value for name, value in vars(args).items() if name != "json"}
-        with replacing(args.json) as temporary:
-            result = {"about": provenance(), "threads": threads, **settings, "rows": rows}
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(rows))
+    write_numbers(args, rows=rows)
 
 
 def main(argv: list[str] | None = None) -> None:
