@@ -1,5 +1,6 @@
 """What the rest of the project needs to know about the values of a data source."""
 
+import math
 from dataclasses import dataclass, replace
 
 
@@ -26,6 +27,22 @@ class Source:
     def steps(self) -> tuple[float, ...]:
         """What `scale * x` reaches where the value reaches the thresholds."""
         return tuple(threshold - self.offset for threshold in self.thresholds)
+
+
+def vil(byte: float) -> float:
+    """Vertically integrated liquid in kg/m2 that a byte of SEVIR stands for (Veillette et al. 2020, NeurIPS 33)."""
+    if byte <= 5:
+        return 0.0
+    return (byte - 2) / 90.66 if byte <= 18 else math.exp((byte - 83.9) / 38.9)
+
+
+PHYSICAL = {"VIL byte": (vil, "kg/m²")}  # units that are steps of a scale -> their meaning
+
+
+def physical(value: float, units: str) -> str:
+    """A value in physical units, such as "3.5 kg/m²" for byte 133 of VIL; empty if `units` are physical."""
+    meaning, name = PHYSICAL.get(units, (None, ""))
+    return f"{meaning(value):.2g}\N{NO-BREAK SPACE}{name}" if meaning else ""
 
 
 def synthetic(source: Source) -> Source:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset.sequences import Sequences
-from diffcast.evaluation.parts import Part, Parts, split_into_parts
+from diffcast.evaluation.parts import RAINY, Part, Parts, digest_of, split_into_parts
 from diffcast.evaluation.results import describe_source, score_table, warn_of_gaps, write_lead_times, write_metrics
 from diffcast.forecaster import place
 from diffcast.forecasting.dressed import Dressed
@@ -122,7 +122,7 @@ class Evaluator:
     def evaluate(self, folder: Path, identity: dict, about: dict) -> dict[str, dict]:
         """Score the missing parts, and write the results to the folder."""
         self.folder = folder
-        self.parts = Parts(folder / "sequences", identity)
+        self.parts = Parts(folder / "sequences", digest_of(identity))
         decided_by_main(self.accelerator, self.parts.prepare)
         LOG.info("forecasting %d of %d sequences with %s", len(self.chosen), len(self.dataset), self.name)
         self.run()
@@ -167,7 +167,7 @@ class Evaluator:
         write_lead_times(self.folder / "lead_time.csv", scores, source)
         results = {"name": self.name, **about, "evaluation": self.how(), "sequences": len(self.chosen)}
         results |= {"parts": self.parts.digest, "source": source, "scores": scores, "cases": cases}
-        write_metrics(self.folder / "metrics.json", results)
+        write_metrics(self.folder, results)
         LOG.info("%s", score_table(scores))
         warn_of_gaps(scores)
         with Dispensable("the report"):
@@ -224,21 +224,29 @@ class Evaluator:
         return found
 
     def draw_cases(self) -> list[dict]:
-        """Draw the sequences with the best and the worst CRPS and some evenly between; tell which they are."""
-        index, crps = self.parts.crps(len(self.work), self.name)
-        order = np.argsort(crps, kind="stable")[: np.isfinite(crps).sum()]  # the last have no valid pixel
+        """Draw the sequences with the best and the worst CRPS and some evenly between, of those with rain; JSON-ready.
+
+        If no sequence has rain on the share `RAINY` of its observed pixels, all are candidates.
+        """
+        index, crps, rain = self.parts.cases(len(self.work), self.name)
+        candidates = np.flatnonzero(np.isfinite(crps) & (rain >= RAINY))
+        if not len(candidates):
+            candidates = np.flatnonzero(np.isfinite(crps))
+        order = candidates[np.argsort(crps[candidates], kind="stable")]
         names = {1: ["median"], 2: ["best", "worst"], 3: ["best", "median", "worst"]}
         number = min(self.settings.cases, len(order))
         mine = []
         for case in range(self.accelerator.process_index, number, self.accelerator.num_processes):
             rank = (len(order) - 1) // 2 if number == 1 else round(case * (len(order) - 1) / (number - 1))
+            chosen = order[rank]
             mine.append(
                 {
                     "rank": rank + 1,
-                    "id": self.dataset.sequence_id(index[order[rank]]),
+                    "id": self.dataset.sequence_id(int(index[chosen])),
                     "why": names[number][case] if number in names else f"rank {rank + 1} of {len(order)}",
-                    "crps": float(crps[order[rank]]),
-                    "pictures": self._draw(index[order[rank]]),
+                    "crps": float(crps[chosen]),
+                    "rain": float(rain[chosen]),
+                    "pictures": self._draw(int(index[chosen])),
                 }
             )
         return sorted(gather_object(mine), key=lambda case: case["rank"])

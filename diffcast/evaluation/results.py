@@ -1,4 +1,4 @@
-"""Results of an evaluation: table, curves over lead times, JSON."""
+"""The results of an evaluation as a table, as curves over lead times, and as JSON."""
 
 import csv
 import json
@@ -11,15 +11,18 @@ from torch import nn
 
 from dataset.source import Source
 from dataset.units import same_units
+from utils.errors import InputError
 from utils.files import replacing
 from utils.log import format_table
 
 LOG = logging.getLogger(__name__)
+METRICS = "metrics.json"
+MEANS = {"ensemble_mean": "ensemble mean", "pm_mean": "probability-matched mean"}  # fields made of the members
 TABLE = ["csi", "csi_pool4", "csi_pool16", "pod", "far", "hss", "mse", "mae", "ssim", "lpips", "crps"]
 
 
 def describe_source(source: Source, model: nn.Module) -> dict:
-    """Describe the frames that a forecaster forecasts, JSON-ready."""
+    """Units, thresholds, resolution and length of the frames that a model forecasts, JSON-ready."""
     return {
         "name": source.name,
         "synthetic": source.synthetic,
@@ -36,11 +39,9 @@ def describe_source(source: Source, model: nn.Module) -> dict:
 
 
 def data_differences(trained: object, found: dict) -> list[str]:
-    """List differences of two sources that matter to weights.
+    """Where two descriptions of sources differ in what weights depend on, as `key trained / found`.
 
-    Each is written as `name theirs / ours`.
-
-    `trained` comes from a checkpoint: there may be none, and what it does not tell is no difference.
+    `trained` comes from a checkpoint. It may be None, and a key that it lacks is no difference.
     """
     if not isinstance(trained, dict):
         return []
@@ -72,8 +73,8 @@ def _range(source: dict) -> str:
 
 
 def score_table(scores: dict[str, dict]) -> str:
-    """Format the most important scores, a row per forecast."""
-    fields = list(_fields(scores))
+    """The most important scores as text, a row per forecast."""
+    fields = list(_labelled(scores))
     columns = [score for score in TABLE if any(score in values for _, values in fields)]
     rows = [[label, *(_number(values.get(score)) for score in columns)] for label, values in fields]
     return format_table(["", *columns], rows)
@@ -86,11 +87,11 @@ def _number(value: float | None) -> str:
 
 
 def write_lead_times(path: Path, scores: dict[str, dict], source: dict) -> None:
-    """Write the curves over lead times as CSV.
+    """Write a CSV file with one line per forecast and lead time (minutes) and one column per score.
 
-    There is a line per forecast and lead time (minutes), and a column per score and threshold.
+    A score of each threshold has a column per threshold.
     """
-    curves = {label: _curves(values, source["thresholds"]) for label, values in _fields(scores)}
+    curves = {label: _curves(values, source["thresholds"]) for label, values in _labelled(scores)}
     columns = list(dict.fromkeys(name for of_one in curves.values() for name in of_one))
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -101,13 +102,16 @@ def write_lead_times(path: Path, scores: dict[str, dict], source: dict) -> None:
                 writer.writerow([source["name"], label, (lead + 1) * source["interval"], *cells])
 
 
-def _fields(scores: dict[str, dict]) -> Iterator[tuple[str, dict]]:
-    """Yield each forecast, followed by its ensemble means."""
+def fields_of(values: dict) -> Iterator[tuple[str, dict]]:
+    """Label and scores of the fields made of a forecast's members, such as the ensemble mean."""
+    return ((label, values[key]) for key, label in MEANS.items() if key in values)
+
+
+def _labelled(scores: dict[str, dict]) -> Iterator[tuple[str, dict]]:
+    """Each forecast, followed by the fields made of its members."""
     for name, values in scores.items():
         yield name, values
-        for key, label in {"ensemble_mean": "ensemble mean", "pm_mean": "probability-matched mean"}.items():
-            if key in values:
-                yield f"{name} ({label})", values[key]
+        yield from ((f"{name} ({label})", of_field) for label, of_field in fields_of(values))
 
 
 def _curves(values: dict, thresholds: list[float]) -> dict[str, list[float]]:
@@ -121,24 +125,35 @@ def _curves(values: dict, thresholds: list[float]) -> dict[str, list[float]]:
     return curves
 
 
-def write_metrics(path: Path, report: dict) -> None:
-    """Write the report of an evaluation as JSON."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n")
+def write_metrics(folder: Path, metrics: dict) -> None:
+    """Write `metrics.json`, the results of an evaluation."""
+    with replacing(folder / METRICS) as temporary:
+        temporary.write_text(json.dumps(without_nan(metrics), indent=1, allow_nan=False) + "\n")
+
+
+def read_metrics(folder: Path) -> dict:
+    """Read the `metrics.json` of a folder. Raises `InputError` if no evaluation wrote it."""
+    path = folder / METRICS
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}.") from None
+    except ValueError:
+        metrics = None
+    if not (isinstance(metrics, dict) and metrics.get("scores") and metrics.get("source")):
+        raise InputError(f"{path} is not the result of an evaluation; evaluate that run again.")
+    return metrics
 
 
 def warn_of_gaps(scores: dict[str, dict]) -> None:
-    """Warn of forecasts that are NaN where the target is valid.
-
-    Such pixels count in the score of no forecast.
-    """
+    """Warn of forecasts that are NaN at observed pixels, which the scores of no forecast count."""
     for name, values in scores.items():
         if missing := values.get("missing_forecast_pixels", 0):
-            LOG.warning("%s is NaN in %d pixels where the target is known; its scores leave them out", name, missing)
+            LOG.warning("%s is NaN at %d observed pixels; its scores leave them out", name, missing)
 
 
 def without_nan(value):
-    """Replace NaN and infinity, which JSON cannot hold, by None."""
+    """The same structure with None for NaN and infinity, which JSON cannot express."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Paired bootstrap over events: how sure the difference between two runs is."""
+"""Paired bootstrap over events: confidence intervals of the difference between two runs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from diffcast.report.evaluation import Entry, Evaluation, read_terms
+from diffcast.report.evaluation import Entry, Evaluation
 from utils.errors import InputError
 from utils.metrics import ScoreGroup, Scores
 
@@ -21,7 +21,7 @@ SAME = ("name", "scale", "offset", "thresholds", "interval", "frame_shape", "fra
 
 
 class Difference(NamedTuple):
-    """A score's difference to the reference, and the bootstrap interval around it (NaN if it has none)."""
+    """A score's difference to the reference and its bootstrap interval, NaN if undefined."""
 
     value: float
     low: float
@@ -33,12 +33,12 @@ def differences(
     replicates: int,
     seed: int = SEED,
 ) -> tuple[list[dict[str, Difference]], dict[str, float]]:
-    """Score by score, each further entry minus the first, with a 95 % percentile interval.
+    """The scores of each further entry minus those of the first, with 95 % percentile intervals.
 
-    Events are drawn with replacement, each with all its sequences, since those of one storm resemble each other; the
-    same ones for every entry, so that what an event has in common to all (rain or no rain) cancels (Efron and
-    Tibshirani 1993; Hamill 1999, Wea. Forecasting 14). The score of a replicate is what the score's own `compute` makes
-    of the sums over the drawn sequences: it is no mean of per-sequence scores.
+    Events are drawn with replacement, each with all its sequences, since sequences of one storm resemble each other.
+    The same events are drawn for every entry, so that the difficulty of an event cancels (Efron and Tibshirani 1993;
+    Hamill 1999, Wea. Forecasting 14). The score of a replicate is computed from the sums over the drawn sequences. It
+    is not a mean of scores per sequence.
 
     Returns the differences of each further entry, and the scores of the first.
 
@@ -53,7 +53,7 @@ def differences(
 
 
 def common_ids(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The sequences that all evaluations score, sorted. Raises `InputError` if they score different ones."""
+    """The ids of the scored sequences, sorted. Raises `InputError` if the evaluations differ in them."""
     first, *others = evaluations
     for other in others:
         source, its = (evaluation.source for evaluation in (first, other))
@@ -73,7 +73,10 @@ def common_ids(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def resampling_weights(events: Sequence[str], replicates: int, seed: int) -> np.ndarray:
-    """How often each replicate draws each sequence, given their events: `(1 + replicates, n)`, first row all ones."""
+    """Number of times that each replicate draws each sequence, `(1 + replicates, n)`.
+
+    The first row is all ones. `events` names the event of each sequence.
+    """
     names, of_event = np.unique(np.asarray(events), return_inverse=True)
     share = np.full(len(names), 1 / len(names))
     drawn = np.random.default_rng(seed).multinomial(len(names), share, size=replicates)[:, of_event]
@@ -81,19 +84,14 @@ def resampling_weights(events: Sequence[str], replicates: int, seed: int) -> np.
 
 
 def replicated_scores(entry: Entry, ids: Sequence[str], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """The compared scores `(1 + replicates,)` of an entry, for `weights` whose columns stand for `ids`."""
+    """The compared scores `(1 + replicates,)` of an entry. The columns of `weights` stand for `ids`."""
     score = compared_score(entry)
     column = {name: i for i, name in enumerate(ids)}
     state = score.state()
     sums = {name: np.zeros((len(weights), zero.numel())) for name, zero in state.items()}
-    for part_ids, terms in read_terms(entry.evaluation, entry.forecast, list(state)):
+    for part_ids, terms in entry.evaluation.parts.terms(entry.forecast, list(state)):
         part_weights = weights[:, [column[name] for name in part_ids]].astype(np.float64)
         for name, values in terms.items():
-            if values.shape != (len(part_ids), *state[name].shape):
-                raise InputError(
-                    f"the terms {entry.forecast}:{name} in {entry.evaluation.folder} are of shape {values.shape}, "
-                    f"not {(len(part_ids), *state[name].shape)}; evaluate that run again."
-                )
             sums[name] += part_weights @ values.reshape(len(values), -1).astype(np.float64)
     replicas = []
     for row in range(len(weights)):
@@ -103,7 +101,7 @@ def replicated_scores(entry: Entry, ids: Sequence[str], weights: np.ndarray) -> 
 
 
 def compared_score(entry: Entry) -> ScoreGroup:
-    """An empty score of all that is compared."""
+    """An empty score of everything that is compared."""
     source = entry.evaluation.source
     steps = [threshold - source["offset"] for threshold in source["thresholds"]]
     parts = Scores(source["scale"], steps, source["frames_out"], entry.members).parts
@@ -111,7 +109,7 @@ def compared_score(entry: Entry) -> ScoreGroup:
 
 
 def difference(replicas: np.ndarray) -> Difference:
-    """Value (the first of the replicas) and percentile interval (of the others)."""
+    """The first replica with the percentile interval of the others."""
     value, drawn = float(replicas[0]), replicas[1:]
     defined = drawn[np.isfinite(drawn)]
     if not np.isfinite(value) or len(defined) < (1 - MOST_UNDEFINED) * len(drawn):

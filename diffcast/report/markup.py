@@ -1,6 +1,7 @@
-"""Markup that cannot be injected into: text is escaped unless it is `Html` already."""
+"""HTML in which text is escaped unless it is `Html` already."""
 
 import html
+import re
 
 
 class Html(str):
@@ -9,7 +10,7 @@ class Html(str):
     __slots__ = ()
 
 
-VOID = ("img", "meta", "br")
+VOID = ("img", "input", "meta", "br")
 
 
 def escape(text: object) -> Html:
@@ -18,25 +19,32 @@ def escape(text: object) -> Html:
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Html:
-    """An element. `class_` stands for `class`, underscores for hyphens; attributes that are None are left out."""
+    """An element. Attributes that are None are left out.
+
+    In their names, a trailing underscore is dropped (`class_`) and others become hyphens (`aria_label`).
+    """
     pairs = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
     opening = "".join(f' {key}="{html.escape(str(value))}"' for key, value in pairs.items())
-    content = join(children)
+    content = "".join(escape(child) for child in children)
     return Html(f"<{name}{opening}>" if name in VOID else f"<{name}{opening}>{content}</{name}>")
 
 
-def join(children) -> Html:
-    """Elements and texts one after the other."""
-    return Html("".join(escape(child) for child in children))
-
-
 def table(header: list[object], rows: list[list[object]], caption: str, **attributes: object) -> Html:
-    """A table whose first column names the rows; a cell that is no `<td>` yet becomes one. Scrolls if too wide."""
+    """A table whose first column names the rows. The only cell of a row spans all columns.
+
+    Each cell repeats the heading of its column, which the style shows in narrow windows.
+    """
     head = tag("tr", *(tag("th", cell, scope="col") for cell in header))
-    body = [tag("tr", tag("th", name, scope="row"), *map(_cell, cells)) for name, *cells in rows]
-    content = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), **attributes)
-    return tag("div", content, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    body = [tag("tr", tag("th", name, scope="row"), *_cells(header[1:], cells)) for name, *cells in rows]
+    return tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), **attributes)
 
 
-def _cell(content: object) -> Html:
-    return content if isinstance(content, Html) and content.startswith("<td") else tag("td", content)
+def _cells(headings: list[object], cells: list[object]) -> list[Html]:
+    if len(cells) < len(headings):
+        return [tag("td", *cells, colspan=len(headings))]
+    return [tag("td", cell, data_heading=_text(name)) for name, cell in zip(headings, cells, strict=True)]
+
+
+def _text(content: object) -> str:
+    """Text without the markup around it."""
+    return html.unescape(re.sub("<[^>]*>", "", content)) if isinstance(content, Html) else str(content)

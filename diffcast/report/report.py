@@ -1,4 +1,4 @@
-"""What the reports consist of: one evaluation with its baselines, or several runs side by side."""
+"""The two reports: one evaluation with its baselines, and several runs side by side."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from utils.errors import InputError
 from utils.files import replacing
 
 TILES = ("csi", "csi_pool16", "hss", "crps", "spread_skill_ratio")
-MEAN_NOTE = "Dashed: the ensemble mean."
+MEAN_NOTE = "The ensemble mean is dashed."
 REPORT = "report.html"
 
 
@@ -26,18 +26,20 @@ def write_report(
 ) -> Path:
     """Write a page about the evaluation in `folder`, and return its path.
 
-    The page is one file: charts, pictures and style are inside. A chart or table without scores is left out. Raises
+    The page is one file, with charts, pictures and style inside. A chart or table without scores is left out. Raises
     `InputError` if `folder` holds no evaluation or the page cannot be written.
     """
     evaluation = load_evaluation(Path(folder))
     entries = [Entry(forecast, evaluation, forecast) for forecast in evaluation.scores]
-    header = [_lead(evaluation), *_warnings(entries), _tiles(entries), tables.fact_list(entries[0])]
+    header = [_lead(evaluation), *_warnings(entries), _tiles(entries)]
     sections = [
+        Section("summary", "Summary", [*_reading_aid(entries), *tables.summary(entries)]),
         *_score_sections(entries),
         Section("cases", "Cases", gallery(evaluation)),
-        *_closing_sections(entries, entries[:1]),
+        *_closing_sections(entries, [tables.fact_list(entries[0]), _all_settings(entries[:1])]),
     ]
-    return _write(Path(out or evaluation.folder / REPORT), page(f"Evaluation of {evaluation.name}", header, sections))
+    title = f"Evaluation of {evaluation.name}"
+    return _write(Path(out or evaluation.folder / REPORT), page(title, header, sections, len(entries)))
 
 
 def write_comparison(
@@ -45,22 +47,22 @@ def write_comparison(
     out: str | Path,
     names: Sequence[str] | None = None,
 ) -> Path:
-    """Write a page with several runs side by side and how they differ from the first; returns its path.
+    """Write a page with several runs side by side and their differences to the first; returns its path.
 
-    All must have scored the same sequences: tables and curves over different ones would invite wrong conclusions.
-    Raises `InputError` if they did not, or if a run holds no evaluation.
+    Raises `InputError` if a run holds no evaluation or if the runs scored different sequences, whose scores would not
+    be comparable.
     """
     entries = _named([find_entry(run) for run in runs], names)
     sequences = bootstrap.common_ids([entry.evaluation for entry in entries])
     what = f"the same {len(sequences)} sequences{_of_synthetic_storms(entries[0].evaluation)}"
     header = [tag("p", f"{len(entries)} forecasts of {what}", class_="lead"), *_warnings(entries)]
     sections = [
-        Section("compared", "What is compared", [tables.fact_table(entries)]),
-        Section("differences", "Differences", _differences(entries)),
+        Section("differences", "Differences", [*_reading_aid(entries), *_differences(entries)]),
+        Section("summary", "Summary", tables.summary(entries)),
         *_score_sections(entries),
-        *_closing_sections(entries, entries),
+        *_closing_sections(entries, [tables.fact_table(entries), _all_settings(entries)]),
     ]
-    return _write(Path(out), page(f"Comparison with {entries[0].label}", header, sections))
+    return _write(Path(out), page(f"Comparison with {entries[0].label}", header, sections, len(entries)))
 
 
 def _write(path: Path, text: str) -> Path:
@@ -70,7 +72,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _named(entries: list[Entry], names: Sequence[str] | None) -> list[Entry]:
-    """The entries under the names given, or under names that tell them apart."""
+    """The entries under the names given, or under distinct names."""
     labels = [entry.label for entry in entries]
     if names is not None:
         if len(names) != len(entries):
@@ -84,28 +86,41 @@ def _named(entries: list[Entry], names: Sequence[str] | None) -> list[Entry]:
 
 
 def _lead(evaluation: Evaluation) -> Html:
-    source, how = evaluation.source, evaluation.section("evaluation")
-    members = how.get("members") or 1
+    source, members = evaluation.source, evaluation.section("evaluation").get("members") or 1
     what = f"{members} members" if members > 1 else "one member"
     date = str(evaluation.section("about").get("date") or "")[:10]
     minutes = source["frames_out"] * source["interval"]
-    sequences = f"{evaluation.metrics.get('sequences', '?')} sequences{_of_synthetic_storms(evaluation)}"
+    sequences = f"{evaluation.metrics['sequences']} sequences{_of_synthetic_storms(evaluation)}"
     text = f"{sequences}, {what}, forecasts up to {minutes:g} min"
     return tag("p", ", ".join(part for part in (text, date) if part), class_="lead")
 
 
 def _of_synthetic_storms(evaluation: Evaluation) -> str:
-    """What follows the number of sequences if they are no observations."""
-    return " of synthetic storms, which say nothing about weather" if evaluation.source.get("synthetic") else ""
+    """What follows the number of sequences if they are not observations."""
+    return " of synthetic storms, which say nothing about weather" if evaluation.source["synthetic"] else ""
+
+
+def _reading_aid(entries: Sequence[Entry]) -> list[Html]:
+    """What the CSI of a member means, and which row is the null; nothing for forecasts without a trend."""
+    if not any("trend" in entry.evaluation.scores for entry in entries):
+        return []
+    null = next((entry.label for entry in entries if entry.forecast == "dressed"), None)
+    found = f"“{null}”" if null else "not shown (evaluate with --dress to add it)"
+    aid = (
+        "A member is one sharp draw and pays twice for a displaced cell, as a miss and as a false alarm: its CSI may "
+        "lie below that of the smooth trend, while the CRPS of the ensemble and the probability-matched mean show the "
+        f"gain. The null is {found}: the trend with residuals of training sequences added at random."
+    )
+    return [tag("p", aid, class_="aid")]
 
 
 def _warnings(entries: Sequence[Entry]) -> list[Html]:
-    """A sentence for each forecast that has gaps: leaving out what is hard would pay."""
+    """A sentence for each forecast with missing values, which would profit from them."""
     lost = {entry.label: entry.scores.get("missing_forecast_pixels") or 0 for entry in entries}
     return [
         tag(
             "p",
-            f"{label} is NaN at {pixels:,} observed pixels. No score counts them: do not compare.",
+            f"{label} is NaN at {pixels:,} observed pixels, which no score counts. Do not compare its scores.",
             class_="warning",
         )
         for label, pixels in lost.items()
@@ -114,20 +129,20 @@ def _warnings(entries: Sequence[Entry]) -> list[Html]:
 
 
 def _tiles(entries: Sequence[Entry]) -> Html:
-    """The scores to look at first, each with the best baseline's."""
+    """The most important scores, each with that of the best baseline."""
     tiles = []
     for key in TILES:
         definition, value = DEFINITIONS[key], _scalar(entries[0], key)
         baselines = {entry.label: _scalar(entry, key) for entry in entries[1:] if _is_due(entry, key)}
         if _is_due(entries[0], key) and np.isfinite([value, *baselines.values()]).any():
             number = tag("b", definition.format(value))
-            beside = tag("small", _best_baseline(definition, baselines))
-            tiles.append(tag("div", tag("span", definition.heading), number, beside, class_="tile"))
+            baseline = tag("small", _best_baseline(definition, baselines))
+            tiles.append(tag("div", tag("span", definition.heading), number, baseline, class_="tile"))
     return tag("div", *tiles, class_="tiles")
 
 
 def _is_due(entry: Entry, key: str) -> bool:
-    """Whether a forecast of this kind has the score, be it undefined here."""
+    """Whether a forecast of this kind has the score, which may be undefined."""
     return key in entry.scores and (entry.members > 1 or key != "spread_skill_ratio")
 
 
@@ -148,10 +163,10 @@ def _scalar(entry: Entry, key: str) -> float:
 def _differences(entries: list[Entry]) -> list[Html]:
     found, reference = bootstrap.differences(entries, bootstrap.REPLICATES)
     note = (
-        f"Each forecast minus {entries[0].label}, with the 95 % interval of a paired bootstrap: {bootstrap.REPLICATES} "
-        "times, events are drawn with replacement with all their sequences, the same ones for all forecasts, and the "
-        "scores computed anew. “Unclear”: the interval holds zero. "
-        "CRPS depends on the number of members, CRPS fair does not."
+        f"Each forecast minus {entries[0].label}, with the 95 % interval of a paired bootstrap of "
+        f"{bootstrap.REPLICATES} replicates. A replicate draws events with replacement, with all their sequences, and "
+        "computes the scores of all forecasts from them. The verdict is “unclear” if the interval holds zero. CRPS "
+        "depends on the number of members, CRPS fair does not."
     )
     return [tag("p", note, class_="note"), tables.differences(entries, found, reference)]
 
@@ -159,7 +174,6 @@ def _differences(entries: list[Entry]) -> list[Html]:
 def _score_sections(entries: list[Entry]) -> list[Section]:
     literature = published_for(entries[0].evaluation)
     return [
-        Section("summary", "Summary", tables.summary(entries)),
         Section("published", "Published", tables.published(entries, literature) if literature else []),
         Section("thresholds", "Thresholds", tables.by_threshold(entries)),
         Section("csi", "CSI", panels("csi", charts.lead_curves(entries, "csi", "CSI"), entries, MEAN_NOTE)),
@@ -175,43 +189,53 @@ def _score_sections(entries: list[Entry]) -> list[Section]:
 
 def _ensemble(entries: list[Entry]) -> list[Html]:
     note = (
-        "The CRPS of a single forecast is its mean absolute error. Corrected spread: spread times √((M + 1) / M) for M "
-        "members, which equals the skill if the ensemble is reliable."
+        "The CRPS of a single forecast is its mean absolute error. The corrected spread is the spread times "
+        "√((M + 1) / M) for M members. It equals the skill if the ensemble is reliable."
     )
     return panels("ensemble", charts.ensemble_curves(entries), entries, note)
 
 
 def _ranks(entries: list[Entry]) -> list[Html]:
     note = (
-        "Flat (1) if reliable; high at both ends if the ensemble is too narrow, high at the left if it is too wet. Wet "
-        "pixels: observation or a member reaches the lowest threshold."
+        "The histogram of a reliable ensemble is flat, at 1. It is high at both ends if the ensemble is too narrow and "
+        "high at the left if the ensemble is too wet. At a wet pixel, the observation or a member reaches the lowest "
+        "threshold."
     )
     return panels("ranks", charts.rank_histograms(entries), entries, note)
 
 
 def _reliability(entries: list[Entry]) -> list[Html]:
-    note = "On the diagonal if probabilities mean what they say; below it if they are too high. Strips: pixels per bin."
+    note = (
+        "The curve of a reliable forecast follows the diagonal. It lies below if the probabilities are too high. "
+        "The strips show the number of pixels per probability."
+    )
     return panels("reliability", charts.reliability(entries), entries, note)
 
 
 def _roc(entries: list[Entry]) -> list[Html]:
-    note = "Warning when at least so many members reach the threshold; the diagonal has no skill."
+    note = "A point stands for a warning if a given number of members reach the threshold. The diagonal has no skill."
     return panels("roc", charts.roc(entries), entries, note)
 
 
 def _spectra(entries: list[Entry]) -> list[Html]:
-    note = f"A forecast below the observation is blurred at that wavelength. {MEAN_NOTE}"
+    note = f"A forecast with less power than the observation is blurred at that wavelength. {MEAN_NOTE}"
     return panels("spectra", charts.spectra(entries), entries, note)
 
 
 def _fss(entries: list[Entry]) -> list[Html]:
-    note = "Solid: mean over members. Dashed: of the exceedance probability. Black: useful above this line."
+    note = (
+        "Solid lines are means over members, dashed lines are of the exceedance probability. A forecast is useful "
+        "above the black line."
+    )
     return panels("fss", charts.fss(entries), entries, note)
 
 
-def _closing_sections(entries: list[Entry], runs: list[Entry]) -> list[Section]:
-    all_settings = tag("details", tag("summary", "Show all settings"), tables.settings(runs))
+def _closing_sections(entries: list[Entry], provenance: list[Html]) -> list[Section]:
     return [
         Section("definitions", "Definitions", [tables.definitions(entries)]),
-        Section("settings", "Settings", [all_settings]),
+        Section("provenance", "Provenance", provenance),
     ]
+
+
+def _all_settings(entries: list[Entry]) -> Html:
+    return tag("details", tag("summary", "Show all settings"), tables.settings(entries))

@@ -1,4 +1,4 @@
-"""Charts as SVG that takes its colours and fonts from the page, so that one drawing serves light and dark."""
+"""Charts as SVG with the colours and fonts of the page, light or dark."""
 
 import html
 import io
@@ -47,18 +47,24 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a chart; with `stairs`, `x` holds the edges, one more than `y`."""
+    """A line of a chart. With `stairs`, `x` holds the edges, one more than `y`."""
 
     x: ArrayLike
     y: ArrayLike
-    series: int | None = None  # which entry it belongs to; None: a reference, drawn in ink
-    dash: str = "-"
+    series: int | None = None  # number of its entry; None: a reference, drawn in ink
+    dash: str | tuple = "-"
+    variant: str = ""  # name of a line that readers show and hide apart from the entry's own, such as "ensemble mean"
     stairs: bool = False
+
+    @property
+    def line(self) -> str:
+        """The class of its SVG group."""
+        return f"line-{self.series}" + ("-variant" if self.variant else "")
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One panel: curves over named axes, and `counts` on a strip of their own below."""
+    """One panel with curves over named axes, and with `counts` on a strip below."""
 
     title: str
     x_label: str
@@ -73,7 +79,7 @@ class Chart:
 
 
 def render(chart: Chart, slug: str) -> str:
-    """Draw a chart as an `<svg>` element; `slug` makes the ids inside unique on the page."""
+    """Draw a chart as an `<svg>` element. `slug` makes the ids inside unique on the page."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE)
         figure.subplots_adjust(**MARGINS)
@@ -111,14 +117,15 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
     x, y = np.asarray(curve.x, dtype=np.float64), np.asarray(curve.y, dtype=np.float64)
     color = INK if curve.series is None else SERIES[curve.series % len(SERIES)]
     if curve.stairs:
-        axes.stairs(y, x, color=color, linestyle=curve.dash, linewidth=1.6, baseline=None)
+        drawn = axes.stairs(y, x, color=color, linestyle=curve.dash, linewidth=1.6, baseline=None)
     elif curve.series is None:
-        axes.plot(x, y, color=color, linestyle=curve.dash, linewidth=1.1)
+        (drawn,) = axes.plot(x, y, color=color, linestyle=curve.dash, linewidth=1.1)
     else:
         marker = MARKERS[curve.series % len(MARKERS)]
         # Far apart on long curves, and staggered, so that markers of coinciding curves do not hide each other.
         every = (0.02 * curve.series, 0.16) if len(x) > MOST_MARKERS else 1
-        axes.plot(x, y, color=color, linestyle=curve.dash, marker=marker, markevery=every)
+        (drawn,) = axes.plot(x, y, color=color, linestyle=curve.dash, marker=marker, markevery=every)
+    drawn.set_gid(curve.line)
 
 
 def _draw_counts(axes: Axes, chart: Chart) -> None:
@@ -140,12 +147,13 @@ def _power_of_ten(value: float) -> str:
 
 
 def _adapt(svg: str, slug: str, description: str) -> str:
-    """Make a stand-alone SVG file part of a page: no prologue, unique ids, colours by name, any width."""
+    """Make an SVG file part of a page: no prologue, unique ids, colours by name, any width."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r' id="(line-[^"]*)"', r' class="\1"', svg)
     svg = re.sub(r'( id="| href="#|url\(#)', rf"\g<1>{slug}-", svg)
     svg = re.sub("|".join(VARIABLES), lambda match: f"var(--{VARIABLES[match[0]]})", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from diffcast.evaluation.results import fields_of
 from diffcast.report.bootstrap import COMPARED, LEVEL, Difference
 from diffcast.report.charts import threshold_titles
 from diffcast.report.definitions import DEFINITIONS, DIAGRAMS, UNDEFINED, Definition
 from diffcast.report.evaluation import Entry
-from diffcast.report.markup import Html, table, tag
+from diffcast.report.markup import Html, escape, table, tag
 from diffcast.report.published import CAUTION, Published
 from diffcast.report.svg import GLYPHS, SERIES
 
@@ -24,13 +25,12 @@ BY_THRESHOLD = {
     "brier": "brier",
     "roc_area": "roc_area",
 }
-VARIANTS = {"ensemble_mean": "ensemble mean", "pm_mean": "probability-matched mean"}
 
 
 def swatch(series: int) -> Html:
     """The colour and marker of an entry."""
     glyph = GLYPHS[series % len(GLYPHS)]
-    return tag("span", glyph, class_="swatch", style=f"color:var(--series-{series % len(SERIES)})", aria_hidden="true")
+    return tag("span", glyph, style=f"color:var(--series-{series % len(SERIES)})", aria_hidden="true")
 
 
 def name_cell(entries: Sequence[Entry], series: int) -> Html:
@@ -39,7 +39,7 @@ def name_cell(entries: Sequence[Entry], series: int) -> Html:
 
 
 def summary(entries: Sequence[Entry]) -> list[Html]:
-    """All scalar scores in a few tables: a row per forecast, ensemble mean and probability-matched mean included."""
+    """All scalar scores in three tables, a row per forecast and per field made of its members."""
     rows = list(_rows(entries))
     return [_score_table(title, keys, rows) for title, keys in GROUPS.items()]
 
@@ -47,9 +47,8 @@ def summary(entries: Sequence[Entry]) -> list[Html]:
 def _rows(entries: Sequence[Entry]) -> Iterator[tuple[Html, dict]]:
     for i, entry in enumerate(entries):
         yield name_cell(entries, i), entry.scores
-        for key, label in VARIANTS.items():
-            if isinstance(entry.scores.get(key), dict):
-                yield tag("span", label, class_="variant"), entry.scores[key]
+        for label, scores in fields_of(entry.scores):
+            yield tag("span", label, class_="variant"), scores
 
 
 def _score_table(title: str, keys: Sequence[str], rows: list[tuple[Html, dict]]) -> Html:
@@ -67,28 +66,28 @@ def _score_table(title: str, keys: Sequence[str], rows: list[tuple[Html, dict]])
 
 
 def _score(scores: dict, key: str) -> float:
-    """A scalar score; JSON has no infinity, but where a frame is perfect, PSNR is infinite."""
+    """A scalar score. JSON has no infinity, which the PSNR of a perfect frame is."""
     return np.inf if key == "psnr" and scores.get("perfect_frames") else _number(scores.get(key))
 
 
-def _infinite(frames: int) -> Html:
-    return tag("td", f"∞ ({frames:,} perfect {'frame' if frames == 1 else 'frames'})")
+def _infinite(frames: int) -> str:
+    return f"∞ ({frames:,} perfect {'frame' if frames == 1 else 'frames'})"
 
 
 def _marked(definition: Definition, values: Sequence[float]) -> list[Html]:
-    """The cells of a column, the best one marked unless all are equal."""
+    """The cells of a column with the best one marked, unless all are equal."""
     best = definition.best(values)
     is_best = [round(value, definition.digits) == best for value in values]
     texts = [definition.format(value) for value in values]
     tells = len(set(texts) - {UNDEFINED}) > 1
     return [
-        tag("td", tag("strong", text, title="best") if tells and wins else text)
+        tag("strong", text, title="best") if tells and wins else escape(text)
         for text, wins in zip(texts, is_best, strict=True)
     ]
 
 
 def by_threshold(entries: Sequence[Entry]) -> list[Html]:
-    """The most asked-for scores of each threshold, a table per score."""
+    """The most important scores of each threshold, a table per score."""
     found = [of_one for score, key in BY_THRESHOLD.items() for of_one in _threshold_table(entries, score, key)]
     return [*found, *_empty_cells(entries)]
 
@@ -101,29 +100,31 @@ def _threshold_table(entries: Sequence[Entry], score: str, key: str) -> list[Htm
         return []
     columns = [_marked(DEFINITIONS[score], column) for column in np.transpose(list(values.values()))]
     rows = [[name_cell(entries, i), *(column[n] for column in columns)] for n, i in enumerate(values)]
-    return [table(["", *threshold_titles(entries[0])], rows, f"{DEFINITIONS[score].heading} by threshold")]
+    caption = f"{DEFINITIONS[score].heading} by threshold in {entries[0].evaluation.source['units']}"
+    return [table(["", *threshold_titles(entries[0], with_units=False)], rows, caption)]
 
 
 def _is_empty(entry: Entry) -> np.ndarray | bool:
-    """Thresholds that the forecast and the observation reach at no lead time; their CSI is set to 0."""
+    """Thresholds that neither forecast nor observation reaches, whose CSI is set to 0."""
     counts = [entry.array("counts", name) for name in ("hits", "misses", "false_alarms")]
     return False if any(count is None for count in counts) else sum(counts).sum(axis=1) == 0
 
 
 def _empty_cells(entries: Sequence[Entry]) -> list[Html]:
-    """How many cells of the mean CSI score 0 because there is nothing to score."""
+    """Number of cells that count as CSI 0 because nothing was forecast or observed."""
     source = entries[0].evaluation.source
     cells = len(source["thresholds"]) * source["frames_out"]
     empty = {entry.label: entry.scores.get("csi_empty_cells") or 0 for entry in entries}
     numbers = ", ".join(f"{label} {number}" for label, number in empty.items() if number)
     note = (
-        f"Of {cells} cells (threshold and lead time), neither forecast nor observed, which count as CSI 0: {numbers}."
+        f"The mean CSI is over {cells} cells, one per threshold and lead time. A cell counts as 0 if the event was "
+        f"neither forecast nor observed. Number of such cells: {numbers}."
     )
     return [tag("p", note, class_="note")] if numbers else []
 
 
 def published(entries: Sequence[Entry], literature: Published) -> list[Html]:
-    """The table of the literature, our forecasts of the same reduction on top."""
+    """The table of the literature below our forecasts, whose scores are reduced in the same way."""
     keys = list(literature.columns.values())
     rows = [
         [name, *(DEFINITIONS[key].format(_number(scores.get(key))) for key in keys)] for name, scores in _rows(entries)
@@ -136,7 +137,7 @@ def published(entries: Sequence[Entry], literature: Published) -> list[Html]:
 
 
 def differences(entries: Sequence[Entry], found: Sequence[dict[str, Difference]], reference: dict) -> Html:
-    """Each further entry minus the first: value, interval, and whether the interval excludes no difference."""
+    """Each further entry minus the first: value, interval and verdict."""
     header = ["", name_cell(entries, 0), *(name_cell(entries, i) for i in range(1, len(entries)))]
     rows = []
     for key in _compared_order(reference):
@@ -148,7 +149,7 @@ def differences(entries: Sequence[Entry], found: Sequence[dict[str, Difference]]
 
 
 def definition_of(key: str) -> Definition:
-    """The definition of a compared score, that of a single threshold's CSI included."""
+    """The definition of a compared score, or of the CSI of one threshold."""
     if key in DEFINITIONS:
         return DEFINITIONS[key]
     return Definition(f"CSI ≥ {key.removeprefix('csi_')}", "higher", 4, "")
@@ -162,15 +163,15 @@ def _compared_order(keys) -> list[str]:
 
 def _difference_cell(definition: Definition, found: Difference) -> Html:
     if not np.isfinite(found.value):
-        return tag("td", UNDEFINED)
+        return escape(UNDEFINED)
     value = definition.format(found.value, "+")
     if not np.isfinite(found.low):
-        return tag("td", value, tag("small", "no interval"))
+        return tag("span", value, tag("small", "no interval"))
     interval = f"[{definition.format(found.low, '+')}, {definition.format(found.high, '+')}]"
     verdict = "unclear"
     if found.low > 0 or found.high < 0:
         verdict = "better" if definition.gain(found.value, 0.0) > 0 else "worse"
-    return tag("td", tag("b", value), tag("small", interval), tag("span", verdict, class_=f"verdict {verdict}"))
+    return tag("span", tag("b", value), tag("small", interval), tag("span", verdict, class_=f"verdict {verdict}"))
 
 
 def definitions(entries: Sequence[Entry]) -> Html:
@@ -189,28 +190,31 @@ def fact_list(entry: Entry) -> Html:
 
 
 def fact_table(entries: Sequence[Entry]) -> Html:
-    """The same with a column per entry."""
+    """The same facts with a column per entry, or one for all where the entries agree."""
     columns = [_facts(entry) for entry in entries]
     labels = [label for label in columns[0] if any(column[label] for column in columns)]
-    rows = [[label, *(column[label] or UNDEFINED for column in columns)] for label in labels]
+    rows = [[label, *_merged([column[label] or UNDEFINED for column in columns])] for label in labels]
     return table(["", *(name_cell(entries, i) for i in range(len(entries)))], rows, "Runs", class_="texts")
+
+
+def _merged(cells: list) -> list:
+    """One cell for all if they are equal."""
+    return cells[:1] if all(cell == cells[0] for cell in cells) else cells
 
 
 def _facts(entry: Entry) -> dict[str, object]:
     evaluation = entry.evaluation
     about, how = evaluation.section("about"), entry.settings
     source, checkpoint = evaluation.source, entry.checkpoint
-    name = source.get("name", "")
-    height_width = " by ".join(str(size) for size in (source.get("frame_shape") or [])[1:])
-    pixel = f", {source['pixel_km']:g} km per pixel" if source.get("pixel_km") else ""
+    height_width = " by ".join(map(str, source["frame_shape"][1:]))
     hash_ = str(checkpoint.get("sha256") or "")
     step = f", step {checkpoint['step']}" if checkpoint.get("step") is not None else ""
     steps = f", {how['sampling_steps']} network evaluations per segment" if how.get("sampling_steps") else ""
     return {
-        "Data": name if source.get("synthetic") else f"{how.get('dataset', '')} {name}".strip(),
-        "Sequences": evaluation.metrics.get("sequences"),
-        "Frames": f"{source.get('frames_in')} → {source['frames_out']}, every {source['interval']:g} min",
-        "Frame": f"{height_width} pixels{pixel}" if height_width else None,
+        "Data": source["name"] if source["synthetic"] else f"{how.get('dataset', '')} {source['name']}".strip(),
+        "Sequences": evaluation.metrics["sequences"],
+        "Frames": f"{source['frames_in']} → {source['frames_out']}, every {source['interval']:g} min",
+        "Frame": f"{height_width} pixels of {source['pixel_km']:g} km",
         "Members": entry.members,
         "Sampler": f"{how['sampler']}{steps}" if how.get("sampler") else None,
         "Seed": how.get("seed"),
@@ -224,16 +228,16 @@ def _facts(entry: Entry) -> dict[str, object]:
 
 
 def settings(entries: Sequence[Entry]) -> Html:
-    """All settings, those that differ between runs first and marked."""
+    """All settings. Those that differ between runs come first, in bold."""
     columns = [entry.settings for entry in entries]
     keys = dict.fromkeys(key for column in columns for key in column)
     texts = {key: [_setting(column[key]) if key in column else UNDEFINED for column in columns] for key in keys}
     differs = {key: len(set(values) - {UNDEFINED}) > 1 for key, values in texts.items()}
     rows = [
-        [tag("b", key) if differs[key] else key, *values]
+        [tag("b", key) if differs[key] else key, *_merged(values)]
         for key, values in sorted(texts.items(), key=lambda item: not differs[item[0]])
     ]
-    return table(["", *(entry.label for entry in entries)], rows, "Settings", class_="texts")
+    return table(["", *(name_cell(entries, i) for i in range(len(entries)))], rows, "Settings", class_="texts")
 
 
 def _setting(value: object) -> str:

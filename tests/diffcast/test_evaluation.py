@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import run
@@ -155,6 +156,19 @@ def test_results_tell_where_they_come_from(weights, storm_folder, tmp_path):
     assert "5 sequences of synthetic storms" in report
     assert "sevir synthetic" not in report
     assert (folder / "lead_time.csv").read_text().splitlines()[1].startswith("synthetic storms,diffcast_simvp,5.0,")
+
+
+def test_cases_are_chosen_among_sequences_with_rain(weights, storm_folder, tmp_path, monkeypatch):
+    crps, rain = [0.1, 0.2, 0.3, 0.4, 0.5], [0.0, 0.06, 0.9, 0.2, 0.04]
+    monkeypatch.setattr(Parts, "cases", lambda self, number, name: map(np.array, (range(5), crps, rain)))
+    words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--cases", "3"]
+    run.main(arguments(storm_folder, tmp_path / "rain", *words))
+    found = scores(tmp_path / "rain")["cases"]
+    assert [(case["why"], case["crps"]) for case in found] == [("best", 0.2), ("median", 0.3), ("worst", 0.4)]
+    rain[1:4] = [0.0, 0.01, 0.02]
+    run.main(arguments(storm_folder, tmp_path / "dry", *words))
+    found = scores(tmp_path / "dry")["cases"]
+    assert [case["crps"] for case in found] == [0.1, 0.3, 0.5]
 
 
 def test_members_differ_and_seeds_repeat(weights, storm_folder, tmp_path):

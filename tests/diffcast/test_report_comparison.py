@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from diffcast.evaluation.parts import Parts
 from diffcast.report import bootstrap, tables, write_comparison
 from diffcast.report.__main__ import main
 from diffcast.report.bootstrap import common_ids, differences, replicated_scores, resampling_weights
 from diffcast.report.definitions import UNDEFINED
-from diffcast.report.evaluation import Entry, load_evaluation, read_arrays
+from diffcast.report.evaluation import Entry, load_evaluation
 from tests.diffcast.test_report import LEADS, MEMBERS, THRESHOLDS, Page, rewrite, scores_of, write_metrics
 from utils.errors import InputError
 from utils.metrics import Scores
@@ -94,7 +95,8 @@ def test_thresholds_count_from_the_offset_of_the_source(runs, tmp_path):
     (found,), _ = differences(entries_of(runs), replicates=5)
     names = {f"csi_{threshold}": f"csi_{shifted:g}" for threshold, shifted in zip(THRESHOLDS, (low, high), strict=True)}
     assert str(found) == str({names.get(key, key): value for key, value in expected.items()})
-    assert f"VIL ≥ {low:g}" in Page(write_comparison([*map(str, runs)], tmp_path / "x.html").read_text()).text
+    text = write_comparison([*map(str, runs)], tmp_path / "x.html").read_text()
+    assert f"≥\N{NO-BREAK SPACE}{low:g} VIL byte" in text
 
 
 def test_sequences_of_an_event_are_drawn_together():
@@ -152,7 +154,7 @@ def test_each_forecast_shows_only_the_settings_that_it_has(tmp_path):
     assert rows["sampler"] == ["ddim", UNDEFINED, UNDEFINED, UNDEFINED]
     assert rows["forecast_precision"] == ["bfloat16", UNDEFINED, UNDEFINED, UNDEFINED]
     assert rows["lr"] == ["0.25", "0.25", "0.25", UNDEFINED]
-    assert rows["dataset"] == ["sevir"] * 4
+    assert rows["dataset"] == ["sevir"]  # one cell for all
 
 
 def test_parts_of_another_evaluation_are_not_compared(runs):
@@ -192,12 +194,12 @@ def test_events_that_the_parts_name_are_drawn_together(runs):
 
 def test_a_flipped_byte_in_a_part_is_refused_or_harmless(tmp_path):
     names, path = [f"S{i}" for i in range(99)], tmp_path / "part-00000.npz"
-    np.savez_compressed(path, id=names, event=names)
+    np.savez_compressed(path, id=names, event=names, evaluation=DIGEST)
     whole, refused = path.read_bytes(), 0
     for where in range(0, len(whole), 5):
         path.write_bytes(whole[:where] + bytes([whole[where] ^ 0xFF]) + whole[where + 1 :])
         try:
-            assert all(array.tolist() == names for array in read_arrays(path, ["id", "event"]))
+            assert Parts(tmp_path, DIGEST).events() == dict(zip(names, names, strict=True))
         except InputError:
             refused += 1
     assert refused > len(whole) // 10
@@ -235,13 +237,13 @@ def damage(folder, what):
     [
         ("no folder", "is not a folder"),
         ("no metrics", "has no metrics.json; evaluate"),
-        ("broken JSON", "is not valid JSON"),
-        ("no source", 'lacks the scale, offset, interval, thresholds, frames_out of the "source"'),
-        ("no parts", "has no sequences/part-"),
+        ("broken JSON", "is not the result of an evaluation"),
+        ("no source", "is not the result of an evaluation"),
+        ("no parts", "sequences has no part-*.npz"),
         ("missing part", "hold 100 sequences, but metrics.json was computed from 200"),
-        ("broken part", "cannot be read"),
-        ("pickled part", "cannot be read"),
-        ("flipped byte", "cannot be read"),
+        ("broken part", "is damaged"),
+        ("pickled part", "is damaged"),
+        ("flipped byte", "is damaged"),
         ("no terms", "is incomplete (diffcast:categorical/"),
     ],
 )
