@@ -5,7 +5,7 @@
 
 `import` writes what `sample_batch.py` and `run.py --ckpt_milestone` read; both also read official files directly.
 `export` writes what the official code loads strictly, and refuses networks that it would compute otherwise. It adds
-our settings as one entry beside the weights, so that the way back changes nothing.
+our settings as one entry next to the weights, so that the way back changes nothing.
 """
 
 import argparse
@@ -29,17 +29,23 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m diffcast.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    bring = commands.add_parser("import", help="official weights to ours; the file tells most of the architecture")
+    bring = commands.add_parser(
+        "import", help="convert official weights to ours. The file determines most of the architecture"
+    )
     bring.add_argument("source", type=Path, help="official .pt or .ckpt")
     bring.add_argument("target", type=Path, help=".safetensors to write")
-    bring.add_argument("--img_size", type=int, help="pixels of a frame's side, where the file does not tell (128)")
-    bring.add_argument("--frames_in", type=int, help="number of observed frames, where the file does not tell (5)")
-    bring.add_argument("--frames_out", type=int, help="number of forecast frames, where the file does not tell (20)")
+    bring.add_argument(
+        "--img_size", type=int, help="side of a frame in pixels, if the file does not determine it (128)"
+    )
+    bring.add_argument("--frames_in", type=int, help="number of observed frames, if the file does not determine it (5)")
+    bring.add_argument(
+        "--frames_out", type=int, help="number of forecast frames, if the file does not determine it (20)"
+    )
     bring.set_defaults(command=_import)
-    export = commands.add_parser("export", help="our weights to official ones")
+    export = commands.add_parser("export", help="convert our weights to official ones")
     export.add_argument("source", type=Path, help="our .safetensors")
     export.add_argument("target", type=Path, help="official .pt to write")
-    export.add_argument("--backbone", help="the weights' own class as package.module:Class, if they have one")
+    export.add_argument("--backbone", help="class of the weights as package.module:Class, if it is your own")
     export.set_defaults(command=_export)
     return parser
 
@@ -53,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _import(args: argparse.Namespace) -> None:
     if args.target.suffix != ".safetensors":
-        raise InputError(f"{args.target} must end in .safetensors, by which our weights are told from official ones.")
+        raise InputError(f"{args.target} must end in .safetensors, which distinguishes our weights from official ones.")
     sizes = {option: getattr(args, option) for option in ("img_size", "frames_in", "frames_out")}
     for option, value in sizes.items():
         if value is not None and value < 1:

@@ -17,59 +17,59 @@ class Description:
     network: dict  # by the names of the options of `run.py`; official weights show some of them
     metadata: dict  # besides, of our files: dataset, source, course
 
-    def agreed(self, given: dict, told: dict | None = None) -> dict:
+    def agreed(self, given: dict, stated: dict | None = None) -> dict:
         """Combine the options that the user gave with those of the file.
 
-        `told` are the options of the file, by default all of its network.
+        `stated` are the options of the file, by default all of its network.
 
         Raises `InputError` where the two differ, and for a backbone that is code which the user has not named.
         """
-        told = self.network if told is None else told
-        if given.get("use_diff") and not told.get("use_diff", True):
+        stated = self.network if stated is None else stated
+        if given.get("use_diff") and not stated.get("use_diff", True):
             raise InputError(f"leave out --use_diff: {self.path} holds a backbone alone.")
-        if differing := self._differences(told, given):
+        if differing := self._differences(stated, given):
             raise InputError(
                 f"checkpoint {self.path} contradicts the command line (checkpoint / command line): "
-                f"{'; '.join(differing)}; leave out what the checkpoint tells, or name another one."
+                f"{'; '.join(differing)}; leave out what the checkpoint determines, or name another one."
             )
-        if ":" in told["backbone"] and "backbone" not in given:
+        if ":" in stated["backbone"] and "backbone" not in given:
             raise InputError(
-                f"checkpoint {self.path} has the backbone {told['backbone']}, which is code outside of this project "
-                f"and is not run on a file's word; add --backbone {told['backbone']}."
+                f"checkpoint {self.path} has the backbone {stated['backbone']}, which is code outside of this project "
+                f"and is not run on a file's word; add --backbone {stated['backbone']}."
             )
-        return {**given, **told, "backbone_options": self._chosen(told, given)}
+        return {**given, **stated, "backbone_options": self._chosen(stated, given)}
 
-    def _chosen(self, told: dict, given: dict) -> dict:
+    def _chosen(self, stated: dict, given: dict) -> dict:
         """Return the backbone's options.
 
         Our files hold all options, and official weights those that shape them.
         """
         if self.metadata:
-            return told["backbone_options"]
-        defaults = full_options(told["backbone"], {})
-        options = given.get("backbone_options", {}) | told["backbone_options"]
+            return stated["backbone_options"]
+        defaults = full_options(stated["backbone"], {})
+        options = given.get("backbone_options", {}) | stated["backbone_options"]
         return {name: value for name, value in options.items() if plain(value) != plain(defaults.get(name))}
 
-    def _differences(self, told: dict, given: dict) -> list[str]:
+    def _differences(self, stated: dict, given: dict) -> list[str]:
         """List contradictions as `--option the file's / the user's`."""
-        pairs = {name: (told[name], given[name]) for name in told if name in given}
+        pairs = {name: (stated[name], given[name]) for name in stated if name in given}
         if "segment_length" in pairs:  # None: as many as frames_in
             pairs["segment_length"] = tuple(
-                side["segment_length"] or side.get("frames_in", told["frames_in"]) for side in (told, given)
+                side["segment_length"] or side.get("frames_in", stated["frames_in"]) for side in (stated, given)
             )
-        for name in ("backbone_options", *(() if told.get("use_diff") else OF_DIFFUSION)):
+        for name in ("backbone_options", *(() if stated.get("use_diff") else OF_DIFFUSION)):
             pairs.pop(name, None)
         found = [f"--{name} {_text(a)} / {_text(b)}" for name, (a, b) in pairs.items() if plain(a) != plain(b)]
-        if given.get("backbone", told["backbone"]) == told["backbone"]:
-            found += self._option_differences(told, given)
+        if given.get("backbone", stated["backbone"]) == stated["backbone"]:
+            found += self._option_differences(stated, given)
         return found
 
-    def _option_differences(self, told: dict, given: dict) -> list[str]:
+    def _option_differences(self, stated: dict, given: dict) -> list[str]:
         options = given.get("backbone_options", {})
-        if not options or (":" in told["backbone"] and "backbone" not in given):
+        if not options or (":" in stated["backbone"] and "backbone" not in given):
             return []
-        shown = told["backbone_options"]
-        known = full_options(told["backbone"], shown) if self.metadata else shown
+        shown = stated["backbone_options"]
+        known = full_options(stated["backbone"], shown) if self.metadata else shown
         return [
             f"--backbone_options {name}={_text(known.get(name, 'unknown'))} / {_text(value)}"
             for name, value in options.items()

@@ -166,8 +166,8 @@ def load_forecaster(
 ) -> tuple[nn.Module, Architecture]:
     """Build the forecaster that a file holds.
 
-    The options say what an official checkpoint does not tell. Raises `InputError` if the file tells otherwise, or does
-    not tell what it is.
+    The options add what an official checkpoint does not determine. Raises `InputError` if they contradict the file, or
+    if the file does not say what it is.
     """
     weights, description = _read(path)
     given = {"backbone": backbone, "frames_in": frames_in, "frames_out": frames_out}

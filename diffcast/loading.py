@@ -136,7 +136,7 @@ def load_batches(
 def digest_of_frames(dataset: Sequences, chosen: list[int]) -> str:
     """Return the SHA-256 of three of the chosen sequences.
 
-    It tells data sets apart whose sequences have the same names.
+    It distinguishes data sets whose sequences have the same names.
     """
     digest = hashlib.sha256()
     for index in (chosen[0], chosen[len(chosen) // 2], chosen[-1]):

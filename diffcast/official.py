@@ -55,7 +55,7 @@ def check(model: nn.Module, options: dict, weights: dict[str, Tensor]) -> None:
     Raises `InputError` for other names and shapes, and for a network that `export` would have refused.
     """
     if impossible := inexpressible(options):
-        raise InputError(f"the note beside the official weights tells of no official network: {'; '.join(impossible)}.")
+        raise InputError(f"the note in the official weights describes no official network: {'; '.join(impossible)}.")
     check_fit(model, parameters_of(model, _merge_duplicates(weights)))
 
 
@@ -279,7 +279,7 @@ def _earthformer(shapes: _Shapes) -> tuple[dict, dict]:
     return fields, options
 
 
-# By name: a prefix that no other has, and what tells the fields of the architecture and the backbone's options.
+# Backbone -> a prefix that no other has, and a function that deduces fields and options of the backbone.
 _BACKBONES: dict[str, tuple[str, Callable[[_Shapes], tuple[dict, dict]]]] = {
     "phydnet": ("encoder.encoder_E.", _phydnet),
     "simvp": ("hid.enc.", _simvp),

@@ -21,7 +21,7 @@ from torch.distributed.launcher.api import LaunchConfig
 from utils.errors import InputError
 from utils.files import locked
 
-PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # PyTorch's launcher passes on the first four unless told
+PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # PyTorch's launcher passes on only the first four by default
 T = TypeVar("T")
 _SIGNAL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of Linux's <sys/prctl.h>
 
@@ -29,10 +29,9 @@ _SIGNAL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of Linux's <sys/prctl.h>
 def start_missing_processes() -> None:
     """Make `accelerate launch --cpu --num_processes N run.py ...` run N processes.
 
-    Without MPI, Accelerate starts a single one in that case, silently. It is recognised by the coordinator's address,
-    which Accelerate sets only for several processes, and by the lack of a rank; it then becomes PyTorch's launcher of
-    the same command, told to pass on SIGUSR1 too, and to stop if Accelerate, which passes on nothing, is ended by a
-    signal. Everything else is left alone.
+    Without MPI, Accelerate starts only one process in that case. This process has the address of a coordinator, which
+    Accelerate sets only for several processes, but no rank. It then becomes PyTorch's launcher of the same command. The
+    launcher passes on SIGUSR1, too, and stops if a signal ends Accelerate, which passes on no signal.
     """
     several_on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
     ranked = any(
@@ -79,13 +78,13 @@ def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
 
     All processes wait for it. Its `InputError` is raised in all of them.
     """
-    told: list = [None, None]
+    decision: list = [None, None]  # result and error
     if accelerator.is_main_process:
         try:
-            told[0] = decide()
+            decision[0] = decide()
         except InputError as error:
-            told[1] = str(error)
-    found, error = broadcast_object_list(told)
+            decision[1] = str(error)
+    found, error = broadcast_object_list(decision)
     if error is not None:
         raise InputError(error)
     return found

@@ -69,15 +69,15 @@ def evaluate(
     settings: EvaluationSettings,
     folder: Path,  # where results are written; with a number behind its name if it is another evaluation's
     name: str,  # of the forecaster in tables
-    about: dict,  # JSON-ready: goes into metrics.json beside the scores
+    about: dict,  # JSON-ready, to be written to metrics.json with the scores
     dressed: Dressed | None = None,  # residuals that make an ensemble of the trend, scored beside
 ) -> dict[str, dict]:
     """Score a forecaster, its trend and the baselines on a data set.
 
     Each sequence is forecast once, on one of the processes, with noise that depends on the seed and the sequence alone.
-    Scores go to disk in parts, so that an interrupted evaluation goes on where it was. Writes `metrics.json`,
-    `lead_time.csv`, `report.html` and pictures of some cases. Returns the scores by forecast. Raises `InputError` if
-    the same evaluation is at work.
+    Scores are written in parts, so that an interrupted evaluation continues with the missing ones. This function
+    writes `metrics.json`, `lead_time.csv`, `report.html` and pictures of some cases, and returns the scores by forecast.
+    Raises `InputError` if the same evaluation is running.
     """
     evaluator = Evaluator(accelerator, model, dataset, settings, name, dressed)
     identity = decided_by_main(accelerator, partial(evaluator.identity, about))

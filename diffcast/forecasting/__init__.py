@@ -1,1 +1,1 @@
-"""Forecasts beside the model's own: dressed, drawn, operational."""
+"""Forecasts: of a model and its baselines, dressed, drawn, operational."""

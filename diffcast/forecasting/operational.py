@@ -112,7 +112,7 @@ class Operation:
         return self.folder / f"forecast_{newest.times[-1]:%Y%m%dT%H%M%SZ}.nc"
 
     def forecast(self, newest: Latest, path: Path) -> None:
-        """Forecast, and write the NetCDF file and pictures beside it.
+        """Forecast, and write the NetCDF file and pictures next to it.
 
         Pixels that no observed frame covers are missing in both.
         """

@@ -2,8 +2,8 @@
 
 Each skipped step is logged, and too many in a row end the training.
 
-The decision is made on the device, without waiting for it: `spoil_if_not_finite` makes a bad loss of one process
-a bad gradient of all of them, and `skip_if_not_finite` tells AdamW. The host learns of it when losses are read.
+The decision is made on the device, without waiting for it. `spoil_if_not_finite` makes a bad loss of one process a bad
+gradient of all of them, and `skip_if_not_finite` makes AdamW skip the step. The host learns of it when losses are read.
 """
 
 import json
@@ -41,7 +41,7 @@ def skip_if_not_finite(optimizer: Optimizer, norm: Tensor) -> None:
 
     If the norm is not finite, the step changes neither weights nor state.
 
-    The attribute is the one through which PyTorch's GradScaler tells fused optimisers the same.
+    PyTorch's GradScaler sets the same attribute of fused optimisers.
     """
     optimizer.found_inf = norm.isfinite().logical_not().float()
 
@@ -98,7 +98,7 @@ class Guard:
     ):
         self.sequences_of = sequences_of
         self.scaled = scaled
-        self.skipped = 0  # in the whole training
+        self.skipped = 0  # since the start of the training
         self.in_a_row: int = 0  # up to the latest step
         self.overflows = 0  # gradients in a row that were not finite although the losses were
         self.latest: list[BadStep] = []  # those of them that this process has seen
@@ -151,7 +151,7 @@ def write_diagnosis(folder: Path, guard: Guard, seed: int, write_checkpoint: Cal
 
     A checkpoint next to the report repeats these steps.
 
-    The guard of that checkpoint has not seen them. Returns the sentence that tells where they are, or why not.
+    The guard of that checkpoint has not seen them. Returns a sentence for the user about them.
     """
     path = folder / "diagnosis"
     first = guard.latest[-1].step - guard.in_a_row
@@ -171,4 +171,4 @@ def write_diagnosis(folder: Path, guard: Guard, seed: int, write_checkpoint: Cal
         write_checkpoint(path, first)
     except InputError as error:
         return f"there is no diagnosis: {error}"
-    return f"{path} tells which sequences they had and repeats them."
+    return f"{path} lists their sequences and repeats them."

@@ -2,8 +2,8 @@
 
 A training survives what interrupts it. SIGTERM, SIGINT and SIGUSR1 end it after the step with a checkpoint; several
 processes agree on that step when they next read their losses, at most `READ_INTERVAL` steps later. A step that is not
-finite is skipped, see `diffcast.training.guard`. Whatever else happens, the latest checkpoint is whole, and a training
-that is resumed from it goes on to the bit as if nothing had been.
+finite is skipped, see `diffcast.training.guard`. Whatever else happens, the latest checkpoint is intact, and a training
+that is resumed from it equals the uninterrupted one to the bit.
 """
 
 import logging
@@ -47,7 +47,7 @@ def train(
     settings: TrainingSettings,
     folder: Path,  # of the run: checkpoints/ and losses.csv appear there
     metadata: dict,  # goes into every checkpoint
-    resume: Path | None = None,  # a checkpoint folder to go on from
+    resume: Path | None = None,  # a checkpoint folder to resume from
 ) -> bool:
     """Train a forecaster and write its checkpoints to `folder`.
 
@@ -197,7 +197,7 @@ class Trainer:
         interrupted = agreed(self.accelerator, received is not None)
         if interrupted:
             self._save(None)
-            LOG.info("step %d: stopping after %s; --resume goes on from here", self.step, received or "a signal")
+            LOG.info("step %d: stopping after %s; --resume continues from here", self.step, received or "a signal")
         return interrupted
 
     def _accumulate(self, number: int, frames: Tensor) -> dict[str, Tensor]:
@@ -353,12 +353,12 @@ class Trainer:
 
         The weights have not changed since the first of these steps.
         """
-        bad, told = self.guard.in_a_row, "the main process tells which sequences they had."
+        number, advice = self.guard.in_a_row, "the main process names their sequences."
         if self.accelerator.is_main_process:
-            told = write_diagnosis(self.folder, self.guard, self.settings.seed, self._write)
+            advice = write_diagnosis(self.folder, self.guard, self.settings.seed, self._write)
         raise InputError(
-            f"training stopped at step {self.step}: the last {bad} steps were skipped because their loss or gradient "
-            f"was not finite; {told}"
+            f"training stopped at step {self.step}: the last {number} steps were skipped because their loss or "
+            f"gradient was not finite; {advice}"
         )
 
     def restore(self, path: Path) -> None:

@@ -98,7 +98,7 @@ class LossFile:
         with self.dispensable:
             if not self.path.exists() or self.path.stat().st_size == 0:
                 return
-            whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = whole[:1] + [line for line in whole[1:] if int(line.split(",")[0]) <= step]
+            lines = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= step]
             with replacing(self.path) as temporary:
                 temporary.write_text("".join(kept))

@@ -55,7 +55,7 @@ def test_processes_stop_at_the_same_step_when_one_is_asked(begin, is_training, c
         assert life.wait(60), life.told()
         assert life.statuses == [PREEMPTED, PREEMPTED], life.told()
     (saved,) = checkpoint.checkpoints(checkpoints)
-    assert f"step {checkpoint.step_of(saved)}: stopping after a signal; --resume goes on from here" in life.told()
+    assert f"step {checkpoint.step_of(saved)}: stopping after a signal; --resume continues from here" in life.told()
     assert read_losses(tmp_path / RUN)[-1]["step"] == checkpoint.step_of(saved)
 
 

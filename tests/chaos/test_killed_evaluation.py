@@ -67,7 +67,7 @@ def test_an_evaluation_that_is_asked_to_stop_goes_on_later(evaluation, tmp_path,
         life.signal(number)
         assert life.wait(60), life.told()
         assert life.statuses == [PREEMPTED], life.told()
-        assert f"stopped after {number.name}; the same command goes on" in life.told()
+        assert f"stopped after {number.name}; the same command continues" in life.told()
         assert "Traceback" not in life.told()
     assert not list((tmp_path / RUN).glob("evaluation_tiny*/metrics.json"))
     with Life(evaluation(tmp_path), tmp_path / "log") as life:
