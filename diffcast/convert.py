@@ -34,13 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     bring.add_argument("source", type=Path, help="official .pt or .ckpt")
     bring.add_argument("target", type=Path, help=".safetensors to write")
-    bring.add_argument(
-        "--img_size", type=int, help="side of a frame in pixels, if the file does not determine it (128)"
-    )
-    bring.add_argument("--frames_in", type=int, help="number of observed frames, if the file does not determine it (5)")
-    bring.add_argument(
-        "--frames_out", type=int, help="number of forecast frames, if the file does not determine it (20)"
-    )
+    bring.add_argument("--img_size", type=int, help="side of a frame in pixels, if the file leaves it open (128)")
+    bring.add_argument("--frames_in", type=int, help="number of observed frames, if the file leaves it open (5)")
+    bring.add_argument("--frames_out", type=int, help="number of forecast frames, if the file leaves it open (20)")
     bring.set_defaults(command=_import)
     export = commands.add_parser("export", help="convert our weights to official ones")
     export.add_argument("source", type=Path, help="our .safetensors")

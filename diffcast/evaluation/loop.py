@@ -76,7 +76,7 @@ def evaluate(
 
     Each sequence is forecast once, on one of the processes, with noise that depends on the seed and the sequence alone.
     Scores are written in parts, so that an interrupted evaluation continues with the missing ones. This function
-    writes `metrics.json`, `lead_time.csv`, `report.html` and pictures of some cases, and returns the scores by forecast.
+    writes `metrics.json`, `lead_time.csv`, `report.html` and pictures of cases, and returns the scores by forecast.
     Raises `InputError` if the same evaluation is running.
     """
     evaluator = Evaluator(accelerator, model, dataset, settings, name, dressed)
