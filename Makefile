@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo benchmark test chaos fuzz lint clean
+.PHONY: demo benchmark test test-all chaos fuzz lint clean
 
 demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and draw its forecasts
 	@echo "1 of 4, up to a minute: 120 synthetic events, and a packed cache of them"
@@ -18,14 +18,17 @@ demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and
 benchmark: $(VENV)/ready  ## what DiffCast adds to each backbone, or to one: make benchmark BACKBONE=simvp
 	$(RUN) -m benchmarks.skill $(if $(BACKBONE),--backbones $(BACKBONE))
 
-test: $(VENV)/ready  ## all tests, one process per core
+test: $(VENV)/ready  ## the fast tests, one process per core: minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
+
+test-all: $(VENV)/ready  ## all tests but those of `make chaos`
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto -m "not chaos"
 
 chaos: $(VENV)/ready  ## kill trainings by the dozen and see that nothing is lost
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m chaos -s tests/chaos
 
 fuzz: $(VENV)/ready  ## feed ten thousand damaged files to each reader
-	FUZZ_INPUTS=10000 OMP_NUM_THREADS=1 $(RUN) -m pytest -s tests/fuzz
+	FUZZ_INPUTS=10000 OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not chaos" -s tests/fuzz
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check

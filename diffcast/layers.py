@@ -14,9 +14,9 @@ NORM_GROUPS = 8
 
 
 def sinusoidal(positions: Tensor, width: int) -> Tensor:
-    """Sines, then cosines, of integer positions `(B,)` at `width / 2` geometric frequencies: `(B, width)`.
+    """Sines, then cosines, of positions `(B,)` at geometric frequencies, `(B, width)`.
 
-    The slowest frequency is exactly 1 / 10000 (the exponent runs to 1 inclusive).
+    Positions are integers. The slowest of `width / 2` frequencies is exactly 1 / 10000, as the exponent ends at 1.
     """
     half = width // 2
     exponent = torch.arange(half, device=positions.device) / (half - 1)
@@ -25,7 +25,7 @@ def sinusoidal(positions: Tensor, width: int) -> Tensor:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What a convolution of `x` computes in: autocast's type where that is on."""
+    """Return the type in which convolutions of `x` compute, also under autocast."""
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
@@ -33,12 +33,12 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
-    """No autocast on the device of `x`."""
+    """Switch autocast off for the device of `x`."""
     return computing_in(torch.float32, x)
 
 
 def computing_in(dtype: torch.dtype, x: Tensor) -> AbstractContextManager:
-    """Autocast to `dtype` on the device of `x`; float32 means none."""
+    """Switch autocast to `dtype` for the device of `x`; float32 switches it off."""
     kind = x.device.type
     if not torch.amp.is_autocast_available(kind):
         return nullcontext()
@@ -46,40 +46,43 @@ def computing_in(dtype: torch.dtype, x: Tensor) -> AbstractContextManager:
 
 
 def recomputed(recompute: bool, function: Callable, *arguments: Tensor):
-    """`function(*arguments)`; to `recompute` is to keep the arguments alone and run it again in the backward pass."""
+    """Return `function(*arguments)`.
+
+    With `recompute`, only the arguments are kept, and the function runs again in the backward pass.
+    """
     if recompute and torch.is_grad_enabled():
         return checkpoint(function, *arguments, use_reentrant=False)
     return function(*arguments)
 
 
 def add_shared(x: Tensor, shared: Tensor) -> Tensor:
-    """Add to `x` `(B M, ...)` what the M members of each of B sequences have in common, `(B, ...)`."""
+    """Add `(B, ...)`, which M members of a sequence share, to `x` `(B M, ...)`."""
     if len(x) == len(shared):
         return x + shared
     return (x.unflatten(0, (len(shared), -1)) + shared[:, None]).flatten(0, 1)
 
 
-def beside(conv: nn.Conv2d, known: Tensor, first: bool = False) -> Callable[[Tensor], Tensor]:
-    """A convolution as a function of some of its input channels, given the others, whose part is computed once.
+def partial_convolution(conv: nn.Conv2d, shared: Tensor, first: bool = False) -> Callable[[Tensor], Tensor]:
+    """Return a convolution as a function of the input channels that are not shared.
 
-    `known` `(B, C, H, W)` holds the last input channels, or the `first`. The function takes the other channels of
-    `(B M, ...)` samples, the M that share a known part one after the other.
+    `shared` `(B, C, H, W)` holds the last input channels, or the `first`, and is convolved once. The function takes the
+    other channels of `(B M, ...)` samples, in which M consecutive samples have the same shared channels.
     """
-    width = known.shape[1]
+    width = shared.shape[1]
     if first:
-        weight_known, weight = conv.weight.tensor_split([width], dim=1)
+        weight_shared, weight = conv.weight.tensor_split([width], dim=1)
     else:
-        weight, weight_known = conv.weight.tensor_split([-width], dim=1)
-    part = F.conv2d(known, weight_known, conv.bias, padding=conv.padding)
-    weight = weight.to(compute_dtype(known)).contiguous(memory_format=torch.channels_last)
+        weight, weight_shared = conv.weight.tensor_split([-width], dim=1)
+    part = F.conv2d(shared, weight_shared, conv.bias, padding=conv.padding)
+    weight = weight.to(compute_dtype(shared)).contiguous(memory_format=torch.channels_last)
     return lambda x: add_shared(F.conv2d(x, weight, padding=conv.padding), part)
 
 
 class GroupNorm(nn.GroupNorm):
     """Group normalisation, on processors in float32 where half precision is slow.
 
-    There the library takes seven times as long over channels-last bfloat16 images whose groups are narrow; with
-    gradients, over wider ones too.
+    There, PyTorch takes seven times as long for channels-last bfloat16 images with narrow groups. With gradients, it
+    also does for wider groups.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,13 +93,16 @@ class GroupNorm(nn.GroupNorm):
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside a shortcut; a modulation scales and shifts the first one's norm."""
+    """Two normalised 3x3 convolutions with a shortcut.
+
+    A modulation scales and shifts the output of the first norm.
+    """
 
     def __init__(
         self,
         channels_in: int,
         channels_out: int,
-        embedding: int | None = None,  # width of what the modulation is computed from; None: no modulation
+        embedding: int | None = None,  # width of the embedding that the modulation is computed from; None: none
     ):
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
@@ -108,12 +114,15 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
-        """`(B, channels_in, H, W)` and scale and shift `(B, 2 channels_out)` -> `(B, channels_out, H, W)`."""
+        """Map `(B, channels_in, H, W)` to `(B, channels_out, H, W)`.
+
+        The modulation `(B, 2 channels_out)` holds scales, then shifts.
+        """
         return self._after_first(self.conv1(x), modulation) + self.shortcut(x)
 
-    def beside(self, known: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """`forward` as a function of the first input channels and the modulation, given the other channels."""
-        conv1, shortcut = beside(self.conv1, known), beside(self.shortcut, known)
+    def given(self, shared: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """Return `forward` as a function of the first input channels, given the others."""
+        conv1, shortcut = partial_convolution(self.conv1, shared), partial_convolution(self.shortcut, shared)
         return lambda x, modulation: self._after_first(conv1(x), modulation) + shortcut(x)
 
     def _after_first(self, h: Tensor, modulation: Tensor | None) -> Tensor:
@@ -125,9 +134,9 @@ class ResidualBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width by moving 2x2 blocks into channels, then a 1x1 convolution.
+    """2x2 blocks moved into channels, then a 1x1 convolution.
 
-    Computed as what that is: one convolution of stride 2, which moves nothing.
+    Both together are one convolution of stride 2, which moves no data.
     """
 
     def __init__(self, channels_in: int, channels_out: int):
@@ -140,10 +149,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour, then a convolution.
+    """Nearest-neighbour enlargement by 2, then a 3x3 convolution.
 
-    Computed as what that is: one transposed convolution of stride 2. Its 4x4 kernel sums the taps that fall on copies
-    of the same pixel, which leaves 4 of 9 multiplications.
+    Both together are one transposed convolution of stride 2. Its 4x4 kernel sums the taps that fall on copies of the
+    same pixel, which leaves 4 of 9 multiplications.
     """
 
     def __init__(self, channels_in: int, channels_out: int):
@@ -154,28 +163,29 @@ class Upsample(nn.Module):
         return self.prepared(compute_dtype(x))(x)
 
     def prepared(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        """`forward` with a kernel that is computed once."""
+        """Return `forward` with a kernel that is computed once."""
         kernel = F.avg_pool2d(self.conv.weight.flip(2, 3), 2, stride=1, padding=1, divisor_override=1)
         kernel = kernel.transpose(0, 1).to(dtype).contiguous(memory_format=torch.channels_last)
         return lambda x: F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
 class RMSNorm(nn.Module):
-    """Scales the channel vector of every pixel to root mean square 1, times a learnt gain."""
+    """Channel vectors of root mean square 1 at every pixel, times a learnt gain."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        # The gain must not promote half precision to float32, in which everything after would run.
+        # The gain must not promote half precision to float32, in which all later layers would run.
         return F.normalize(x, dim=1).to(x.dtype) * (self.gain * math.sqrt(x.shape[1])).to(x.dtype)
 
 
 class LargeKernelAttention(nn.Module):
-    """Gated attention with a decomposed 21x21 kernel and squeeze-and-excitation, pre-normalised, with shortcut.
+    """Gated attention with a decomposed 21x21 kernel and squeeze-and-excitation.
 
-    After the temporal attention unit of TAU (Tan et al., CVPR 2023, arXiv 2206.12126).
+    It is pre-normalised and has a shortcut, after the temporal attention unit of TAU (Tan et al., CVPR 2023, arXiv
+    2206.12126).
     """
 
     def __init__(self, channels: int):
@@ -198,10 +208,10 @@ class LargeKernelAttention(nn.Module):
         return x + normed + self.project_out(channel[..., None, None] * spatial * u)
 
     def _dilate(self, x: Tensor) -> Tensor:
-        """The dilated convolution, on processors as ordinary ones of the interleaved images that it falls into.
+        """Dilated convolution; on processors, an ordinary convolution of interleaved images.
 
-        The library's own is some eight times slower there, and its bfloat16 weight gradient is wrong at random, even
-        infinite (oneDNN, channels-last).
+        There, the dilated convolution of PyTorch is about eight times slower. Its bfloat16 weight gradient is wrong at
+        random, even infinite (oneDNN, channels-last).
         """
         if x.device.type != "cpu":
             return self.dilated(x)
@@ -241,17 +251,17 @@ class SelfAttention(nn.Module):
 
 
 class ConvGRU(nn.Module):
-    """Convolutional gated recurrent unit (Ballas et al. 2016, arXiv 1511.06432), run over a whole sequence."""
+    """Convolutional gated recurrent unit (Ballas et al. 2016, arXiv 1511.06432)."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.gates = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1)  # of input and state: reset, update
-        self.candidate = nn.Conv2d(2 * channels, channels, 3, padding=1)  # of input and reset state
+        self.gates = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1)  # (input, state) -> (reset, update)
+        self.candidate = nn.Conv2d(2 * channels, channels, 3, padding=1)  # (input, reset state) -> candidate
 
     def forward(self, x: Tensor, steps: int) -> list[Tensor]:
-        """States `(B, C, H, W)` after every one of T `steps`, from a zero start; `x` is `(T B, C, H, W)`.
+        """Return the states `(B, C, H, W)` after each of T `steps`, starting from zeros.
 
-        What depends on the input alone is convolved for all steps at once; the loop holds the rest.
+        `x` is `(T B, C, H, W)`. The part that depends on the input alone is convolved for all steps at once.
         """
         c, dtype = x.shape[1], compute_dtype(x)
         gate_x, gate_h = self.gates.weight.split(c, dim=1)

@@ -1,4 +1,4 @@
-"""DiffCast: a deterministic backbone and a conditional diffusion model of its residual, trained end to end."""
+"""DiffCast: a deterministic backbone and a diffusion model of its residual."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ from models.backbone import without_gaps
 from utils.errors import InputError
 from utils.official import prefixed
 
-Generators = Generator | Sequence[Generator] | None  # one for all, or one for each sequence of the batch
+Generators = Generator | Sequence[Generator] | None  # a generator for the batch, or for each of its sequences
 
 
 class Generated(NamedTuple):
@@ -35,11 +35,11 @@ class Generated(NamedTuple):
 class DiffCast(nn.Module):
     """Residual-diffusion forecaster (Yu et al., CVPR 2024, arXiv 2312.06734).
 
-    The backbone forecasts the trend `mu`; what remains of the future, the residual `r = x - mu` (both scaled to
-    [-1, 1]), is cut into segments of `segment_length` frames and generated one after the other: LocalResidual
-    denoises a segment given GlobalMotion's context of observation and trend, the residual of the segment before it
-    and the segment's index. A last segment that reaches beyond the forecast is filled with zero residual, in training
-    and (because it was trained so) in sampling, and cut off. Raises `InputError` for options that are not possible.
+    The backbone forecasts the trend `mu`. The residual `r = x - mu` of the future `x`, both scaled to [-1, 1], is cut
+    into segments of `segment_length` frames, which are generated one after the other. LocalResidual denoises a segment
+    given GlobalMotion's context of observation and trend, the residual of the segment before, and the segment's index.
+    A last segment that reaches beyond the forecast is filled with zero residual in training, and cut off in sampling.
+    Raises `InputError` for impossible options.
     """
 
     loss_terms = ("loss", "deterministic", "diffusion")
@@ -49,13 +49,13 @@ class DiffCast(nn.Module):
         backbone: Backbone,
         dim: int = 64,  # width of the diffusion networks
         dim_mults: tuple[int, ...] = (1, 2, 4, 8),  # their widths per level, in units of dim
-        segment_length: int | None = None,  # frames of one diffusion run; None: as many as are observed
+        segment_length: int | None = None,  # frames of a segment; None: as many as are observed
         timesteps: int = 1000,  # of the diffusion process
         diffusion_weight: float = 0.5,  # share of the diffusion loss in the total, the paper's alpha
-        freeze_backbone: bool = False,  # keep the backbone as it is: no gradient, no loss term, evaluation mode
-        residual_scale: float = 1.0,  # what the diffusion takes for 1, in units of [-1, 1]; the official code: 1
-        loss_weight: str = "signal",  # of diffusion times in the loss, see `process.weighted_loss`
-        gradient_checkpointing: bool = False,  # keep few activations and compute the others anew in the backward pass
+        freeze_backbone: bool = False,  # no gradient and no loss term of the backbone, which stays in evaluation mode
+        residual_scale: float = 1.0,  # divide residuals by this; recommended: their standard deviation, about 0.2
+        loss_weight: str = "signal",  # weight of diffusion times in the loss, see `process.weighted_loss`
+        gradient_checkpointing: bool = False,  # recompute most activations in the backward pass, to save memory
     ):
         super().__init__()
         _check(backbone, dim, dim_mults, segment_length)
@@ -79,7 +79,7 @@ class DiffCast(nn.Module):
             backbone.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "DiffCast":
-        """As in `nn.Module`, but a frozen backbone stays in evaluation mode."""
+        """Set the mode as `nn.Module` does, but keep a frozen backbone in evaluation mode."""
         super().train(mode)
         self.backbone.train(mode and not self.freeze_backbone)
         return self
@@ -100,10 +100,11 @@ class DiffCast(nn.Module):
         return self.backbone.frames_out
 
     def forward(self, observed: Tensor, future: Tensor, generator: Generators = None) -> dict[str, Tensor]:
-        """Training pass: scalar `loss` and its parts `deterministic` and `diffusion`.
+        """Training pass.
 
-        Frames are `(B, T, C, H, W)` in [0, 1]. Diffusion times and noise are drawn from `generator`, so that a
-        generator for each sequence makes the draws independent of how a batch is spread over processes.
+        Frames are `(B, T, C, H, W)` in [0, 1], NaN where values are missing. Returns the scalar `loss` and its parts
+        `deterministic` and `diffusion`. Diffusion times and noise are drawn from `generator`. With a generator for each
+        sequence, the draws do not depend on the distribution of a batch over processes.
         """
         b, shape = len(observed), (self.segments, self.segment_length, *observed.shape[2:])
         time = self._draw_times(b, generator, observed.device)
@@ -111,9 +112,10 @@ class DiffCast(nn.Module):
         return self.objective(observed, future, time, noise)
 
     def _draw_times(self, sequences: int, generator: Generators, device: torch.device) -> Tensor:
-        """Diffusion times `(B, S)`, each uniform, those of a sequence one in each S-th part of all times.
+        """Draw uniform diffusion times `(B, S)`, stratified within each sequence.
 
-        Spread so, they make the loss less noisy than independent ones would.
+        The S times of a sequence lie in different S-th parts of the schedule. The loss is less noisy than with
+        independent times.
         """
         part = _draw(torch.rand, sequences, (self.segments,), generator, device).argsort(dim=1)
         within = _draw(torch.rand, sequences, (1,), generator, device)
@@ -127,11 +129,11 @@ class DiffCast(nn.Module):
         time: Tensor,  # (B, S)
         noise: Tensor,  # (B, S, L, C, H, W)
     ) -> dict[str, Tensor]:
-        """`forward` for given diffusion times and noise of the S segments.
+        """Training pass with given diffusion times and noise of the S segments.
 
-        All segments go through LocalResidual at once, each conditioned on the residual of the one before. Nothing is
-        detached: the diffusion loss also shapes the backbone, through residual, condition and context. Frames may hold
-        NaN, where the radar saw nothing: there is no residual, and no weight in the loss.
+        All segments go through LocalResidual at once, each conditioned on the residual of the segment before. Nothing
+        is detached, so that the diffusion loss also trains the backbone, through residual, condition and context.
+        Missing values have no residual and no weight in the loss.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
             trend = recomputed(self.gradient_checkpointing, self.backbone, observed, future)
@@ -158,7 +160,7 @@ class DiffCast(nn.Module):
         return {"loss": loss, "deterministic": trend["loss"], "diffusion": diffusion}
 
     def forecast(self, observed: Tensor, members: int = 1, generator: Generators = None, **sampling) -> Tensor:
-        """Ensemble `(B, M, T, C, H, W)` in [0, 1] from frames `(B, T_in, C, H, W)`; options as in `generate`."""
+        """Forecast an ensemble `(B, M, T, C, H, W)` in [0, 1]; options as in `generate`."""
         return self.generate(observed, members, generator, **sampling).forecast
 
     # Not `torch.inference_mode`, in which autocast would convert every weight anew at every call.
@@ -171,47 +173,51 @@ class DiffCast(nn.Module):
         sampler: str | Sampler = "ddim",  # a key of SAMPLERS, or a function as `diffcast.samplers` describes
         sampling_steps: int = 250,  # network evaluations per segment
         noise: Tensor | None = None,  # (B, M, S, L, C, H, W): replaces the drawn start noise
-        forecast_batch: int | None = None,  # forecasts (sequences x members) at a time, bounds the memory; None: all
-        precision: torch.dtype = torch.float32,  # that the diffusion networks compute in
-        compiled: bool = False,  # translate LocalResidual by torch.compile: minutes for the first forecast
-        progress: Callable[[int], object] | None = None,  # called with the number of segments that have been generated
+        forecast_batch: int | None = None,  # forecasts (sequences x members) at a time, to bound the memory; None: all
+        precision: torch.dtype = torch.float32,  # of the computations in the diffusion networks
+        compiled: bool = False,  # use torch.compile for LocalResidual; the first forecast then takes minutes
+        progress: Callable[[int], object] | None = None,  # called with the number of segments after each generation
     ) -> Generated:
-        """Forecast with its parts. Backbone and GlobalMotion run once, whatever the members.
+        """Forecast an ensemble, and return its parts too.
 
-        The noise of a member depends on the generator alone, not on the forecasts that are made at the same time.
+        Backbone and GlobalMotion run once for all members. The noise of a member depends on the generator alone, and
+        not on the forecasts that are computed at the same time.
         """
         b, device = len(observed), observed.device
         if noise is None:
             shape = (members, self.segments, self.segment_length, *observed.shape[2:])
             noise = _draw(torch.randn, b, shape, generator, device)
         seeds = _draw(partial(torch.randint, 2**63 - 1), b, (noise.shape[1],), generator, device)
-        with full_precision(observed):  # the backbone runs once; rounding would move pixels across thresholds
+        with full_precision(observed):  # rounding would move pixels across thresholds, and the backbone runs only once
             mu = 2 * self.backbone.trend(observed).float() - 1
         sample = partial(
             _find_sampler(sampler), schedule=self.schedule, steps=sampling_steps, clip=1 / self.residual_scale
         )
-        translate = torch.compile if compiled else lambda denoise: denoise
+        transform = torch.compile if compiled else lambda denoise: denoise
         drawn = mu.new_empty(b, noise.shape[1], *mu.shape[1:])
         with computing_in(precision, observed):
             contexts = self._context(2 * observed - 1, mu)
-            for some, few in _chunks(*noise.shape[:2], forecast_batch):
-                local, last = ([x[some] for x in maps] for maps in contexts)
-                drawn[some, few] = self.residual_scale * self._sample_residual(
-                    noise[some, few], local, last, partial(sample, draw=_drawing(seeds[some, few])), translate, progress
-                )
+            for rows, columns in _chunks(*noise.shape[:2], forecast_batch):
+                local, last = ([x[rows] for x in maps] for maps in contexts)
+                drawing = partial(sample, draw=_drawing(seeds[rows, columns]))
+                residual = self._sample_residual(noise[rows, columns], local, last, drawing, transform, progress)
+                drawn[rows, columns] = self.residual_scale * residual
         forecast = ((mu[:, None] + drawn + 1) / 2).clamp(0, 1)
         return Generated(forecast, (mu + 1) / 2, drawn)
 
     def _sample_residual(
-        self, noise: Tensor, local: list[Tensor], last: list[Tensor], sample, translate, progress
+        self, noise: Tensor, local: list[Tensor], last: list[Tensor], sample, transform, progress
     ) -> Tensor:
-        """Scaled residuals `(B, M, T, C, H, W)` from start noise `(B, M, S, L, C, H, W)`, segment after segment."""
+        """Generate segment after segment.
+
+        Start noise `(B, M, S, L, C, H, W)` gives scaled residuals `(B, M, T, C, H, W)`.
+        """
         b = len(noise)
         segments = []
         previous = torch.zeros_like(noise[:, :, 0]).flatten(0, 1)
         for s, start in enumerate(rearrange(noise, "b m s ... -> s (b m) ...")):
             index = torch.full((b,), s, device=start.device)
-            denoise = translate(self.residual.conditioned(previous, last if s else local, index))
+            denoise = transform(self.residual.conditioned(previous, last if s else local, index))
             previous = sample(denoise, start)
             segments.append(previous)
             if progress is not None:
@@ -219,11 +225,11 @@ class DiffCast(nn.Module):
         return rearrange(segments, "s (b m) l c h w -> b m (s l) c h w", b=b)[:, :, : self.frames_out]
 
     def _context(self, frames: Tensor, mu: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Local and global context of frames and trend, both in [-1, 1]."""
+        """Return local and global context of frames and trend, both in [-1, 1]."""
         return self.motion(torch.cat([frames, mu], dim=1), local_at=frames.shape[1])
 
     def _to_segments(self, frames: Tensor, beyond: float = 0) -> Tensor:
-        """`(B, T, C, H, W)` -> `(B, S, L, C, H, W)`, filled up with `beyond`."""
+        """Cut `(B, T, C, H, W)` into `(B, S, L, C, H, W)`, filled up with `beyond`."""
         missing = self.segments * self.segment_length - frames.shape[1]
         padded = F.pad(frames, (0, 0) * 3 + (0, missing), value=beyond)
         return rearrange(padded, "b (s l) c h w -> b s l c h w", s=self.segments)
@@ -239,7 +245,7 @@ class DiffCast(nn.Module):
 
     @cached_property
     def official_dropped(self) -> list[str]:
-        """See `utils.official`: the schedule, which is computed here, and what the backbone drops."""
+        """See `utils.official`; the schedule, and entries that the backbone drops."""
         backbone = [r"^backbone_net\." + pattern.removeprefix("^") for pattern in self.backbone.official_dropped]
         schedule = (
             r"^(betas|(log_|sqrt_)?(one_minus_)?(recip_|recipm1_)?alphas_cumprod(_prev)?|posterior_\w+|loss_weight)$"
@@ -247,11 +253,11 @@ class DiffCast(nn.Module):
         return [schedule, *backbone]
 
 
-build_diffcast = DiffCast  # beside `models.build_backbone`
+build_diffcast = DiffCast  # the counterpart of `models.build_backbone`
 
 
 def _check(backbone: Backbone, dim: int, dim_mults: tuple[int, ...], segment_length: int | None) -> None:
-    """Raise `InputError` for networks that cannot be."""
+    """Raise `InputError` for impossible networks."""
     _, height, width = backbone.frame_shape
     multiple = 2 ** (len(dim_mults) - 1)
     if not dim_mults or min(dim_mults) < 1:
@@ -278,16 +284,19 @@ def _find_sampler(sampler: str | Sampler) -> Sampler:
 
 
 def _draw(distribution, batch: int, shape: tuple[int, ...], generator: Generators, device) -> Tensor:
-    """Random numbers `(batch, *shape)`, sequence by sequence if each has its own generator."""
+    """Draw `(batch, *shape)`, sequence by sequence if each has its own generator."""
     if isinstance(generator, Sequence):
-        return torch.stack([distribution(shape, generator=one, device=device) for one in generator])
+        return torch.stack([distribution(shape, generator=own, device=device) for own in generator])
     return distribution((batch, *shape), generator=generator, device=device)
 
 
 def _drawing(seeds: Tensor) -> Callable[[Tensor], Tensor]:
-    """Standard normal noise like its argument `(B M, ...)`, each sample's from a generator of its own."""
+    """Return a function that draws standard normal noise like its argument `(B M, ...)`.
 
-    @cache  # at the first draw: most samplers ask for none, and reading the seeds waits for the device
+    Each sample has its own generator.
+    """
+
+    @cache  # made at the first draw, as most samplers draw nothing, and reading the seeds waits for the device
     def generators() -> list[Generator]:
         return [torch.Generator(seeds.device).manual_seed(seed) for seed in seeds.flatten().tolist()]
 
@@ -295,9 +304,12 @@ def _drawing(seeds: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _chunks(sequences: int, members: int, at_once: int | None) -> Iterator[tuple[slice, slice]]:
-    """Slices of sequences and of members that make at most `at_once` forecasts together, about as many each time."""
+    """Yield slices of sequences and of members that make at most `at_once` forecasts together.
+
+    All slices have about the same size.
+    """
     at_once = at_once or sequences * members
-    few = math.ceil(members / math.ceil(members / at_once))
-    some = max(1, at_once // few)
-    for sequence, member in itertools.product(range(0, sequences, some), range(0, members, few)):
-        yield slice(sequence, sequence + some), slice(member, member + few)
+    member_step = math.ceil(members / math.ceil(members / at_once))
+    sequence_step = max(1, at_once // member_step)
+    for sequence, member in itertools.product(range(0, sequences, sequence_step), range(0, members, member_step)):
+        yield slice(sequence, sequence + sequence_step), slice(member, member + member_step)

@@ -1,4 +1,4 @@
-"""GlobalMotion: what observation and trend say about the motion of the whole sequence."""
+"""GlobalMotion: the motion of observation and trend as context of the diffusion."""
 
 import itertools
 
@@ -8,23 +8,13 @@ from torch import Tensor, nn
 
 from diffcast.layers import ConvGRU, Downsample, ResidualBlock, recomputed
 
-# Official parameter names -> ours.
-OFFICIAL_NAMES = [
-    ("init_conv", "stem"),
-    ("downs.{}.0.block{}.proj", "levels.{}.block.conv{}"),
-    ("downs.{}.0.block{}.norm", "levels.{}.block.norm{}"),
-    ("downs.{}.1.conv_gates.0", "levels.{}.recurrence.gates"),
-    ("downs.{}.1.conv_cans.0", "levels.{}.recurrence.candidate"),
-    ("downs.{}.2.1", "levels.{}.down.conv"),
-]
-
 
 class GlobalMotion(nn.Module):
     """A convolutional recurrent encoder over observed and forecast frames (DiffCast, section 3.3).
 
-    Frames are `(B, T, C, H, W)` in [-1, 1]. Level `i` sees 1 / 2^i of the resolution; its recurrent state is the
-    context that LocalResidual receives at that level. The levels run one after the other, each over all frames, so
-    that only the recurrences themselves are sequential.
+    Frames are `(B, T, C, H, W)` in [-1, 1]. Level `i` sees 1 / 2^i of the resolution. Its recurrent state is the
+    context that LocalResidual receives at that level. Each level processes all frames before the next level begins, so
+    that only the recurrences are sequential.
     """
 
     def __init__(
@@ -32,7 +22,7 @@ class GlobalMotion(nn.Module):
         channels: int = 1,
         dim: int = 64,  # width of the finest level
         dim_mults: tuple[int, ...] = (1, 2, 4, 8),  # width after each level, in units of dim
-        recompute: bool = False,  # the levels' activations in the backward pass, rather than keep them
+        recompute: bool = False,  # recompute the levels' activations in the backward pass, to save memory
     ):
         super().__init__()
         widths = [dim, *(dim * m for m in dim_mults)]
@@ -45,7 +35,10 @@ class GlobalMotion(nn.Module):
         )
 
     def forward(self, frames: Tensor, local_at: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Contexts, finest first: the states after frame index `local_at` (local) and after the last (global)."""
+        """Return the local and the global context, each a list of maps, finest first.
+
+        They are the states after the frame with the index `local_at`, and after the last frame.
+        """
         steps = frames.shape[1]
         x = self.stem(rearrange(frames, "b t c h w -> (t b) c h w"))
         local, last = [], []
@@ -57,15 +50,26 @@ class GlobalMotion(nn.Module):
 
 
 class MotionLevel(nn.Module):
-    """One resolution: residual block, recurrence, reduction to the next level (`None` for the coarsest)."""
+    """One resolution: residual block, recurrence, reduction to the next level."""
 
-    def __init__(self, width: int, following: int | None):
+    def __init__(self, width: int, following: int | None):  # None: the coarsest level, without a reduction
         super().__init__()
         self.block = ResidualBlock(width, width)
         self.recurrence = ConvGRU(width)
         self.down = Downsample(width, following) if following else None
 
     def forward(self, x: Tensor, steps: int) -> tuple[list[Tensor], Tensor | None]:
-        """T frames `(T B, C, H, W)` -> T states `(B, C, H, W)` and the next level's frames."""
+        """Map `(T B, C, H, W)` to T states `(B, C, H, W)` and the next level's frames."""
         states = self.recurrence(self.block(x), steps)
         return states, self.down and self.down(torch.cat(states))
+
+
+# Official parameter names -> ours.
+OFFICIAL_NAMES = [
+    ("init_conv", "stem"),
+    ("downs.{}.0.block{}.proj", "levels.{}.block.conv{}"),
+    ("downs.{}.0.block{}.norm", "levels.{}.block.norm{}"),
+    ("downs.{}.1.conv_gates.0", "levels.{}.recurrence.gates"),
+    ("downs.{}.1.conv_cans.0", "levels.{}.recurrence.candidate"),
+    ("downs.{}.2.1", "levels.{}.down.conv"),
+]

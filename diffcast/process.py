@@ -15,9 +15,10 @@ LOSS_WEIGHTS = ("signal", "uniform")
 
 
 class Schedule(nn.Module):
-    """The sigmoid noise schedule (Jabri et al. 2022, arXiv 2212.11972) from -3 to 3, as float32 buffers `(timesteps,)`.
+    """Sigmoid noise schedule from -3 to 3 (Jabri et al. 2022, arXiv 2212.11972).
 
-    A module only so that the buffers follow the model from device to device; they are not saved.
+    Its values are float32 buffers `(timesteps,)`, which are not saved. It is a module so that the buffers move to a
+    device with the model.
     """
 
     def __init__(self, timesteps: int = 1000):
@@ -37,9 +38,9 @@ class Schedule(nn.Module):
 
     @cached_property
     def half_log_snr(self) -> Tensor:
-        """`log(sqrt(A_t) / sqrt(1 - A_t))`, falling, float64 `(timesteps,)`.
+        """Half log-SNR, `log(sqrt(A_t) / sqrt(1 - A_t))`, falling, float64 `(timesteps,)`.
 
-        It stays on the host, where samplers compute their coefficients without waiting for a device.
+        The tensor stays on the host, where samplers compute their coefficients without waiting for a device.
         """
         return torch.cumprod(1 - sigmoid_betas(self.timesteps), dim=0).logit() / 2
 
@@ -56,28 +57,28 @@ def sigmoid_betas(timesteps: int) -> Tensor:
 
 
 def diffuse(schedule: Schedule, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """`x_t` from clean data and standard normal noise."""
+    """Return `x_t` of clean data and standard normal noise."""
     return _at(schedule.sqrt_alphas_cumprod, time, x0) * x0 + (
         _at(schedule.sqrt_one_minus_alphas_cumprod, time, x0) * noise
     )
 
 
 def v_target(schedule: Schedule, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """What the network should predict."""
+    """Return `v`, which the network should predict."""
     return _at(schedule.sqrt_alphas_cumprod, time, x0) * noise - (
         _at(schedule.sqrt_one_minus_alphas_cumprod, time, x0) * x0
     )
 
 
 def x0_from_v(schedule: Schedule, x_t: Tensor, v: Tensor, time: Tensor) -> Tensor:
-    """Clean data that a prediction `v` at `x_t` implies."""
+    """Return the clean data that a prediction `v` at `x_t` implies."""
     return _at(schedule.sqrt_alphas_cumprod, time, x_t) * x_t - (
         _at(schedule.sqrt_one_minus_alphas_cumprod, time, x_t) * v
     )
 
 
 def noise_from_x0(schedule: Schedule, x_t: Tensor, x0: Tensor, time: Tensor) -> Tensor:
-    """The noise that separates `x_t` from clean data `x0`."""
+    """Return the noise in `x_t`, given clean data `x0`."""
     return (_at(schedule.sqrt_recip_alphas_cumprod, time, x_t) * x_t - x0) / (
         _at(schedule.sqrt_recipm1_alphas_cumprod, time, x_t)
     )
@@ -88,13 +89,13 @@ def weighted_loss(
     predicted: Tensor,
     target: Tensor,
     time: Tensor,
-    valid: Tensor,  # bool like the target: where it is known; the rest has no weight
+    valid: Tensor,  # bool, of the target's shape; values elsewhere are missing and have no weight
     weight: str = "signal",  # one of LOSS_WEIGHTS
 ) -> Tensor:
-    """Mean squared error of `v` per sample, weighted, averaged over the batch.
+    """Mean squared error of `v` per sample, weighted and averaged over the batch.
 
-    `signal` weighs it by `A_t`, which is SNR / (SNR + 1), as the official code does; `uniform` leaves the errors of
-    noisy times, which decide about large scales, their full weight.
+    `signal` weights it by `A_t`, which is SNR / (SNR + 1), as in the official code. `uniform` gives full weight to
+    noisy times, which determine the large scales.
     """
     squares = torch.where(valid, predicted - target, 0).square().flatten(1)
     error = squares.sum(dim=1) / valid.flatten(1).sum(dim=1).clamp(min=1)

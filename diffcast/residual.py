@@ -1,4 +1,4 @@
-"""LocalResidual: the network that denoises one segment of the residual."""
+"""LocalResidual: the network that denoises a segment of the residual."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -16,22 +16,23 @@ from diffcast.layers import (
     SelfAttention,
     Upsample,
     add_shared,
-    beside,
     compute_dtype,
     full_precision,
+    partial_convolution,
     recomputed,
     sinusoidal,
 )
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # of a noisy segment (B, L, C, H, W) and its diffusion time (B,)
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # maps a noisy segment (B, L, C, H, W) and diffusion times (B,) to v
 Modulation = Tensor  # (B, 2 width): scale and shift of one block
 
 
 class LocalResidual(nn.Module):
-    """A U-Net that predicts `v` of a noisy residual segment (DiffCast, section 3.3; the paper's GTUNet).
+    """A U-Net that predicts `v` of a noisy residual segment (DiffCast, section 3.3).
 
-    Time is folded into channels. GlobalMotion's context enters each level of the way down once, the previous
-    segment's residual enters beside the noisy one, and diffusion time and segment index modulate every block.
+    The paper calls it GTUNet. Frames are folded into channels. GlobalMotion's context enters each level of the way down
+    once. The previous segment's residual is concatenated with the noisy segment. Diffusion time and segment index
+    modulate every block.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class LocalResidual(nn.Module):
         segment_length: int = 5,  # frames of one segment
         dim: int = 64,  # width of the finest level
         dim_mults: tuple[int, ...] = (1, 2, 4, 8),  # width after each level, in units of dim
-        recompute: bool = False,  # the levels' activations in the backward pass, rather than keep them
+        recompute: bool = False,  # recompute the levels' activations in the backward pass, to save memory
     ):
         super().__init__()
         widths = [dim, *(dim * m for m in dim_mults)]
@@ -75,14 +76,14 @@ class LocalResidual(nn.Module):
         return self.conditioned(condition, context, segment)(noisy, time)
 
     def conditioned(self, condition: Tensor, context: list[Tensor], segment: Tensor) -> Denoiser:
-        """`forward` as a function of `noisy` and `time` alone; what does not depend on them is computed once.
+        """Return `forward` as a function of `noisy` and `time`.
 
-        Members of one forecast share a context: `noisy`, `time` and `condition` may hold M consecutive samples for
-        each one in `context` and `segment`. The function is valid as long as the weights and the precision
-        (autocast) are what they are now.
+        All that depends on neither is computed once. Members of a forecast share a context, so that `noisy`, `time` and
+        `condition` may hold M consecutive samples for each sample of `context` and `segment`. The function becomes
+        invalid when the weights or the precision (autocast) change.
         """
-        stem = beside(self.stem, _to_channels(condition), first=True)
-        downs = [level.beside(known) for level, known in zip(self.downs, context, strict=True)]
+        stem = partial_convolution(self.stem, _to_channels(condition), first=True)
+        downs = [level.given(maps) for level, maps in zip(self.downs, context, strict=True)]
         ups = [level.prepared(compute_dtype(condition)) for level in self.ups]
         modulate = self._modulations(segment)
         call = partial(recomputed, self.recompute)
@@ -104,15 +105,16 @@ class LocalResidual(nn.Module):
         return denoise
 
     def _modulations(self, segment: Tensor) -> Callable[[Tensor], Iterator[Modulation]]:
-        """Scales and shifts of all blocks as a function of the diffusion time `(B M,)`, in the order of their use.
+        """Return scales and shifts of all blocks as a function of diffusion times `(B M,)`.
 
-        One matrix product serves all blocks; the segment's part of it is computed once.
+        They come in the order of their use. One matrix product serves all blocks, and the segment's part of it is
+        computed once.
         """
         layers = [block.modulation for block in self.modules() if isinstance(block, ResidualBlock)]
         widths = [layer.out_features for layer in layers]
         bias = torch.cat([layer.bias for layer in layers])
         of_time, of_segment = torch.cat([layer.weight for layer in layers]).chunk(2, dim=1)
-        # In float32 under autocast, too: it costs nothing, and half precision cannot tell neighbouring times apart.
+        # float32 even under autocast. It costs nothing, and half precision cannot distinguish neighbouring times.
         with full_precision(segment):
             shared = F.linear(F.silu(self.embed_segment(sinusoidal(segment, self.dim))), of_segment, bias)
 
@@ -125,7 +127,7 @@ class LocalResidual(nn.Module):
 
 
 class DownLevel(nn.Module):
-    """One resolution on the way down; the last one keeps height and width."""
+    """One resolution on the way down; the last level keeps height and width."""
 
     def __init__(self, width: int, after: int, embedding: int, last: bool):
         super().__init__()
@@ -134,9 +136,9 @@ class DownLevel(nn.Module):
         self.attention = LargeKernelAttention(width)
         self.resample = nn.Conv2d(width, after, 3, padding=1) if last else Downsample(width, after)
 
-    def beside(self, context: Tensor) -> Callable[[Tensor, Modulation, Modulation], tuple[Tensor, Tensor, Tensor]]:
-        """The level's output and two skips as a function of the level above's output, for a given context."""
-        block1 = self.block1.beside(context)
+    def given(self, context: Tensor) -> Callable[[Tensor, Modulation, Modulation], tuple[Tensor, Tensor, Tensor]]:
+        """Return a function from the input to the output and two skips, given the context."""
+        block1 = self.block1.given(context)
 
         def descend(x: Tensor, modulation1: Modulation, modulation2: Modulation) -> tuple[Tensor, Tensor, Tensor]:
             first = block1(x, modulation1)
@@ -147,7 +149,7 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """One resolution on the way up; the last one, which is the finest, keeps height and width."""
+    """One resolution on the way up; the last level keeps height and width."""
 
     def __init__(self, width: int, after: int, embedding: int, last: bool):
         super().__init__()
@@ -157,7 +159,7 @@ class UpLevel(nn.Module):
         self.resample = nn.Conv2d(after, width, 3, padding=1) if last else Upsample(after, width)
 
     def prepared(self, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, Modulation, Modulation], Tensor]:
-        """The level's output as a function of the level below's and of two skips."""
+        """Return a function from the input and two skips to the output."""
         resample = self.resample.prepared(dtype) if isinstance(self.resample, Upsample) else self.resample
 
         def ascend(x: Tensor, skip1: Tensor, skip2: Tensor, modulation1: Modulation, modulation2: Modulation) -> Tensor:
@@ -212,8 +214,8 @@ OFFICIAL_NAMES = [
     ("time_mlp.3", "embed_time.2"),
     ("frag_idx_mlp.1", "embed_segment.0"),
     ("frag_idx_mlp.3", "embed_segment.2"),
-    *((f"{place}.{part}", f"{new}.{name}") for place, new in _BLOCKS for part, name in _BLOCK_PARTS),
-    *((f"{place}.{part}", f"{new}.{name}") for place, new in _ATTENTIONS for part, name in _ATTENTION_PARTS),
+    *((f"{block}.{part}", f"{new}.{name}") for block, new in _BLOCKS for part, name in _BLOCK_PARTS),
+    *((f"{attention}.{part}", f"{new}.{name}") for attention, new in _ATTENTIONS for part, name in _ATTENTION_PARTS),
     *((f"{side}.{{}}.3.1", f"{side}.{{}}.resample.conv") for side in _SIDES),
     *((f"{side}.{{}}.3", f"{side}.{{}}.resample") for side in _SIDES),
     ("final_conv", "head"),

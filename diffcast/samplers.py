@@ -37,21 +37,21 @@ Sampler = Callable[..., Tensor]  # with the signature above
 
 
 def uniform_in_time(schedule: Schedule, steps: int) -> list[int]:
-    """Times evenly spread over the schedule, the first its last; the official spacing."""
+    """Evenly spaced times, beginning at the last of the schedule; the official spacing."""
     _check(schedule, steps)
-    # float32 on purpose: for some numbers of steps a value falls just below an integer and is truncated to the one
-    # before, and the official lists have it so.
+    # float32 on purpose. For certain numbers of steps, a value falls just below an integer and is truncated to the
+    # integer before, as in the official lists.
     times = torch.linspace(-1, schedule.timesteps - 1, steps + 1, dtype=torch.float32).int()
     return times[1:].flip(0).tolist()
 
 
 def uniform_in_log_snr(schedule: Schedule, steps: int) -> list[int]:
-    """Times evenly spread in log-SNR, from the last but one to 0.
+    """Times evenly spaced in log-SNR, from the last but one to 0.
 
-    The schedule's last step is left out, unless its time is needed: with its beta clipped, it takes almost a third of
-    the whole range of log-SNR and holds nothing to find. Times are rounded to the integers that the network was
-    trained at, at no loss, for samplers step by the log-SNR of the rounded times. Where more times than integers fall
-    into a stretch, they are moved apart.
+    The schedule's last time is left out unless it is needed. As its beta is clipped, it takes almost a third of the
+    range of log-SNR without any signal in it. Times are rounded to the integers that the network was trained at. This
+    loses nothing, because samplers step by the log-SNR of the rounded times. Where more times than integers fall into
+    an interval, they are moved apart.
     """
     _check(schedule, steps)
     levels = schedule.half_log_snr
@@ -72,9 +72,9 @@ def ddim(
     spacing: Spacing = uniform_in_time,
     draw: Draw = torch.randn_like,
 ) -> Tensor:
-    """Denoising diffusion implicit model (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16).
+    """Denoising diffusion implicit model (Song et al. 2021, arXiv 2010.02502).
 
-    The noise estimate is derived from the clipped data estimate.
+    Equations 12 and 16. The noise estimate is derived from the clipped data estimate.
     """
     signal, x = schedule.alphas_cumprod, noise
     for now, then in itertools.pairwise([*spacing(schedule, steps), -1]):  # -1 stands for clean data
@@ -100,8 +100,8 @@ def dpm_solver(
 ) -> Tensor:
     """DPM-Solver++(2M) and, with `eta` 1, SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095).
 
-    Second order: each step assumes that the data estimate goes on changing as it did over the step before. The first
-    step and the last, to clean data, are of first order.
+    The solver is of second order, as each step assumes that the data estimate goes on changing as it did over the step
+    before. The first step and the last, to clean data, are of first order.
     """
     times, lengths = _grid(schedule, spacing, steps)
     estimate = partial(_scaled_estimate, denoise, schedule, clip)
@@ -122,7 +122,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm": dpm_solver,
     "sde-dpm": partial(dpm_solver, eta=1.0),
 }
-# Network evaluations per segment unless told otherwise: the official number, and what loses no measurable skill to it.
+# Default number of network evaluations per segment. That of ddim is official; the others lose no measurable skill.
 STEPS = {"ddim": 250, "dpm": 10, "sde-dpm": 10}
 
 
@@ -132,7 +132,7 @@ def _check(schedule: Schedule, steps: int) -> None:
 
 
 def _estimate(denoise: Denoiser, schedule: Schedule, clip: float, x: Tensor, now: int) -> Tensor:
-    """Clean data as the denoiser sees it in `x` at time `now`."""
+    """Estimate the clean data in `x` at time `now`."""
     time = _times(x, now)
     x0 = x0_from_v(schedule, x, denoise(x, time), time)
     return x0.clamp(-clip, clip)
@@ -147,16 +147,16 @@ def _scaled_estimate(denoise: Denoiser, schedule: Schedule, clip: float, y: Tens
 
 
 def _grid(schedule: Schedule, spacing: Spacing, steps: int) -> tuple[list[int], list[float]]:
-    """Times, and the differences of half log-SNR from each to the next."""
+    """Return times, and the differences of half log-SNR from each to the next."""
     times = spacing(schedule, steps)
     return times, schedule.half_log_snr[times].diff().tolist()
 
 
 def _deviation(schedule: Schedule, now: int) -> float:
-    """Noise deviation of `y` at a time."""
+    """Standard deviation of the noise in `y` at a time."""
     return math.exp(-schedule.half_log_snr[now].item())
 
 
 def _scale(schedule: Schedule, now: int) -> float:
-    """`x_t / y` at a time."""
+    """Return `x_t / y` at a time."""
     return 1 / math.hypot(1, _deviation(schedule, now))

@@ -35,16 +35,19 @@ def build_backbone(
     frame_shape: tuple[int, int, int] = (1, 128, 128),
     frames_in: int = 5,
     frames_out: int = 20,
-    **options,  # the backbone's own, checked against its constructor
+    **options,  # further arguments of the backbone's constructor
 ) -> Backbone:
-    """Build a backbone with fresh weights; raises `InputError` for an unknown name, or options it does not take."""
+    """Build a backbone with fresh weights.
+
+    Raises `InputError` for an unknown name, and for options that the backbone does not take.
+    """
     backbone = _find(name)
     arguments = {"frame_shape": frame_shape, "frames_in": frames_in, "frames_out": frames_out, **options}
     try:
         inspect.signature(backbone).bind(**arguments)
     except TypeError as error:
-        known = ", ".join(p for p in inspect.signature(backbone).parameters)
-        raise InputError(f"backbone {name}: {error}; its constructor takes {known}.") from None
+        names = ", ".join(inspect.signature(backbone).parameters)
+        raise InputError(f"backbone {name}: {error}; its constructor takes {names}.") from None
     if ":" in name:
         return _checked(name, backbone(**arguments))
     try:
@@ -56,14 +59,15 @@ def build_backbone(
 
 
 def full_options(name: str, options: dict) -> dict:
-    """A backbone's own options with those of its constructor's defaults that they leave open."""
+    """Complete a backbone's own options by the defaults of its constructor."""
     parameters = inspect.signature(_find(name)).parameters.values()
-    own = (one for one in parameters if one.name not in SIZES and one.default is not one.empty)
-    return {one.name: one.default for one in own} | options
+    own = (parameter for parameter in parameters if parameter.name not in SIZES)
+    defaults = {parameter.name: parameter.default for parameter in own if parameter.default is not parameter.empty}
+    return defaults | options
 
 
 def _checked(name: str, backbone: Backbone) -> Backbone:
-    """A user's backbone, its forecast of the promised shape."""
+    """Return a user's backbone after checking the shape of its forecast."""
     backbone.eval()
     with torch.no_grad():
         shape = tuple(backbone.trend(torch.zeros(1, backbone.frames_in, *backbone.frame_shape)).shape)
@@ -83,7 +87,7 @@ def _find(name: str) -> type[Backbone]:
         return BACKBONES[name]
     module_name, _, class_name = name.partition(":")
     if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)  # a script finds its own folder alone
+        sys.path.append(here)  # Python looks only in the folder of the script itself
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:

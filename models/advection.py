@@ -1,4 +1,4 @@
-"""Lagrangian persistence: the rain keeps its shape and moves on. What a learnt trend has to beat."""
+"""Lagrangian persistence, the baseline that a learnt trend has to beat."""
 
 import torch
 import torch.nn.functional as F
@@ -10,30 +10,32 @@ from models.backbone import Backbone
 COARSEST = 16  # pixels: the pyramid ends before a side gets shorter
 WINDOW, PASSES = 21, 2  # pixels: two running means are about a Gaussian of standard deviation 8.6
 ITERATIONS = 3  # per level
-DAMPING = 1e-5  # squared gradient, about a byte per pixel: what is fainter does not move the estimate
+DAMPING = 1e-5  # squared gradient, about a byte per pixel; fainter structures do not move the estimate
 
 
 class Advection(Backbone):
-    """Moves the last observed frame along the motion seen so far; it has no weights and no gradients.
+    """Advection of the last observed frame, without weights and gradients.
 
     Germann and Zawadzki (2002, Mon. Wea. Rev. 130): a steady motion field and semi-Lagrangian advection backwards in
-    time, so that each forecast frame is interpolated once, from the last observed one. No rain enters from outside.
-    With a single observed frame it is persistence.
+    time, so that each forecast frame is interpolated once, from the last observed frame. No rain enters from outside.
+    With a single observed frame, the forecast is persistence.
     """
 
     @torch.no_grad()
     def trend(self, observed: Tensor) -> Tensor:
-        """See `Backbone.trend`, but not differentiable."""
+        """See `Backbone.trend`; the forecast has no gradient."""
         frames = observed.float()
         return advect(frames[:, -1], estimate_motion(frames), self.frames_out)
 
 
 def estimate_motion(frames: Tensor) -> Tensor:
-    """Steady motion `(B, 2, H, W)`, x and y in pixels per frame, of frames `(B, T, C, H, W)` in [0, 1].
+    """Estimate a steady motion.
 
-    Lucas and Kanade (1981) on all pairs of successive frames and all channels at once, on a pyramid of resolutions
-    from coarse to fine. Where a level shows nothing, the motion of the coarser one stays: dry areas move with the rain
-    around them.
+    Frames are `(B, T, C, H, W)` in [0, 1]. The motion is `(B, 2, H, W)`, x and y in pixels per frame.
+
+    The method is that of Lucas and Kanade (1981), on all pairs of successive frames and all channels at once, on a
+    pyramid of resolutions from coarse to fine. Where a level is dry, the motion of the coarser level stays, so that dry
+    areas move with the rain around them.
     """
     channels = frames.shape[2]
     pyramid = [rearrange(frames, "b t c h w -> b (t c) h w")]
@@ -50,9 +52,11 @@ def estimate_motion(frames: Tensor) -> Tensor:
 
 
 def advect(frame: Tensor, motion: Tensor, leads: int) -> Tensor:
-    """Frames `(B, leads, C, H, W)` that follow `(B, C, H, W)` in a steady motion `(B, 2, H, W)`, pixels per frame.
+    """Move a frame along a steady motion.
 
-    Each step back takes the motion halfway along it, so that rotating rain does not spiral outwards.
+    The frame is `(B, C, H, W)` and the motion `(B, 2, H, W)`, x and y in pixels per frame. Returns
+    `(B, leads, C, H, W)`. Each step back takes the motion halfway along it, so that rotating rain does not spiral
+    outwards.
     """
     position = _pixels(frame)
     moved = []
@@ -65,9 +69,10 @@ def advect(frame: Tensor, motion: Tensor, leads: int) -> Tensor:
 
 
 def _correction(before: Tensor, after: Tensor, motion: Tensor) -> Tensor:
-    """Gauss-Newton step `(B, 2, h, w)` towards the motion that carries frames `(B, N, h, w)` into those after them.
+    """Gauss-Newton step `(B, 2, h, w)` of the motion between frames `(B, N, h, w)`.
 
-    They meet halfway: where a pixel is in the middle of its step, and inside the frame at both ends of it.
+    The frames are compared halfway, at the middle of a pixel's step, and only where both ends of the step lie inside
+    the frame.
     """
     half = _channels_last(motion) / 2
     start, end = _pixels(before) - half, _pixels(before) + half
@@ -82,7 +87,10 @@ def _correction(before: Tensor, after: Tensor, motion: Tensor) -> Tensor:
 
 
 def _window_mean(x: Tensor) -> Tensor:
-    """Weighted mean `(B, C, h, w)` over the window, cut off at the border; unlike a convolution exact in autocast."""
+    """Weighted mean `(B, C, h, w)` over the window, which is cut off at the border.
+
+    Unlike a convolution, pooling stays in float32 under autocast.
+    """
     for _ in range(PASSES):
         for size in ((WINDOW, 1), (1, WINDOW)):
             x = F.avg_pool2d(x, size, 1, (size[0] // 2, size[1] // 2), count_include_pad=False)
@@ -90,20 +98,23 @@ def _window_mean(x: Tensor) -> Tensor:
 
 
 def _sample(fields: Tensor, positions: Tensor, beyond: str) -> Tensor:
-    """Bilinear values of `(B, C, h, w)` at positions `(B, h, w, 2)` in pixels; `beyond` the frame: border or zeros."""
+    """Bilinear values of `(B, C, h, w)` at positions `(B, h, w, 2)` in pixels.
+
+    `beyond` says what lies outside of the frame, `border` or `zeros`.
+    """
     h, w = fields.shape[-2:]
     where = (2 * positions + 1) / positions.new_tensor([w, h]) - 1
     return F.grid_sample(fields, where.expand(len(fields), -1, -1, -1), padding_mode=beyond, align_corners=False)
 
 
 def _inside(positions: Tensor) -> Tensor:
-    """Whether positions `(B, h, w, 2)` lie in the frame: `(B, h, w)`."""
+    """Mask `(B, h, w)` of positions `(B, h, w, 2)` that lie in the frame."""
     h, w = positions.shape[1:3]
     return ((positions >= 0) & (positions <= positions.new_tensor([w - 1, h - 1]))).all(dim=-1)
 
 
 def _pixels(frame: Tensor) -> Tensor:
-    """Positions `(1, h, w, 2)`, x and y, of the pixels of `(B, C, h, w)`."""
+    """Positions `(1, h, w, 2)` of pixels, x and y."""
     y, x = (torch.arange(size, dtype=frame.dtype, device=frame.device) for size in frame.shape[-2:])
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
 

@@ -9,12 +9,12 @@ from utils.official import Rules
 
 
 class Backbone(nn.Module):
-    """A deterministic forecaster of the trend; DiffCast generates what it leaves out.
+    """A deterministic forecaster of the trend, whose residual DiffCast generates.
 
     A subclass takes `frame_shape`, `frames_in`, `frames_out` and its own options as keyword arguments and
     implements `trend`. It overrides `forward` only if its loss is not the mean squared error of the trend.
-    Frames are float32 `(B, T, C, H, W)` with values in [0, 1]. In `forward` they may hold NaN, where the radar saw
-    nothing; `trend` and `forecast` get 0 there.
+    Frames are float32 `(B, T, C, H, W)` with values in [0, 1]. In `forward`, missing values are NaN. In `trend` and
+    `forecast`, they are 0.
     """
 
     loss_terms: tuple[str, ...] = ("loss",)  # scalars of `forward` that are logged
@@ -33,15 +33,18 @@ class Backbone(nn.Module):
         self.frames_out = frames_out
 
     def trend(self, observed: Tensor) -> Tensor:
-        """Forecast `(B, frames_out, C, H, W)` from `(B, frames_in, C, H, W)`: differentiable, not clamped."""
+        """Return a differentiable forecast, which may leave [0, 1].
+
+        `(B, frames_in, C, H, W)` gives `(B, frames_out, C, H, W)`.
+        """
         raise TypeError(f"{type(self).__name__} is a backbone without a `trend` method; implement it.")
 
     def forward(self, observed: Tensor, future: Tensor, generator=None) -> dict[str, Tensor]:
         """Training pass.
 
-        Returns `loss` (what to minimise), `deterministic` (the same, as a part of DiffCast's loss) and
-        `forecast`, the differentiable trend `(B, frames_out, C, H, W)`. `generator` is part of the contract of
-        all forecasters; a backbone draws nothing from it.
+        Returns `loss`, a scalar to minimise, `deterministic`, the same scalar as a part of DiffCast's loss, and
+        `forecast`, the differentiable trend `(B, frames_out, C, H, W)`. All forecasters take a `generator`, but a
+        backbone draws nothing from it.
         """
         trend = self.trend(without_gaps(observed))
         loss = squared_error(trend, future)
@@ -49,23 +52,23 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def forecast(self, observed: Tensor, members: int = 1, generator=None) -> Tensor:
-        """Forecast `(B, 1, frames_out, C, H, W)` in [0, 1], without gradients.
+        """Return a forecast `(B, 1, frames_out, C, H, W)` in [0, 1] without gradients.
 
-        A deterministic forecast has one member, whatever `members` asks for.
+        A deterministic forecast has one member, even if more `members` are asked for.
         """
         return self.trend(observed).clamp(0, 1)[:, None]
 
 
 def without_gaps(frames: Tensor) -> Tensor:
-    """The frames with 0 where they are NaN: what a network sees of missing data."""
+    """Replace missing values, which are NaN, by 0."""
     return frames.nan_to_num(nan=0.0)
 
 
 def squared_error(forecast: Tensor, target: Tensor, dim: tuple[int, ...] = (1, 2, 3, 4)) -> Tensor:
     """Mean squared error of each sequence along `dim`, averaged over the sequences.
 
-    Values that are NaN in the target do not count, and a mean without any value is 0. Every sequence has the same
-    weight, so a step has the same loss and gradient however it is split into batches and processes.
+    Missing values of the target, which are NaN, do not count. A mean without any value is 0. Every sequence has the
+    same weight, so that loss and gradient of a step do not depend on its division into batches and processes.
     """
     valid = ~target.isnan()
     squares = torch.where(valid, forecast - target, 0).square()

@@ -14,14 +14,7 @@ from torch import Tensor, nn
 from models.backbone import Backbone
 from utils.errors import InputError
 
-SLOPE = 0.2  # of every leaky ReLU
-
-# Levels counted from 1 -> levels counted from 0.
-OFFICIAL_NAMES = [
-    *((f"{half}.{level + 1}", f"{half}.{level}") for half in ("encoder", "forecaster") for level in range(3)),
-    ("head.0", "head.0"),
-    ("head.1", "head.2"),
-]
+SLOPE = 0.2  # negative slope of every leaky ReLU
 
 
 class ConvGRUCell(nn.Module):
@@ -48,9 +41,9 @@ class ConvGRUCell(nn.Module):
         self.activation = nn.LeakyReLU(SLOPE)
 
     def forward(self, state: Tensor, inputs: Tensor | None, steps: int) -> Tensor:
-        """The states after each step, `(B, steps, dim, H, W)`.
+        """Return the states after each step, `(B, steps, dim, H, W)`.
 
-        `state` is the initial one, `(B, dim, H, W)`; `inputs` are `(B, steps, dim_in, H, W)`.
+        The initial `state` is `(B, dim, H, W)`, and `inputs` are `(B, steps, dim_in, H, W)`.
         """
         # The input convolution does not depend on the state, so one call serves all steps.
         terms = each_frame(self.i2h, inputs).unbind(1) if self.i2h else [None] * steps
@@ -70,7 +63,7 @@ class ConvGRUCell(nn.Module):
 
 
 class EncoderLevel(nn.Module):
-    """Halve the resolution, then recur from a state of zeros."""
+    """Convolution of stride 2, then a recurrence from a state of zeros."""
 
     def __init__(self, dim_in: int, dim_down: int, dim: int, kernel_size: int):
         super().__init__()
@@ -80,16 +73,16 @@ class EncoderLevel(nn.Module):
         self.dim = dim
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """States `(B, T, dim, H/2, W/2)` from `(B, T, dim_in, H, W)`."""
+        """Return states `(B, T, dim, H/2, W/2)` for `(B, T, dim_in, H, W)`."""
         inputs = self.activation(each_frame(self.down, inputs))
         batch, steps, _, height, width = inputs.shape
-        # float32 whatever the inputs' type: the state adds up over the steps.
+        # float32 even under autocast, because the state accumulates over the steps.
         state = inputs.new_zeros(batch, self.dim, height, width, dtype=torch.float32)
         return self.cell(state, inputs, steps)
 
 
 class ForecasterLevel(nn.Module):
-    """Recur from the encoder's last state, then double the resolution."""
+    """Recurrence from the encoder's last state, then a transposed convolution of stride 2."""
 
     def __init__(self, dim_in: int | None, dim: int, dim_up: int, kernel_size: int):
         super().__init__()
@@ -98,20 +91,21 @@ class ForecasterLevel(nn.Module):
         self.activation = nn.LeakyReLU(SLOPE)
 
     def forward(self, state: Tensor, inputs: Tensor | None, steps: int) -> Tensor:
-        """`(B, steps, dim_up, 2H, 2W)` from `state` `(B, dim, H, W)` and `inputs` `(B, steps, dim_in, H, W)`."""
+        """Return maps `(B, steps, dim_up, 2H, 2W)`.
+
+        The `state` is `(B, dim, H, W)`, and `inputs` are `(B, steps, dim_in, H, W)`.
+        """
         return self.activation(each_frame(self.up, self.cell(state, inputs, steps)))
 
 
 class ConvGRU(Backbone):
     """Recurrent encoder-forecaster (Shi et al. 2017, section 3.1).
 
-    The encoder runs from the finest level to the coarsest, the forecaster back; each level of the forecaster starts
-    from the last state of its twin, and the coarsest has no other input. Forecast frames are not fed back. Frames
-    may have any size: they are padded with zeros to a multiple of 2 to the number of levels, the forecast is cropped.
-    The forecast is linear, so it may leave [0, 1]. Clip the gradient norm at 1 in training: states are unbounded.
+    The encoder runs from the finest level to the coarsest, and the forecaster back. Each level of the forecaster starts
+    from the last state of its twin, and the coarsest has no other input. Forecast frames are not fed back. Frames may
+    have any size, because they are padded with zeros to a multiple of 2 to the number of levels, and the forecast is
+    cropped. The forecast may leave [0, 1]. Clip the gradient norm at 1 in training, because states are unbounded.
     """
-
-    official_names = OFFICIAL_NAMES
 
     def __init__(
         self,
@@ -128,7 +122,7 @@ class ConvGRU(Backbone):
                 f"dims has {len(dims)} levels, kernel_sizes {len(kernel_sizes)}: give one of each per level."
             )
         channels = self.frame_shape[0]
-        downs = (stem_dim, *dims[1:])  # also the channels that a level of the forecaster hands up
+        downs = (stem_dim, *dims[1:])  # also the output channels of the levels of the forecaster
         below = (channels, *dims[:-1])
         above = (*downs[1:], None)
         self.encoder = nn.ModuleList(
@@ -145,7 +139,7 @@ class ConvGRU(Backbone):
         self._initialise()
 
     def _initialise(self) -> None:
-        """He's rule for the leaky ReLU with the mean of both fans, the weights of the benchmark; biases zero."""
+        """Initialise as the benchmark's code: He's rule with the mean of both fans, zero biases."""
         for parameter in self.parameters():
             if parameter.dim() == 1:
                 nn.init.zeros_(parameter)
@@ -154,7 +148,7 @@ class ConvGRU(Backbone):
                 nn.init.normal_(parameter, std=(2 / (1 + SLOPE**2) / fan) ** 0.5)
 
     def trend(self, observed: Tensor) -> Tensor:
-        """Forecast `(B, frames_out, C, H, W)` from `(B, T, C, H, W)`: differentiable, not clamped."""
+        """See `Backbone.trend`; the number of observed frames is free."""
         height, width = observed.shape[-2:]
         divisor = 2 ** len(self.encoder)
         features = F.pad(observed, (0, -width % divisor, 0, -height % divisor))
@@ -169,6 +163,14 @@ class ConvGRU(Backbone):
 
 
 def each_frame(module: nn.Module, frames: Tensor) -> Tensor:
-    """Apply a module on images to every frame of `(B, T, C, H, W)` in one call."""
+    """Apply a module to all frames `(B, T, C, H, W)` in one call."""
     images = module(rearrange(frames, "b t c h w -> (b t) c h w"))
     return rearrange(images, "(b t) c h w -> b t c h w", b=len(frames))
+
+
+# Official parameter names -> ours. Levels are counted from 1 there, from 0 here.
+ConvGRU.official_names = [
+    *((f"{half}.{level + 1}", f"{half}.{level}") for half in ("encoder", "forecaster") for level in range(3)),
+    ("head.0", "head.0"),
+    ("head.1", "head.2"),
+]

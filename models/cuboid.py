@@ -1,8 +1,8 @@
-"""Attention in cuboids that span one axis of space and time: the levels that Earthformer is made of.
+"""The levels of Earthformer: attention in cuboids that span one axis.
 
 Gao et al., "Earthformer: Exploring Space-Time Transformers for Earth System Forecasting", NeurIPS 2022
 (arXiv 2207.05833), section 3. Tokens are channel-last, `(B, T, H, W, D)` with `D` features; global vectors are
-`(B, G, D)`. An attention layer returns updates; the level that holds it adds them to its input.
+`(B, G, D)`. An attention layer returns updates, which its level adds to the input.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ SEQUENCES = {
 
 
 class EncoderLevel(nn.Module):
-    """Attention along time, rows and columns, in which tokens and global vectors inform each other."""
+    """Attention along time, rows and columns, with global vectors."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class EncoderLevel(nn.Module):
         dim: int,
         heads: int,
         dropout: float,
-        last: bool = False,  # no level reads the global vectors after this one
+        last: bool = False,  # whether no later level reads the global vectors
     ):
         super().__init__()
         self.attentions = nn.ModuleList(
@@ -75,7 +75,7 @@ class SelfLevel(nn.Module):
 
 
 class CrossLevel(nn.Module):
-    """Attention of the forecast to the observations, pixel by pixel, then a feed-forward layer."""
+    """Attention of the forecast to the observations, then a feed-forward layer."""
 
     def __init__(self, dim: int, heads: int, frames_in: int, frames_out: int, dropout: float):
         super().__init__()
@@ -83,7 +83,7 @@ class CrossLevel(nn.Module):
         self.feed_forward = FeedForward(dim, dropout)
 
     def forward(self, z: Tensor, memory: Tensor) -> Tensor:
-        """Update `(B, frames_out, H, W, D)` from the memory `(B, frames_in, H, W, D)`."""
+        """Return tokens `(B, frames_out, H, W, D)`, given the memory `(B, frames_in, H, W, D)`."""
         return self.feed_forward(z + self.attention(z, memory))
 
 
@@ -107,8 +107,8 @@ class AxialAttention(nn.Module):
     """Self-attention along one axis.
 
     Time is cut into consecutive pieces of at most `reach` frames, which do not see one another. A last piece that is
-    too short is filled up with zeros; they are not masked and take part in its softmax, as weights trained with the
-    paper's code expect.
+    too short is filled up with zeros. The zeros are not masked and take part in the softmax, as weights trained with
+    the paper's code expect.
     """
 
     def __init__(
@@ -145,7 +145,10 @@ class AxialAttention(nn.Module):
 
 
 class GlobalAxialAttention(nn.Module):
-    """Self-attention along one axis, in which tokens also see the global vectors, and these see all tokens."""
+    """Self-attention along one axis, together with the global vectors.
+
+    Tokens also see the global vectors, which in turn see all tokens.
+    """
 
     def __init__(
         self,
@@ -170,16 +173,16 @@ class GlobalAxialAttention(nn.Module):
         self.global_update = GlobalUpdate(dim, heads, dropout)
 
     def freeze_globals(self) -> None:
-        """Stop updating the global vectors, for a layer after which nothing reads them.
+        """Stop updating the global vectors, because no later layer reads them.
 
-        The weights of the update stay, because official checkpoints have them, but never get a gradient, which
-        distributed training would wait for.
+        The weights of the update stay, because official checkpoints have them. They get no gradient, because
+        distributed training would wait for it.
         """
         self.updates_globals = False
         self.global_update.requires_grad_(False)
 
     def forward(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the updates of tokens `(B, T, H, W, D)` and of global vectors `(B, G, D)`, both from their input."""
+        """Return the updates of tokens `(B, T, H, W, D)` and of global vectors `(B, G, D)`."""
         tokens, vectors = self.norm(x), self.global_norm(g)
         local = to_sequences(self.to_qkv(tokens), self.axis, self.heads, parts=3)
         (q,) = to_sequences(self.to_global_q(tokens), self.axis, self.heads)
@@ -191,7 +194,7 @@ class GlobalAxialAttention(nn.Module):
 
 
 class GlobalUpdate(nn.Module):
-    """What the global vectors learn from all tokens of their sample and from one another."""
+    """Attention of the global vectors to all tokens and to one another."""
 
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
@@ -204,7 +207,7 @@ class GlobalUpdate(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, vectors: Tensor) -> Tensor:
-        """Return the update `(B, G, D)`, given tokens and vectors after their layer norms."""
+        """Return the update `(B, G, D)`, given normalised tokens and vectors."""
         q = rearrange(self.to_q(vectors), "b g (n e) -> b n g e", n=self.heads)
         k = rearrange(self.tokens_to_k(tokens), "b t h w (n e) -> b n (t h w) e", n=self.heads)
         v = rearrange(self.tokens_to_v(tokens), "b t h w (n e) -> b n (t h w) e", n=self.heads)
@@ -214,7 +217,7 @@ class GlobalUpdate(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Every pixel of the forecast attends to the memory of the observations at the same pixel."""
+    """Attention of each pixel of the forecast to the same pixel of the memory."""
 
     def __init__(self, dim: int, heads: int, frames_in: int, frames_out: int, dropout: float):
         super().__init__()
@@ -227,7 +230,7 @@ class CrossAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, z: Tensor, memory: Tensor) -> Tensor:
-        """Return the update of `(B, frames_out, H, W, D)` from the memory `(B, frames_in, H, W, D)`."""
+        """Return the update `(B, frames_out, H, W, D)`, given the memory `(B, frames_in, H, W, D)`."""
         (q,) = to_sequences(self.to_q(self.norm(z)), "time", self.heads)
         k, v = to_sequences(self.to_kv(memory), "time", self.heads, parts=2)
         dropout = self.dropout.p if self.training else 0.0
@@ -236,10 +239,10 @@ class CrossAttention(nn.Module):
 
 
 class RelativePositionBias(nn.Module):
-    """Learned bias of the attention scores, by head and by the distance from key to query.
+    """Learned bias of the attention scores, by head and distance.
 
-    `reach` is the longest sequence provided for: the table has a row for each distance from `1 - reach` to
-    `reach - 1`, of which shorter sequences use the middle.
+    `reach` is the length of the longest sequence. The table has a row for each distance from key to query, from
+    `1 - reach` to `reach - 1`. Shorter sequences use the rows in the middle.
     """
 
     def __init__(self, heads: int, queries: int, keys: int, reach: int):
@@ -257,12 +260,12 @@ class RelativePositionBias(nn.Module):
 def joint_attention(
     local: Sequence[Tensor],  # queries, keys, values
     context: Sequence[Tensor],  # queries, keys, values
-    bias: Tensor | float,  # of the local scores
+    bias: Tensor | float,  # added to the local scores
     dropout: nn.Dropout,
 ) -> Tensor:
-    """Attend to two groups of keys under one softmax, asking each group with its own queries.
+    """Attend to two groups of keys under one softmax, each with its own queries.
 
-    `scaled_dot_product_attention` has one set of queries for all keys, so the scores are spelled out here.
+    `scaled_dot_product_attention` has one set of queries for all keys, so the scores are computed here.
     """
     (q, k, v), (context_q, context_k, context_v) = local, context
     scale = q.shape[-1] ** -0.5
@@ -273,18 +276,18 @@ def joint_attention(
 
 
 def to_sequences(features: Tensor, axis: str, heads: int, parts: int = 1) -> Tensor:
-    """Lay `(B, T, H, W, parts * D)` out as `(parts, B, sequences, heads, length, D / heads)`."""
+    """Rearrange `(B, T, H, W, parts * D)` to `(parts, B, sequences, heads, length, D / heads)`."""
     return rearrange(features, f"b t h w (r n e) -> r b {SEQUENCES[axis]} e", r=parts, n=heads)
 
 
 def from_sequences(values: Tensor, axis: str, shape: torch.Size) -> Tensor:
-    """Bring `(B, sequences, heads, length, D / heads)` back to tokens of `shape`, `(B, T, H, W, D)`."""
+    """Rearrange `(B, sequences, heads, length, D / heads)` to tokens `(B, T, H, W, D)`."""
     _, t, h, w, _ = shape
     return rearrange(values, f"b {SEQUENCES[axis]} e -> b t h w (n e)", t=t, h=h, w=w)
 
 
 def linear(dim_in: int, dim_out: int, bias: bool = True) -> nn.Linear:
-    """Build a linear map with weights of variance 1 / `dim_in` and biases of zero."""
+    """Build a linear layer with weights of variance 1 / `dim_in` and zero biases."""
     layer = nn.Linear(dim_in, dim_out, bias=bias)
     nn.init.normal_(layer.weight, std=dim_in**-0.5)
     if bias:

@@ -1,4 +1,4 @@
-"""Persistence: the last observed frame stays. The baseline every forecast has to beat."""
+"""Persistence, the baseline that every forecast has to beat."""
 
 from einops import repeat
 from torch import Tensor
@@ -7,7 +7,7 @@ from models.backbone import Backbone
 
 
 class Persistence(Backbone):
-    """Repeats the last observed frame; it has no weights."""
+    """Repetition of the last observed frame, without weights."""
 
     def trend(self, observed: Tensor) -> Tensor:
         """See `Backbone.trend`."""

@@ -1,7 +1,8 @@
-"""SimVP (Gao et al., CVPR 2022, arXiv 2206.05099) in the variant of the DiffCast paper.
+"""SimVP in the variant of the DiffCast paper.
 
-A frame-wise convolutional encoder and decoder around a translator of grouped Inception blocks that mixes time and
-channels. One pass maps `frames_in` frames to as many future ones; longer forecasts feed the output back.
+Gao et al., CVPR 2022, arXiv 2206.05099: a frame-wise convolutional encoder and decoder around a translator of grouped
+Inception blocks, which mixes time and channels. One pass maps `frames_in` frames to as many future frames. Longer
+forecasts feed the output back.
 """
 
 import math
@@ -18,27 +19,12 @@ NORM_GROUPS = 2  # of the spatial blocks
 BRANCH_GROUPS = 8  # of the translator's convolutions and norms
 KERNELS = (3, 5, 7, 11)
 
-# Official parameter names -> ours.
-OFFICIAL_NAMES = [
-    ("enc.enc.{}.conv", "encoder.{}"),
-    ("dec.dec.0.conv.conv.0", "decoder.0.conv"),  # followed there by the pixel shuffle
-    ("dec.dec.{}.conv", "decoder.{}"),
-    ("dec.readout", "readout"),
-    *(
-        (f"hid.{half}.{{}}.{theirs}", f"translator.{half}.{{}}.{ours}")
-        for half in ("enc", "dec")
-        for theirs, ours in (("conv1", "reduce"), ("layers", "branches"))
-    ),
-]
-
 
 class SimVP(Backbone):
-    """SimVP forecaster; height and width must be even.
+    """SimVP forecaster for frames of even height and width.
 
-    The forecast is not bounded to [0, 1].
+    The forecast may leave [0, 1].
     """
-
-    official_names = OFFICIAL_NAMES
 
     def __init__(
         self,
@@ -47,7 +33,7 @@ class SimVP(Backbone):
         frames_out: int = 20,
         spatial_width: int = 64,  # channels of encoder and decoder
         translator_width: int = 256,
-        translator_depth: int = 6,  # blocks on the way in, and as many on the way out
+        translator_depth: int = 6,  # number of encoding blocks, and of decoding blocks
     ):
         super().__init__(frame_shape, frames_in, frames_out)
         channels, height, width = self.frame_shape
@@ -78,7 +64,7 @@ class SimVP(Backbone):
         return torch.cat(chunks[1:], dim=1)[:, : self.frames_out]
 
     def _advance(self, frames: Tensor) -> Tensor:
-        """The `frames_in` frames after the given ones: `(B, T, C, H, W)` -> the same shape."""
+        """Predict as many frames as are given, `(B, frames_in, C, H, W)`."""
         b, t = frames.shape[:2]
         skip = self.encoder[0](rearrange(frames, "b t c h w -> (b t) c h w"))
         latent = rearrange(self.encoder[1](skip), "(b t) c h w -> b (t c) h w", t=t)
@@ -88,7 +74,10 @@ class SimVP(Backbone):
 
 
 class SpatialBlock(nn.Module):
-    """Convolution, group norm, SiLU; halves (`down`), doubles (`up`) or keeps height and width."""
+    """Convolution, group norm, SiLU.
+
+    Height and width are halved (`down`), doubled (`up`) or kept.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, resample: str | None = None):
         super().__init__()
@@ -131,7 +120,7 @@ class Translator(nn.Module):
 
 
 class Inception(nn.Module):
-    """Sum of four grouped convolutions with growing kernels, after a pointwise reduction to half the width."""
+    """Pointwise reduction to half the width, then a sum of four grouped convolutions."""
 
     def __init__(self, channels_in: int, width: int, channels_out: int):
         super().__init__()
@@ -153,3 +142,17 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(self.norm(self.conv(x)), 0.2)
+
+
+# Official parameter names -> ours.
+SimVP.official_names = [
+    ("enc.enc.{}.conv", "encoder.{}"),
+    ("dec.dec.0.conv.conv.0", "decoder.0.conv"),  # followed there by the pixel shuffle
+    ("dec.dec.{}.conv", "decoder.{}"),
+    ("dec.readout", "readout"),
+    *(
+        (f"hid.{half}.{{}}.{theirs}", f"translator.{half}.{{}}.{ours}")
+        for half in ("enc", "dec")
+        for theirs, ours in (("conv1", "reduce"), ("layers", "branches"))
+    ),
+]

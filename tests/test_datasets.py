@@ -109,7 +109,12 @@ def frames(folder: Path, garbage: int = 0) -> Case:
 CASES = {build.__name__: build for build in (sevir, sevir_lr, shanghai, meteo, cikm, frames)}
 
 
-@pytest.fixture(scope="module", params=CASES)
+def slow_but(*fast: str, names=CASES) -> list:
+    """Names of data sets as parameters of a test, those that are not in `fast` slow."""
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
+
+
+@pytest.fixture(scope="module", params=slow_but("sevir", "frames"))
 def case(request, tmp_path_factory) -> Case:
     """A data set, made from raw files once for all tests."""
     return CASES[request.param](tmp_path_factory.mktemp(request.param))
@@ -209,6 +214,7 @@ def test_an_option_that_a_data_set_does_not_have_is_refused(tmp_path, name, opti
         build_dataset(name, "train", tmp_path, **option)
 
 
+@pytest.mark.slow
 def test_what_stands_in_missing_pixels_of_files_changes_no_training(tmp_path):
     outcomes = []
     for garbage in (1, 2):

@@ -44,6 +44,7 @@ def test_training_is_followed_by_evaluation(trained):
     assert {path.suffix for path in results.glob("case_*")} == {".png", ".gif"}
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_checkpoint_repeats_the_scores(trained, storm_folder):
     exp_dir, folder = trained
     scores = {}
@@ -63,6 +64,7 @@ def test_persistence_needs_no_checkpoint(storm_folder, tmp_path):
     assert 0 < report["scores"]["persistence"]["csi"] < 1
 
 
+@pytest.mark.slow
 def test_backbone_of_its_own_run_starts_a_frozen_diffcast(trained, storm_folder, tmp_path):
     run.main(arguments(storm_folder, tmp_path))
     start = str(tmp_path / "Singlesimvp_sevir/checkpoints/best.safetensors")
@@ -255,6 +257,7 @@ def test_a_damaged_checkpoint_is_not_resumed_by_its_name(trained, storm_folder, 
     assert "ckpt-9 is damaged: the bytes of training.pt differ" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_only_a_training_that_goes_on_removes_the_mark_of_a_stopped_one(trained, storm_folder, tmp_path):
     folder = shutil.copytree(trained[1], tmp_path / "Diffsimvp_sevir")
     (folder / MARKER).write_text("stopped\n")

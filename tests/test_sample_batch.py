@@ -42,6 +42,7 @@ def test_shipped_weights_forecast_the_shipped_sequences(tmp_path, capsys):
     assert "persistence" in printed
 
 
+@pytest.mark.slow
 def test_an_ensemble_without_known_future_is_drawn(weights, sequences, tmp_path, capsys):
     for target in sequences.glob("*/targets/*"):
         target.unlink()

@@ -68,6 +68,7 @@ def runner(tmp_path):
     return Runner(tmp_path, tmp_path / "logs")
 
 
+@pytest.mark.slow
 def test_results_compare_diffcast_with_all_others(folder, results):
     found = results["backbones"]["convgru"]["5"]
     assert found["training_steps"] == {"start": 1, "diffcast": 2, "alone": 3}
@@ -83,6 +84,7 @@ def test_results_compare_diffcast_with_all_others(folder, results):
     assert all((made / name).read_bytes().startswith(b"\x89PNG") for name in ("crps.png", "csi.png", "spectra.png"))
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_done_again_and_compared_with_what_is_stored(folder, results, monkeypatch, capsys):
     differences = results["backbones"]["convgru"]["5"]["difference_to"]
     differences["backbone alone"]["crps"] |= {"low": 1, "high": 2}
@@ -98,6 +100,7 @@ def test_what_is_finished_is_not_done_again_and_compared_with_what_is_stored(fol
         assert line.endswith(f"| {within} |")
 
 
+@pytest.mark.slow
 def test_results_of_another_budget_are_refused(folder, monkeypatch, capsys):
     monkeypatch.setitem(trainings.BUDGETS, "convgru", trainings.Budget(start=1, diffcast=2, alone=4))
     with pytest.raises(SystemExit, match="2"):
@@ -105,6 +108,7 @@ def test_results_of_another_budget_are_refused(folder, monkeypatch, capsys):
     assert "Singleconvgru_sevir_alone_5 was not made by the present command" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_tables_and_pictures_take_several_backbones_and_seeds(results, tmp_path, monkeypatch):
     one = results["backbones"]["convgru"]["5"]
     other = copy.deepcopy(one)
@@ -131,6 +135,7 @@ def test_tables_and_pictures_take_several_backbones_and_seeds(results, tmp_path,
     assert min(legends) >= 0  # centred: what fits on the left fits on the right
 
 
+@pytest.mark.slow
 def test_choices_differ_from_the_benchmarks_training_in_what_they_say(folder, capsys):
     choices.main(["--seed", "5", "--jobs", "1"])
     rows = json.loads((folder / "choices_5" / "choices.json").read_text())["rows"]

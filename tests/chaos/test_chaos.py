@@ -16,6 +16,8 @@ from utils.pickles import load_pickle
 from utils.preemption import PREEMPTED
 from utils.weights import load_weights
 
+pytestmark = pytest.mark.slow
+
 RUN = "Singlesimvp_sevir"
 STEPS = 24
 WORDS = f"--epochs 0 --training_steps {STEPS} --valid_every 2 --valid_sequences 2 --keep_checkpoints 2 --resume".split()

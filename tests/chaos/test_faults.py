@@ -15,6 +15,8 @@ from utils import checkpoint
 from utils.pickles import load_pickle
 from utils.preemption import PREEMPTED
 
+pytestmark = pytest.mark.slow
+
 RUN = "Singlesimvp_sevir"
 ENDLESS = "--epochs 0 --training_steps 100000 --valid_every 1000 --valid_sequences 2 --batch_size 2 --max_bad_steps 5"
 

@@ -13,6 +13,8 @@ from tests.tiny import arguments, tiny_architecture
 from utils.preemption import PREEMPTED, SIGNALS
 from utils.weights import save_weights
 
+pytestmark = pytest.mark.slow
+
 RUN = "Diffsimvp_sevir"
 CALLS = 30  # that flush, rename or make a folder, of some 50 in an evaluation
 

@@ -14,6 +14,8 @@ from tests.tiny import ROOT, arguments
 from utils import checkpoint
 from utils.preemption import MARKER
 
+pytestmark = pytest.mark.slow
+
 ENDLESS = "--epochs 0 --training_steps 100000 --valid_every 1000 --valid_sequences 2 --batch_size 2"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
 

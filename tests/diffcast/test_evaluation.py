@@ -34,6 +34,7 @@ def flat(value, name=""):
     return {name: value}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequences", ["9", "1"], ids=["that do not divide", "fewer than processes"])
 def test_two_processes_give_the_scores_of_one(weights, storm_folder, tmp_path, sequences):
     words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--members", "2", "--eval_sequences", sequences]

@@ -32,6 +32,7 @@ def losses(rows):
     return np.array([[row["loss"], row["deterministic"], row["diffusion"], row["gradient_norm"]] for row in rows])
 
 
+@pytest.mark.slow
 def test_two_processes_with_half_the_batch_equal_one(storm_folder, tmp_path):
     rows = {}
     for processes in (1, 2):
@@ -52,6 +53,7 @@ def test_accumulated_batches_equal_a_large_one(storm_folder, tmp_path):
     np.testing.assert_allclose(small[:3], large[:3], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_number_of_loading_processes_changes_nothing(storm_folder, tmp_path):
     for workers in "02":
         run.main(arguments(storm_folder, tmp_path / workers, "--use_diff", "--num_workers", workers))
@@ -59,6 +61,7 @@ def test_number_of_loading_processes_changes_nothing(storm_folder, tmp_path):
     assert none == two
 
 
+@pytest.mark.slow
 def test_killed_training_resumes_to_the_bit(storm_folder, tmp_path):
     words = ["--use_diff", "--training_steps", "36", "--valid_every", "12"]
     run.main(arguments(storm_folder, tmp_path / "whole", *words))
@@ -81,6 +84,7 @@ def test_killed_training_resumes_to_the_bit(storm_folder, tmp_path):
     assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
 
 
+@pytest.mark.slow
 def test_compiled_training_and_evaluation_give_the_same(storm_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     found = []
@@ -124,6 +128,7 @@ def interrupt_second_validation(patch):
     patch.setattr(training, "validation_loss", interrupted)
 
 
+@pytest.mark.slow
 def test_diffcast_overfits_two_sequences(storm_folder, tmp_path):
     torch.manual_seed(0)
     architecture = replace(tiny_architecture("simvp", use_diff=True), dim=16, residual_scale=0.22)

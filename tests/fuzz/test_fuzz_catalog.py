@@ -52,6 +52,7 @@ def test_rows_of_any_text_are_used_or_counted(sevir, rows):
             continue
 
 
+@pytest.mark.slow
 def test_mutated_catalogues_are_read_or_refused(sevir):
     path = sevir.path / "CATALOG.csv"
     sevir.write_catalog()

@@ -48,6 +48,7 @@ def rezipped(source: bytes, change, compression=zipfile.ZIP_STORED) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_mutated_safetensors_are_read_or_refused(folder):
     path = folder / "weights.safetensors"
     samples = [path.read_bytes()]
@@ -60,6 +61,7 @@ def test_mutated_safetensors_are_read_or_refused(folder):
     assert outcomes[REFUSED] > 0.9 * INPUTS  # a hash guards them: what is accepted has not changed
 
 
+@pytest.mark.slow
 def test_forged_descriptions_are_built_or_refused(tmp_path):
     """The hash is that of what is written: only what is checked besides it guards."""
     path, weights = tmp_path / "a.safetensors", TINY.build().state_dict()
@@ -82,6 +84,7 @@ def test_forged_descriptions_are_built_or_refused(tmp_path):
     assert min(outcomes[ACCEPTED], outcomes[REFUSED]) > 0
 
 
+@pytest.mark.slow
 def test_mutated_pickles_are_read_or_refused(tmp_path):
     path, whole = tmp_path / "a.pt", pickled()
     samples = [whole, pickled(legacy=True)]
@@ -95,6 +98,7 @@ def test_mutated_pickles_are_read_or_refused(tmp_path):
     assert min(outcomes[ACCEPTED], outcomes[REFUSED]) > 5
 
 
+@pytest.mark.slow
 def test_mutated_manifests_are_verified_or_refused(folder):
     path = folder / "manifest.json"
     samples = [path.read_bytes()]

@@ -31,6 +31,7 @@ def odim() -> bytes:
     return content.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_mutated_netcdf_and_odim_frames_are_read_or_refused(tmp_path):
     samples = [netcdf(), netcdf(dtype="int16", **PACKING), netcdf(dtype="int8", _FillValue=-1), odim()]

@@ -33,6 +33,7 @@ def rewrite(sevir, ids=("A", "B"), libver=None, id_options=None, **options):
         file.create_dataset("vil", dtype="u1", **options)
 
 
+@pytest.mark.slow
 def test_mutated_files_are_read_or_refused(sevir):
     path, samples = sevir.file("A"), [sevir.file("A").read_bytes()]
     for options in (GZIP, LZF, GZIP | {"libver": "latest"}):

@@ -56,6 +56,7 @@ def redrawn(rng) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+@pytest.mark.slow
 def test_mutated_pictures_are_read_or_refused(frame):
     samples = [encoded("L"), encoded("RGB"), encoded("P"), encoded("RGBA", optimize=True)]
 

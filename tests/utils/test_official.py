@@ -102,6 +102,7 @@ def test_to_our_format_and_back_changes_nothing(case, tmp_path):
         torch.testing.assert_close(returned[name], value, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_the_published_size_loads_and_is_evaluated(storm_folder, tmp_path):
     names = shapes("keys_diffcast_phydnet_dim64")
     weights = official_weights(names, seed=7) | schedule() | moment_matrices("backbone_net.")
