@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.speed.measuring import arguments, in_turn, table, write_numbers
 from diffcast.commandline.summary import forecast_flops
-from diffcast.evaluation.loop import EvaluationSettings
+from diffcast.forecasting.forecasts import ForecastSettings
 from diffcast.forecaster import Architecture, place
 from diffcast.model import DiffCast
 from models import BACKBONES
@@ -38,7 +38,7 @@ def measure(backbone: str, use_diff: bool, img_size: int, rounds: int) -> dict:
     return {
         "forecaster": f"DiffCast + {backbone}" if use_diff else backbone,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "GFLOPs/forecast": forecast_flops(model, EvaluationSettings(sampling_steps=STEPS)) / 1e9,
+        "GFLOPs/forecast": forecast_flops(model, ForecastSettings(sampling_steps=STEPS)) / 1e9,
         "s/forecast": took,
     }
 

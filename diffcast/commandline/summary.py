@@ -8,12 +8,12 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffcast.evaluation.loop import EvaluationSettings
+from diffcast.forecasting.forecasts import ForecastSettings
 from diffcast.model import DiffCast
 from diffcast.training.loop import TrainingSettings
 
 
-def summarise(model: nn.Module, training: TrainingSettings, evaluation: EvaluationSettings) -> list[list[str]]:
+def summarise(model: nn.Module, training: TrainingSettings, forecasts: ForecastSettings) -> list[list[str]]:
     """Return rows (quantity, value) of parameters, GFLOPs and memory.
 
     A multiplication and an addition count as two operations.
@@ -32,12 +32,12 @@ def summarise(model: nn.Module, training: TrainingSettings, evaluation: Evaluati
             # weights, gradients, two moments of AdamW, averaged weights
             ["memory for training, about", f"{(5 * 4 * weights + saved * training.batch_size) / 2**30:,.2f} GiB"],
         ]
-    per_forecast = forecast_flops(model, evaluation) / 1e9
-    rows.append([f"GFLOPs per forecast ({_sampling(model, evaluation)})", f"{per_forecast:,.1f}"])
+    per_forecast = forecast_flops(model, forecasts) / 1e9
+    rows.append([f"GFLOPs per forecast ({_sampling(model, forecasts)})", f"{per_forecast:,.1f}"])
     return rows
 
 
-def forecast_flops(model: nn.Module, settings: EvaluationSettings) -> int:
+def forecast_flops(model: nn.Module, settings: ForecastSettings) -> int:
     """Count the operations of forecasting one sequence."""
     shapes = _on_meta(model).requires_grad_(False)
     frames = _frames(shapes, model.frames_in)
@@ -62,7 +62,7 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _sampling(model: nn.Module, settings: EvaluationSettings) -> str:
+def _sampling(model: nn.Module, settings: ForecastSettings) -> str:
     if isinstance(model, DiffCast):
         return f"{settings.members} member(s), {settings.sampler} with {settings.sampling_steps} steps"
     return "deterministic"
