@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.speed.measuring import arguments, in_turn, table, write_numbers
 from diffcast.commandline.summary import forecast_flops
-from diffcast.forecasting.forecasts import ForecastSettings
 from diffcast.forecaster import Architecture, place
+from diffcast.forecasting.forecasts import ForecastSettings
 from diffcast.model import DiffCast
 from models import BACKBONES
 
