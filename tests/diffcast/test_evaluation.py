@@ -17,7 +17,7 @@ from utils import files
 @pytest.fixture(scope="module")
 def weights(storm_folder, tmp_path_factory):
     exp_dir = tmp_path_factory.mktemp("exps")
-    run.main(arguments(storm_folder, exp_dir, "--use_diff", "--training_steps", "3", "--eval_sequences", "1"))
+    run.main(arguments(storm_folder, exp_dir, *["--use_diff", "--epochs", "0", "--training_steps", "3", "--no_eval"]))
     return str(exp_dir / "Diffsimvp_sevir/checkpoints/best.safetensors")
 
 
