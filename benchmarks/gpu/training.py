@@ -175,7 +175,7 @@ def repeated(bench: Bench, deterministic: bool) -> dict:
 
 
 def three_steps(bench: Bench, folder: Path, resume: Path | None = None) -> tuple[Tensor, str]:
-    """Train three steps; return the weights and the last line of losses."""
+    """Weights after the third step of a training, and the last line of its losses."""
     args, model, accelerator = prepared(bench.folder, words(bench.sizes, "simvp", *THREE_STEPS))
     data = storms(accelerator, bench.folder, bench.sizes.img_size)
     (folder / "checkpoints").mkdir(parents=True)
