@@ -1,4 +1,4 @@
-"""Folders of checkpoints: written completely or not at all, verified, found by name.
+"""Folders of checkpoints, which are complete or absent.
 
 A training writes, in its `checkpoints/` folder,
 
@@ -30,7 +30,7 @@ _LARGEST_MANIFEST = 2**16  # bytes
 
 
 def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], metadata: dict, training: dict) -> Path:
-    """Write `ckpt-<step>` into an existing folder; it replaces a checkpoint of the same step."""
+    """Write `ckpt-<step>` into an existing folder, or replace it there."""
     final = folder / f"{_PREFIX}{step}"
     temporary = final.with_name(f".{final.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -55,7 +55,7 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], metadat
 
 
 def _reason(error: BaseException) -> str:
-    """Return the message of the system, which PyTorch's writer hides behind an error of its own."""
+    """Find the system's message, which PyTorch's writer hides behind its own."""
     cause = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -165,12 +165,15 @@ def step_of(path: Path) -> int:
 
 
 def is_name(milestone: str) -> bool:
-    """Return whether a milestone is `best`, `latest` or a step; otherwise it is a path."""
+    """Return whether a milestone is `best`, `latest` or a step, and no path."""
     return milestone in ("best", "latest") or milestone.isdecimal()
 
 
 def locate(milestone: str, folder: Path) -> Path:
-    """Return the path of a milestone's weights, which need not exist; `folder` holds the run's checkpoints."""
+    """Return the path of a milestone's weights, which need not exist.
+
+    `folder` holds the checkpoints of the run.
+    """
     if milestone == "best":
         return folder / BEST
     if milestone == "latest":
@@ -182,7 +185,11 @@ def locate(milestone: str, folder: Path) -> Path:
 
 
 def find_weights(milestone: str, folder: Path) -> Path:
-    """Find the weights file of a milestone: a path, `best`, `latest` or a step of the run in `folder`."""
+    """Find the weights file of a milestone.
+
+    A milestone is a path, `best`, `latest` or a step of the run whose checkpoints are in `folder`. Raises `InputError`
+    if there is no such file.
+    """
     return existing(locate(milestone, folder), f"--ckpt_milestone {milestone}")
 
 

@@ -1,4 +1,4 @@
-"""Folders of results that belong to one set of settings each, so that no results are mixed or replaced."""
+"""A folder for each set of settings, so that no results are mixed or replaced."""
 
 import json
 import logging
@@ -14,11 +14,11 @@ IDENTITY = "identity.json"
 
 
 def own_folder(wanted: Path, identity: dict) -> Path:
-    """The folder of the results with this identity (JSON-ready): `wanted`, `wanted_2`, `wanted_3` ...
+    """Find or create the folder of the results with a JSON-ready identity.
 
-    It is the one that holds this identity, otherwise the first that does not exist yet or is empty. Of several
-    processes that ask at once with different identities, each gets another folder. What a folder holds is never
-    changed. Raises `InputError` if the folder cannot be created.
+    Candidates are `wanted`, `wanted_2`, `wanted_3` and so on. The folder that holds this identity is taken, otherwise
+    the first that does not exist yet or is empty. Processes that ask at the same time with different identities get
+    different folders. The contents of a folder are never changed. Raises `InputError` if the folder cannot be created.
     """
     identity = json.loads(json.dumps(identity))
     try:
@@ -31,7 +31,7 @@ def own_folder(wanted: Path, identity: dict) -> Path:
 
 
 def difference(folder: Path, identity: dict) -> str:
-    """What the identity in a folder and another one differ in, as `name there / here`."""
+    """Describe how the identity in a folder differs from another, as `name there / here`."""
     there = _identity_in(folder)
     return "; ".join(dict.fromkeys(_differences(there, identity))) if there else f"it has no {IDENTITY}"
 
@@ -43,7 +43,10 @@ def _found(wanted: Path, identity: dict) -> Path | None:
 
 
 def _created(wanted: Path, identity: dict) -> Path:
-    """A new or empty folder, or the one that another process has just created with this identity."""
+    """Claim a new or empty folder.
+
+    Another process with the same identity may have claimed it at the same time.
+    """
     for number in count(1):
         folder = wanted.with_name(f"{wanted.name}_{number}") if number > 1 else wanted
         if folder.exists() and not folder.is_dir():
@@ -54,16 +57,16 @@ def _created(wanted: Path, identity: dict) -> Path:
 
 
 def _claimed(folder: Path, identity: dict) -> bool:
-    """Write the identity into a folder unless something is there already; of several processes, one succeeds."""
+    """Write the identity into a folder if it is empty; of several processes, one succeeds."""
     if any(not path.name.startswith(".") for path in folder.iterdir()):
         return False
     path, temporary = folder / IDENTITY, folder / f".{IDENTITY}.{os.getpid()}"
     try:
         temporary.write_text(json.dumps(identity, indent=1, sort_keys=True))
-        os.link(temporary, path)  # it appears whole, and never in place of another
+        os.link(temporary, path)  # appears complete, and never replaces another
     except FileExistsError:
         return False
-    except OSError:  # of a disk without hard links
+    except OSError:  # on a disk without hard links
         if path.exists():
             return False
         os.replace(temporary, path)
@@ -73,7 +76,7 @@ def _claimed(folder: Path, identity: dict) -> bool:
 
 
 def _identity_in(folder: Path) -> dict:
-    """The identity of what a folder holds; nothing if there is none that can be read."""
+    """Read the identity of a folder's results; empty if it is missing or unreadable."""
     try:
         identity = json.loads((folder / IDENTITY).read_text())
     except (OSError, ValueError):

@@ -1,26 +1,30 @@
-"""How the command lines report a user's mistake, or wish to stop: one sentence, no traceback."""
+"""Errors of the user, reported in a sentence and without a traceback."""
 
 import contextlib
 import os
 import re
 import sys
 
-# What PyTorch says, on any device, when it cannot have the memory or not even count its bytes.
+# Messages of PyTorch, on any device, when it cannot allocate memory or the number of bytes overflows.
 TOO_LARGE = re.compile(
     r".*(?:can't allocate memory|(?:out of|not enough) memory|(?:Storage size|Stride) calculation overflowed).*"
 )
 
 
 class InputError(ValueError):
-    """The user's input is at fault; the message names the file, flag or value and says what to do."""
+    """An error in the user's input.
+
+    The message names the file, flag or value and says what to do.
+    """
 
 
 @contextlib.contextmanager
 def exit_on_input_error():
-    """Turn an `InputError`, or a lack of memory, into one line and exit status 2, Ctrl-C into one and status 130.
+    """Turn errors into a line and an exit status.
 
-    Every process prints its own, so that none is lost in a multi-process run. An error from a data loader's worker
-    arrives with the worker's traceback before it, of which only the last line, the message, is shown.
+    The status is 2 for an `InputError` or a lack of memory, and 130 for Ctrl-C. In a run of several processes, every
+    process prints its own line. An error from a worker of a data loader contains the worker's traceback, of which only
+    the last line, the message, is printed.
     """
     try:
         yield

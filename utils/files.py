@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are complete or absent, locks and folders."""
 
 import contextlib
 import logging
@@ -16,7 +16,11 @@ LOCK_PATIENCE = 10  # seconds; processes that load data hold their run's lock un
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it takes the place of `path` if the block succeeds, and goes if not."""
+    """Yield a temporary path in the folder of `path`.
+
+    The temporary file replaces `path` if the block succeeds, and is deleted otherwise. Raises `InputError` if it cannot
+    be written.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -33,9 +37,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path, advice: str) -> Iterator[None]:
-    """Keep other runs out of an existing folder while the context lasts, or this process lives.
+    """Lock an existing folder against other runs.
 
-    Raises `InputError`, which ends with the advice, if another run is there.
+    The lock ends with the context or the process. Raises `InputError`, with the advice, if another run holds it.
     """
     lock = FileLock(folder / ".lock", timeout=LOCK_PATIENCE)
     try:
@@ -51,7 +55,7 @@ def locked(folder: Path, advice: str) -> Iterator[None]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Return once a file's content, or a folder's list of names, would survive a power cut."""
+    """Wait until a file, or a folder's list of names, would survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -60,7 +64,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def writable_folder(path: str | os.PathLike, purpose: str) -> Path:
-    """Create the folder if needed; raises `InputError` if nothing can be written there."""
+    """Create a folder if needed; raises `InputError` if it is not writable."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -72,7 +76,10 @@ def writable_folder(path: str | os.PathLike, purpose: str) -> Path:
 
 
 class Dispensable:
-    """A context for output that a run can do without: failing to write it is a warning, given once, and no error."""
+    """A context for output that a run can do without.
+
+    If the output cannot be written, a warning is logged once, and no error is raised.
+    """
 
     def __init__(self, what: str):
         self.what = what  # begins the warning's sentence

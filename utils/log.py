@@ -1,4 +1,4 @@
-"""Where a run's messages go: to the terminal and, with times, to a file."""
+"""Logging of a run to the terminal and, with times, to a file."""
 
 import logging
 import sys
@@ -6,7 +6,10 @@ from pathlib import Path
 
 
 def start_logging(file: Path | None = None, main: bool = True) -> None:
-    """Send log messages to standard output and to `file`; processes that are not `main` stay silent below errors."""
+    """Send log messages to standard output and to `file`.
+
+    Processes that are not `main` log errors only, and only to standard output.
+    """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     handlers[0].setFormatter(logging.Formatter("%(message)s"))
     if file is not None and main:
@@ -16,7 +19,10 @@ def start_logging(file: Path | None = None, main: bool = True) -> None:
 
 
 class PatientFileHandler(logging.FileHandler):
-    """A log file that a run can do without: if it cannot be written, that is said once, and the run goes on."""
+    """A log file that a run can do without.
+
+    If the file cannot be written, a warning is logged once, and the run goes on.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -33,7 +39,7 @@ class PatientFileHandler(logging.FileHandler):
 
 
 def format_table(header: list[str], rows: list[list[str]]) -> str:
-    """A plain-text table, the first column to the left and numbers to the right."""
+    """Format a plain-text table, with the first column left-aligned and others right-aligned."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = []
     for row in [header, ["-" * width for width in widths], *rows]:

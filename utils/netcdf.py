@@ -19,21 +19,24 @@ COMPRESSION = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
 
 
 class Variable(NamedTuple):
-    """A variable of a NetCDF file; one that has the name of its only dimension is that dimension's coordinate."""
+    """A variable of a NetCDF file.
+
+    A variable that has the name of its only dimension is the coordinate of that dimension.
+    """
 
     dimensions: tuple[str, ...]
-    values: np.ndarray  # as stored: packed, with `_FillValue` in the gaps
+    values: np.ndarray  # as stored: packed, with `_FillValue` for missing values
     attributes: Attributes
 
 
 def write_netcdf(path: str | os.PathLike, variables: Mapping[str, Variable], attributes: Attributes) -> None:
-    """Write a NetCDF-4 file, or none at all.
+    """Write a NetCDF-4 file, which is complete or absent.
 
     Every dimension needs its coordinate among the variables. The last two dimensions of larger variables are stored
-    in one compressed piece, so that a reader gets single pictures without the others. Raises `InputError` if the file
+    in one compressed chunk, so that a reader gets single pictures without the others. Raises `InputError` if the file
     cannot be written.
     """
-    content = io.BytesIO()  # HDF5 does not survive a full disk; and a file in memory needs no cleaning up
+    content = io.BytesIO()  # because HDF5 does not survive a full disk, and a file in memory needs no cleaning up
     with h5py.File(content, "w", track_order=True) as file:
         _describe(file, attributes)
         coordinates = [name for name, variable in variables.items() if variable.dimensions == (name,)]
@@ -63,7 +66,7 @@ def _create(file: h5py.File, name: str, variable: Variable) -> h5py.Dataset:
 
 def _describe(target: h5py.File | h5py.Dataset, attributes: Attributes) -> None:
     for name, value in attributes.items():
-        if isinstance(value, str):  # of fixed length: not every reader knows the other kind
+        if isinstance(value, str):  # of fixed length, because not every reader supports variable lengths
             encoded = value.encode()
             value = np.array(encoded, h5py.string_dtype("utf-8", max(len(encoded), 1)))
         # netCDF's attributes are lists of numbers

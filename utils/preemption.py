@@ -1,4 +1,4 @@
-"""Signals with which a cluster, or a user, asks a run to make room."""
+"""Signals that ask a run to stop, from a cluster or a user."""
 
 import contextlib
 import os
@@ -9,22 +9,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: nothing is wrong, the same run may go on later
+PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h; the same run may go on later
 MARKER = "PREEMPTED"  # a file that a training leaves when it ends with that status, and removes when it goes on
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 AGAIN = 2.0  # seconds after which a `Stopped` that was lost is raised again
-ECHO = 1.0  # seconds in which a signal may arrive twice: from the terminal, and passed on by a launcher
+ECHO = 1.0  # seconds in which a signal may arrive twice, from the terminal and from a launcher
 
 
 class Stopped(BaseException):
-    """A signal has asked the run to stop, and it may be repeated; the message names the signal."""
+    """A signal, named by the message, has asked a run to stop that may be repeated."""
 
 
 class Preemption:
-    """While this context lasts, the first of `SIGNALS` is only noted; another one, later than its echo, ends at once.
+    """A context in which the first of `SIGNALS` is only noted.
 
-    Outside the main thread, where Python allows no handlers, nothing is noted. A forked process, such as one that
-    loads data, outlives the first signal too, for what it works for needs it.
+    Another signal, later than the echo of the first, ends the process at once. Outside the main thread, where Python
+    allows no handlers, nothing is noted. A forked process, such as a data loader's worker, also outlives the first
+    signal, because its run still needs it.
     """
 
     def __init__(self):
@@ -53,14 +54,14 @@ class Preemption:
             signal.raise_signal(number)
 
     def _note(self) -> None:
-        """Do what the first signal asks for, besides being noted."""
+        """React to the first signal, which has been noted."""
 
 
 class Stopping(Preemption):
-    """While this context lasts, the first of `SIGNALS` raises `Stopped` where the process happens to be.
+    """A context in which the first of `SIGNALS` raises `Stopped`.
 
-    Where that is a callback of compiled code, such as h5py's, the exception may be lost; it is raised again until the
-    context ends.
+    In a callback of compiled code, such as h5py's, the exception may be lost. It is raised again until the context
+    ends.
     """
 
     def __exit__(self, *_) -> None:
@@ -79,9 +80,10 @@ class Stopping(Preemption):
 
 @contextlib.contextmanager
 def exit_when_stopped(advice: str, marker: Path | None = None) -> Iterator[None]:
-    """Turn the first signal, or a `Stopped`, into a sentence with the advice, a marker file, and status `PREEMPTED`.
+    """Turn the first signal, or a `Stopped`, into a sentence and status `PREEMPTED`.
 
-    The file is for what started the run through a launcher, which has an exit status of its own.
+    The sentence contains the advice, and is also written to the `marker` file. The file serves scripts that start the
+    run through a launcher, which has its own exit status.
     """
     try:
         with Stopping():
@@ -98,10 +100,10 @@ def exit_when_stopped(advice: str, marker: Path | None = None) -> Iterator[None]
 
 
 def shield_worker(_: int) -> None:
-    """Let a process that loads data outlive the first signal, for its run needs it to finish the step.
+    """Let a worker of a data loader outlive the first signal.
 
-    This is a `worker_init_fn` of a DataLoader. A cluster sends its signals to all processes; a second one, which may
-    be the run's own that ends its workers, ends the process.
+    This is a `worker_init_fn` of a DataLoader. A cluster signals all processes, but a run needs its workers to finish
+    the step. A second signal ends the process. It may come from the run, which ends its workers.
     """
     for number in SIGNALS:
         signal.signal(number, _become_mortal)

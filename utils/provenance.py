@@ -1,4 +1,4 @@
-"""Where a result comes from: the code, the command, the weights."""
+"""Origin of a result: code, command and weights."""
 
 import hashlib
 import platform
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def provenance() -> dict[str, str | None]:
-    """Command, commit of this project (None outside a checkout), date and versions."""
+    """Return command, commit (None outside a checkout), date and versions."""
     return {
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit(),
@@ -25,7 +25,10 @@ def provenance() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """Hash of the checked-out commit of this project; `+` and a hash of the changes since, if there are any."""
+    """Return the hash of the checked-out commit.
+
+    If there are changes since, `+` and a hash of them follow.
+    """
     head, changes = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
     if not head:
         return None
@@ -42,7 +45,7 @@ def _git(*command: str) -> str | None:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):

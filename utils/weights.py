@@ -28,13 +28,13 @@ class DamagedError(InputError):
 
 
 def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict) -> None:
-    """Write weights and JSON-ready `metadata` to a safetensors file, completely or not at all."""
+    """Write weights and JSON-ready `metadata`; a failure leaves no part."""
     with replacing(path) as temporary:
         write_weights(temporary, weights, metadata)
 
 
 def write_weights(path: Path, weights: dict[str, Tensor], metadata: dict) -> None:
-    """Write as `save_weights` does, but in place, where a failure leaves a part."""
+    """Write in place, where a failure may leave a part; see `save_weights`."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     # All under one key, for safetensors writes several in an order that changes from file to file.
     described = metadata | {FORMAT_KEY: FORMAT, _HASH_KEY: _hash_of(weights, metadata)}
@@ -42,7 +42,10 @@ def write_weights(path: Path, weights: dict[str, Tensor], metadata: dict) -> Non
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Read weights and metadata; raises `InputError` for a missing, damaged or foreign file."""
+    """Read weights and metadata.
+
+    Raises `InputError` for a file that is missing, damaged or not of this project.
+    """
     with _opened(path) as (file, described):
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     metadata = _metadata_of(path, described)

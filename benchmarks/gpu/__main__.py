@@ -1,12 +1,12 @@
-"""What a GPU does with DiffCast: right numbers, speed, memory and determinism, in a few minutes.
+"""Correctness, speed, memory and determinism of DiffCast on a GPU, in minutes.
 
     python -m benchmarks.gpu --out gpu.json [--budget 7.5] [--only device golden] [--toy]
 
-Each section (see `SECTIONS`) runs in a process of its own, is stopped at its time limit, and goes to the file as soon
-as it is done; what it measured until it failed or was stopped is kept. A section that no longer fits into the budget is
-skipped. The exit status is 1 if anything failed. Without a GPU the same runs on the processor, which takes hours but at
-`--toy` sizes. Peak memory is that of PyTorch's allocator, the share of the peak is against a matrix product
-measured by the same process, float32 multiplies in TF32 except for golden outputs and the references of precision.
+Each section (see `SECTIONS`) runs in its own process and is stopped at its time limit. Its rows are written as soon as
+they are measured, also if the section fails later. A section that no longer fits into the budget is skipped. The exit
+status is 1 if any section failed. Without a GPU, the sections run on the processor, which takes hours except at `--toy`
+sizes. Peak memory is that of PyTorch's allocator. The share of the peak is relative to a matrix product measured by the
+same process. float32 multiplies in TF32, except for golden outputs and the references of precision.
 """
 
 import argparse
@@ -29,7 +29,7 @@ LOG_LINES = 40  # of a section that failed
 
 
 class Section(NamedTuple):
-    """What it measures, and seconds."""
+    """A section's title and limits of its time in seconds."""
 
     title: str
     least: int  # without which it is not worth starting
@@ -51,7 +51,7 @@ SECTIONS = {
 
 
 def run_section(name: str, seconds: float, toy: bool, folder: Path) -> dict:
-    """Run a section in a process of its own for so long at most; returns its status, its rows and why it failed."""
+    """Run a section in its own process, and return status, rows and reason of a failure."""
     rows, log, started = folder / f"{name}.json", folder / f"{name}.log", time.time()
     words = [name, str(rows), "--folder", str(folder), "--until", str(started + 0.9 * seconds), *["--toy"] * toy]
     reason = None
@@ -90,7 +90,7 @@ def report(name: str, result: dict) -> None:
 
 
 def run(args: argparse.Namespace) -> bool:
-    """Run the sections, print and write each; whether none failed."""
+    """Run, print and write the sections; return whether none failed."""
     if args.budget <= 0:
         raise InputError(f"--budget must be above 0 minutes, not {args.budget:g}.")
     writable_folder(args.out.parent, "the numbers")

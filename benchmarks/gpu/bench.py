@@ -1,4 +1,4 @@
-"""What the sections of `benchmarks.gpu` have in common: sizes, the device and its peak."""
+"""Sizes, the device and its peak, for all sections of `benchmarks.gpu`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is; the published sizes."""
+    """Sizes of all measurements; the defaults are the published sizes."""
 
     backbones: dict[str, list[str]] = field(default_factory=lambda: {"simvp": [], "phydnet": []})  # and their options
     img_size: int = 128
@@ -53,7 +53,7 @@ TOY = Sizes(
 
 
 class Bench:
-    """What to measure with."""
+    """Device, sizes, folder and time limit of a section."""
 
     def __init__(self, sizes: Sizes, folder: Path, until: float):
         self.sizes = sizes
@@ -84,7 +84,7 @@ class Bench:
 
 @contextmanager
 def tf32(on: bool) -> Iterator[None]:
-    """Whether float32 multiplies in TF32, here."""
+    """Switch TF32 on or off in this context."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if on else "highest")
     torch.backends.cudnn.allow_tf32 = on

@@ -1,4 +1,4 @@
-"""Forecasts on a GPU: seconds, by part, in every precision, compiled, and differences from float32."""
+"""Forecasts on a GPU: seconds by part, in every precision, and differences from float32."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ FORMS = {  # of precision: whether TF32 is on, the type, whether compiled
 
 
 def forecasts(bench: Bench) -> Iterator[Case]:
-    """Seconds of forecasts, of their parts and of the official procedure; throughput of large batches."""
+    """Time forecasts, their parts, the official procedure and large batches."""
     sizes = bench.sizes
     for backbone in sizes.backbones:
         official = bench.model(backbone)
@@ -62,7 +62,10 @@ def parts(bench: Bench, model: DiffCast, members: int, precision: str) -> dict:
 
 
 def throughput(bench: Bench, model: DiffCast, at_once: int) -> dict:
-    """Forecasts per second of many sequences, so many at a time; one at a time, of a single sequence."""
+    """Forecasts per second, `at_once` at a time.
+
+    One at a time, they are of a single sequence.
+    """
     members = bench.sizes.members
     sequences = 1 if at_once == 1 else bench.sizes.sequences
     call = partial(forecast, bench, model, bench.frames(sequences), members, "bfloat16", forecast_batch=at_once)
@@ -71,7 +74,7 @@ def throughput(bench: Bench, model: DiffCast, at_once: int) -> dict:
 
 
 def precision(bench: Bench) -> Iterator[Case]:
-    """Relative RMS difference of an evaluation of LocalResidual, and of a whole forecast from the same noise."""
+    """Compare an evaluation of LocalResidual, and a forecast, with those in float32."""
     model, frames = place(bench.model("simvp"), bench.device), bench.frames(1)
     noise = start_noise(bench, model, 1)
     with tf32(False):
@@ -81,7 +84,7 @@ def precision(bench: Bench) -> Iterator[Case]:
         yield name, 40 if compiled else 5, partial(differences, bench, exact, form, on)
         if compiled:
             many = partial(forecast, bench, model, frames, bench.sizes.members, kind, compiled=True)
-            yield f"{name}, {bench.sizes.members} members", 30, partial(compiled_seconds, bench, many, on)
+            yield f"{name}, {bench.sizes.members} members", 30, partial(first_and_later, bench, many, on)
 
 
 def drawn(bench: Bench, model: DiffCast, frames: Tensor, noise: Tensor, kind: str, compiled: bool) -> list[Tensor]:
@@ -95,16 +98,14 @@ def drawn(bench: Bench, model: DiffCast, frames: Tensor, noise: Tensor, kind: st
 
 
 def differences(bench: Bench, exact: list[Tensor], form: Callable[[], list[Tensor]], on: bool) -> dict:
-    """Differences of an evaluation and a forecast, and seconds of the first call and of later ones."""
+    """Relative RMS differences of an evaluation and a forecast, and their seconds."""
     made = []
-    with tf32(on):
-        first = seconds_of(lambda: made.extend(form()))
-        later = in_turn({"": form}, bench.sizes.rounds)[""]["median"]
-    evaluation, whole = (((a - b).norm() / b.norm()).item() for a, b in zip(made, exact, strict=True))
-    return {"evaluation": evaluation, "forecast": whole, "first s": first, "s": later}
+    seconds = first_and_later(bench, lambda: made.extend(form()), on)
+    evaluation, complete = (((a - b).norm() / b.norm()).item() for a, b in zip(made[:2], exact, strict=True))
+    return {"evaluation": evaluation, "forecast": complete} | seconds
 
 
-def compiled_seconds(bench: Bench, form: Callable[[], Tensor], on: bool) -> dict:
+def first_and_later(bench: Bench, form: Callable[[], object], on: bool) -> dict:
     """Seconds of the first call and of later ones."""
     with tf32(on):
         return {"first s": seconds_of(form), "s": in_turn({"": form}, bench.sizes.rounds)[""]["median"]}
@@ -122,7 +123,7 @@ def forecast(bench: Bench, model: DiffCast, frames: Tensor, members: int, precis
 
 
 def in_batches(bench: Bench, precision: str) -> dict:
-    """How far forecasts are from those that are made in other batches, by a sampler that draws noise as it goes."""
+    """Largest difference of forecasts from those in other batches, by a stochastic sampler."""
     model, size = place(bench.model("simvp"), bench.device), bench.sizes.img_size
     frames = torch.linspace(0, 1, 2 * 5 * size**2, device=bench.device).view(2, 5, 1, size, size)
     made = []

@@ -1,4 +1,4 @@
-"""The sections of `benchmarks.gpu`, each in a process of its own; that module starts them."""
+"""The sections of `benchmarks.gpu`, which starts a process for each."""
 
 import argparse
 import gc
@@ -24,7 +24,7 @@ from utils.provenance import ROOT
 
 
 def device(bench: Bench) -> Iterator[Case]:
-    """What it is, and what it can do at most."""
+    """Describe the device and measure its peak."""
     yield "", 1, lambda: [{"case": name, "value": value} for name, value in facts(bench).items()]
     if bench.device.type == "cuda":
         yield "driver", 1, driver
@@ -72,7 +72,7 @@ def golden(bench: Bench) -> Iterator[Case]:
 
 
 def determinism(bench: Bench) -> Iterator[Case]:
-    """Whether trainings repeat themselves, and whether forecasts depend on what is computed beside them."""
+    """Check whether trainings repeat themselves, and forecasts depend on their batch."""
     yield "training", 15, partial(repeated, bench, False)
     for name in PRECISIONS:
         yield f"forecast_batch 3 against all, {name}", 5, partial(in_batches, bench, name)
@@ -139,7 +139,7 @@ def measured(bench: Bench, name: str, compute: Callable[[], dict | list[dict]]) 
         torch.cuda.reset_peak_memory_stats()
     try:
         found = compute()
-    except Exception as error:  # told by row, log and exit status; what comes after it is measured nevertheless
+    except Exception as error:  # reported in row, log and exit status, so that later cases are still measured
         traceback.print_exc()
         found = {"failed": (str(error) or type(error).__name__).strip().splitlines()[-1][:100]}
     memory = {"GiB": torch.cuda.max_memory_allocated() / 2**30} if cuda else {}
@@ -148,7 +148,7 @@ def measured(bench: Bench, name: str, compute: Callable[[], dict | list[dict]]) 
 
 
 def run(name: str, bench: Bench, out: Path) -> bool:
-    """Measure the cases of a section, writing after each; whether none failed."""
+    """Measure the cases of a section and write after each; return whether none failed."""
     rows = []
     for case, seconds, compute in SECTIONS[name](bench):
         if time.time() + seconds > bench.until:

@@ -1,4 +1,4 @@
-"""The training loop on a GPU: speed, memory, where its host's time goes, and whether it repeats itself."""
+"""The training loop on a GPU: speed, waiting times and repeatability."""
 
 import itertools
 import math
@@ -42,15 +42,15 @@ def compiled(bench: Bench) -> Iterator[Case]:
 
 
 class Timed(Trainer):
-    """A training that ends after some readings of its losses, and knows what its host waited for.
+    """A training that ends after some readings of its losses and measures waiting times.
 
-    Each reading waits until the device has done what it was asked for, so the time from one to the next is that of the
-    steps between them.
+    Each reading waits until the device has finished, so that the time between readings is that of the steps between
+    them.
     """
 
-    readings: list[tuple[float, float, float]]  # when each ended; seconds that were waited for data, for the device
-    rounds: int  # stretches from one reading to the next to time, after a first one
-    until: float  # the time after which it ends at the next reading
+    readings: list[tuple[float, float, float]]  # time, seconds of waiting for data, and for the device
+    rounds: int  # intervals between readings to time, after the first
+    until: float  # Unix time after which the training ends at the next reading
 
     def run(self) -> bool:
         self.readings, self.data, self.device = [], 0.0, 0.0
@@ -117,7 +117,7 @@ def prepared(given: list[str]) -> tuple[RunSettings, nn.Module, Accelerator]:
 
 
 def storms(accelerator: Accelerator, folder: Path, img_size: int):
-    """Packed storms, which the first who asks writes."""
+    """Return packed storms, which the first process writes."""
     data = folder / f"storms_{img_size}"
     with accelerator.main_process_first():
         if not data.exists():
@@ -147,7 +147,7 @@ def trained(bench: Bench, backbone: str, *more: str) -> dict:
 
 
 class Unvalidated(Trainer):
-    """A training that writes a checkpoint where it would validate, except after its last step."""
+    """A training that saves a checkpoint instead of validating, except at its end."""
 
     def _validate(self) -> bool:
         self.pending = False
@@ -157,7 +157,7 @@ class Unvalidated(Trainer):
 
 
 def repeated(bench: Bench, deterministic: bool) -> dict:
-    """Three steps, the same again, and the third one again from a checkpoint after the second."""
+    """Compare three steps with a repetition, and with a resumption after the second."""
     torch.backends.cudnn.deterministic = deterministic
     folder = bench.folder / f"repeated_{deterministic}"
     weights, losses = zip(*(three_steps(bench, folder / kind) for kind in ("first", "again")), strict=True)

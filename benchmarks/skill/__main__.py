@@ -1,8 +1,9 @@
-"""What residual diffusion adds to a backbone, at equal computing time, on synthetic storms: the small benchmark.
+"""The small benchmark: what residual diffusion adds to a backbone at equal computing time.
 
     python -m benchmarks.skill [--backbones simvp convgru] [--seeds 0 1 2] [--jobs 2]
 
-For each backbone and seed there are three trainings of `run.py` with the arguments of `resources/mini_<backbone>.args`:
+On synthetic storms, there are three trainings of `run.py` for each backbone and seed, with the arguments of
+`resources/mini_<backbone>.args`:
 
 - `start`: the backbone, for about half of the budget;
 - `diffcast`: DiffCast around that backbone, which stays as it is, for the rest of the budget;

@@ -1,4 +1,4 @@
-"""What each choice of training does, one thing changed at a time, at equal processor time.
+"""Effects of single choices of training at equal processor time.
 
     python -m benchmarks.skill.choices [--seed 0] [--jobs 2]
 
@@ -39,7 +39,7 @@ DIGITS = {"crps": 4, "csi": 3, "csi_pool4": 3, "spread_skill_ratio": 2, "spectru
 
 @dataclass(frozen=True)
 class Choice:
-    """A training of DiffCast: what differs from the benchmark's."""
+    """A training of DiffCast, in what differs from the benchmark's."""
 
     about: str
     steps: int  # about as many as fit into the same time
@@ -56,41 +56,30 @@ CHOICES = {
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """The training of one choice, and where its results appear."""
+def training_of(choice: str, seed: int) -> trainings.Training:
+    """Return what names a choice's training and the folder of its results."""
+    return trainings.Training(BACKBONE, seed, f"choice_{choice}")
 
-    seed: int
-    choice: str
 
-    @property
-    def name(self) -> str:
-        return f"{BACKBONE}_choice_{self.choice}_{self.seed}"
-
-    @property
-    def folder(self) -> Path:
-        return trainings.RUNS / f"Diff{BACKBONE}_sevir_choice_{self.choice}_{self.seed}"
-
-    def command(self) -> list[str]:
-        """The arguments of `run.py`."""
-        choice = CHOICES[self.choice]
-        words = trainings.Training(BACKBONE, self.seed, "diffcast").command(choice.steps)
-        if not choice.frozen:
-            words.remove("--freeze_backbone")
-        if not choice.start:
-            at = words.index("--backbone_ckpt")
-            del words[at : at + 2]
-        return [*words, *choice.options.split(), "--exp_note", f"choice_{self.choice}_{self.seed}"]
+def command(choice: Choice, training: trainings.Training) -> list[str]:
+    """Return the arguments of `run.py`."""
+    words = trainings.Training(BACKBONE, training.seed, "diffcast").command(choice.steps)
+    if not choice.frozen:
+        words.remove("--freeze_backbone")
+    if not choice.start:
+        at = words.index("--backbone_ckpt")
+        del words[at : at + 2]
+    return [*words, *choice.options.split(), "--exp_note", training.note]
 
 
 def run_all(seed: int, jobs: int) -> dict:
-    """Train and evaluate what is missing; returns the results, JSON-ready."""
+    """Train and evaluate what is missing; returns JSON-ready results."""
     runner = trainings.prepared_runner()
     trainings.train(runner, BACKBONE, seed, ("start", "diffcast"))
-    runs = {choice: Run(seed, choice) for choice in CHOICES}
+    runs = {name: training_of(name, seed) for name in CHOICES}
     tasks = [
-        partial(runner.run, run.name, ["run.py", *run.command()], run.folder, trainings.RESULTS)
-        for run in runs.values()
+        partial(runner.run, run.name, ["run.py", *command(CHOICES[name], run)], run.folder, trainings.RESULTS)
+        for name, run in runs.items()
     ]
     run_together(runner, jobs, tasks)
     benchmark = trainings.Training(BACKBONE, seed, "diffcast")
@@ -107,8 +96,8 @@ def run_all(seed: int, jobs: int) -> dict:
     )
 
 
-def collect(runs: dict[str, trainings.Training | Run], cpu_seconds: Callable[[str], float]) -> dict:
-    """Scores of all runs, and their differences to the first."""
+def collect(runs: dict[str, trainings.Training], cpu_seconds: Callable[[str], float]) -> dict:
+    """Gather the scores of all runs, and their differences from the first."""
     entries = [find_entry(str(run.folder)) for run in runs.values()]
     found, _ = differences(entries, REPLICATES)
     rows = {
@@ -128,7 +117,7 @@ def collect(runs: dict[str, trainings.Training | Run], cpu_seconds: Callable[[st
 
 
 def table(rows: dict) -> list[str]:
-    """The table of the project's README."""
+    """Lay out the table of the documents."""
     lines = table_head(["", "options", "steps", *SCORES.values(), "CRPS minus the first"])
     for name, row in rows.items():
         about, options = (

@@ -1,4 +1,4 @@
-"""Commands that run at the same time, each in a process of its own with one thread, and are not repeated."""
+"""Parallel commands with a thread each, which are not repeated once finished."""
 
 import argparse
 import contextlib
@@ -36,7 +36,10 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
 
 
 class Runner:
-    """Runs commands and keeps, for each, `<name>.log` and `<name>.json`: the command and the seconds that it took."""
+    """Runs commands and keeps, for each, `<name>.log` and `<name>.json`.
+
+    The latter holds the command and its processor time in seconds.
+    """
 
     def __init__(self, root: Path, logs: Path):
         self.root = root  # where commands run
@@ -46,9 +49,10 @@ class Runner:
         self.running: set[int] = set()  # process ids
 
     def run(self, name: str, words: list[str], made: Path, last: str) -> None:
-        """Run `python words...`, which makes the folder `made`, unless it is finished: the pattern `last` is there.
+        """Run `python words...`, which makes the folder `made`, unless it is finished.
 
-        Raises `InputError` if the command fails, or if the folder is another command's.
+        It is finished if the folder holds the pattern `last`. Raises `InputError` if the command fails, or if the
+        folder is another command's.
         """
         if self.stopped or self._is_finished(name, words, made, last):
             return
@@ -64,7 +68,7 @@ class Runner:
         self._say(f"{name}: done in {(time.monotonic() - started) / 60:.1f} min")
 
     def cpu_seconds(self, name: str) -> float:
-        """Processor time that a command took, all attempts together."""
+        """Return the processor time of all attempts of a command."""
         return json.loads(self._path(name).read_text())["cpu_seconds"]
 
     def stop(self) -> None:
@@ -125,7 +129,7 @@ class Runner:
 
 
 def run_together(runner: Runner, jobs: int, tasks: Iterable[Callable[[], None]]) -> None:
-    """Run tasks, so many at a time; the first error, SIGTERM or Ctrl-C stops all."""
+    """Run `jobs` tasks at a time; the first error, SIGTERM or Ctrl-C stops all."""
     with ThreadPoolExecutor(jobs) as pool, _terminated_as_interrupted():
         futures = [pool.submit(task) for task in tasks]
         try:

@@ -1,4 +1,4 @@
-"""Pictures of the small benchmark: CRPS and CSI against lead time, and power spectra. See `benchmarks.skill`."""
+"""Pictures of the small benchmark, see `benchmarks.skill`."""
 
 from pathlib import Path
 
@@ -23,9 +23,10 @@ STYLES = {  # label -> colour, dash
 
 
 def draw_results(backbones: dict, folder: Path) -> None:
-    """Draw `crps.png`, `csi.png` and `spectra.png`, a panel for each backbone, from `backbones` of `results.json`.
+    """Draw `crps.png`, `csi.png` and `spectra.png`, with a panel for each backbone.
 
-    Curves are means over seeds; bands, where there are several, reach from the lowest seed to the highest.
+    `backbones` is an entry of `results.json`. Curves are means over seeds. Where there are several seeds, bands reach
+    from the lowest to the highest.
     """
     _draw(backbones, folder / "crps.png", _crps)
     _draw(backbones, folder / "csi.png", _csi)

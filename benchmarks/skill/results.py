@@ -1,4 +1,4 @@
-"""Results of the small benchmark: scores, paired differences, tables and reports. See `benchmarks.skill`."""
+"""Scores, differences, tables and reports of the small benchmark, see `benchmarks.skill`."""
 
 import itertools
 import json
@@ -50,7 +50,7 @@ Runs = Mapping[str, Mapping[int, Mapping[str, object]]]  # backbone -> seed -> s
 
 
 def collect(runs: Runs, baselines: Path, cpu_seconds: Callable[[str], float]) -> dict:
-    """Scores and differences of trainings, by backbone and seed, and of an evaluation of advection; JSON-ready."""
+    """Collect scores and differences by backbone and seed, JSON-ready."""
     backbones = {
         name: {str(seed): _collect_seed(stages, baselines, cpu_seconds) for seed, stages in seeds.items()}
         for name, seeds in runs.items()
@@ -74,7 +74,7 @@ def _collect_seed(stages: Mapping[str, object], baselines: Path, cpu_seconds: Ca
 
 
 def _entry_names(stages: Mapping[str, object], baselines: Path) -> dict[str, str]:
-    """Label -> what `find_entry` and the report call the forecast; DiffCast's is the first."""
+    """Map labels to names of forecasts in `find_entry` and the report, DiffCast's first."""
     named = {label: (stages[stage].folder, forecast) for label, (stage, forecast) in FORECASTS.items()}
     named |= {label: (baselines, forecast) for label, forecast in BASELINES.items()}
     return {label: f"{folder}:{forecast}" if forecast else str(folder) for label, (folder, forecast) in named.items()}
@@ -98,13 +98,13 @@ def scores_of(entry: Entry) -> dict:
 
 
 def _of_diffcast(difference: Difference) -> dict:
-    """DiffCast's score minus the other's; the bootstrap has it the other way round."""
+    """Return DiffCast's score minus the other's, the bootstrap's difference reversed."""
     value, low, high = -difference.value, -difference.high, -difference.low
     return {"value": value, "low": low, "high": high, "standard_error": (high - low) / STANDARD_ERRORS}
 
 
 def write_results(results: dict, runs: Runs, baselines: Path, folder: Path) -> None:
-    """Write `results.json`, `results.md`, the pictures, and a report of the first seed of each backbone."""
+    """Write numbers, tables, pictures, and a report of each backbone's first seed."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "results.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
@@ -117,7 +117,7 @@ def write_results(results: dict, runs: Runs, baselines: Path, folder: Path) -> N
 
 
 def summary(backbones: dict) -> list[str]:
-    """The two tables of the project's README: scores, means over seeds, and by how much DiffCast's CRPS is lower."""
+    """Lay out the tables of the documents: mean scores, and differences in CRPS."""
     scores = table_head(["", *SCORES.values()])
     margins = table_head(["CRPS of DiffCast minus that of", "seed", *(f"{label}, %" for label in list(FORECASTS)[1:])])
     for name, seeds in backbones.items():
@@ -142,7 +142,7 @@ def _score_row(row: str, label: str, seeds: dict) -> str:
 
 
 def _margins(found: dict) -> list[str]:
-    """DiffCast's CRPS relative to that of the other forecasts with backbones, in %."""
+    """Difference in % of DiffCast's CRPS from those of other forecasts with backbones."""
     return [
         interval(found["difference_to"][label]["crps"], 100 / found["scores"][label]["crps"], digits=1)
         for label in list(FORECASTS)[1:]
@@ -158,7 +158,7 @@ def _page(results: dict) -> list[str]:
 
 
 def _score_table(seeds: dict) -> list[str]:
-    """Means over the seeds and, in brackets, the largest distance of a seed from them."""
+    """Lay out means over seeds, with the largest deviation of a seed in brackets."""
     lines = table_head(["", *SCORES.values()])
     for label in next(iter(seeds.values()))["scores"]:
         each = [seed["scores"][label] for seed in seeds.values()]
@@ -184,7 +184,7 @@ def _difference_table(seeds: dict) -> list[str]:
 
 
 def _reproduction_table(backbones: dict, stored: dict) -> list[str]:
-    """DiffCast's differences beside those that come with the project, where those had the same budget."""
+    """Compare DiffCast's differences with stored ones of the same budget."""
     lines = table_head(["backbone", "seed", "DiffCast minus", "score", "here", "stored", "in the stored interval"])
     for name, seeds in backbones.items():
         for seed, here in seeds.items():
@@ -200,7 +200,7 @@ def _reproduction_table(backbones: dict, stored: dict) -> list[str]:
 
 
 def _within(here: dict, stored: dict) -> str:
-    """Whether a difference lies in the interval of another; nothing if that is not known."""
+    """Say whether a difference lies in the interval of another, if it has one."""
     if here["value"] is None or stored["low"] is None:
         return ""
     return "yes" if stored["low"] <= here["value"] <= stored["high"] else "**no**"

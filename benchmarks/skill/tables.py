@@ -12,12 +12,15 @@ def table_row(cells: list[str]) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number; nothing if it is unknown."""
+    """Format a number; a missing value is empty."""
     return "" if value is None else f"{value:.{digits}f}"
 
 
 def interval(difference: dict, factor: float = 1, digits: int = 4) -> str:
-    """`value [low, high]`, each times a factor; the value alone if it has no interval, nothing if it is unknown."""
+    """Format `value [low, high]`, each times a factor.
+
+    A value without an interval stands alone, and a missing value is empty.
+    """
     if difference["value"] is None:
         return ""
     if difference["low"] is None:

@@ -13,20 +13,20 @@ STORMS = Path("data/mini")
 DATA = {"events": 4000, "size": 24, "resolution": 24, "seed": 0}
 BASELINES = "Singleadvection_sevir"
 SEEDS = [0, 1, 2]
-RESULTS = "evaluation_*/metrics.json"  # that a run leaves when all is done
+RESULTS = "evaluation_*/metrics.json"  # pattern of the file that a run writes last
 BACKBONE_LR, DIFFUSION_LR = "4e-3", "6e-3"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Training steps of the three trainings of a backbone."""
+    """Training steps of a backbone's three trainings."""
 
     start: int
     diffcast: int
     alone: int
 
 
-# `alone` has the processor time of the other two: seconds per step were measured on one core of a server processor.
+# `alone` has the processor time of the other two. Seconds per step were measured on one core of a server processor.
 BUDGETS = {
     "simvp": Budget(start=3100, diffcast=1300, alone=7000),
     "convgru": Budget(start=4500, diffcast=1300, alone=10200),
@@ -37,25 +37,29 @@ BUDGETS = {
 
 @dataclass(frozen=True)
 class Training:
-    """One of the trainings: what to run, and where its results appear."""
+    """A training, its command and the folder of its results."""
 
     backbone: str
     seed: int
-    stage: str  # start, diffcast or alone
+    stage: str  # start, diffcast, alone or a choice's
 
     @property
     def name(self) -> str:
         return f"{self.backbone}_{self.stage}_{self.seed}"
 
     @property
+    def note(self) -> str:
+        return f"{self.stage}_{self.seed}"
+
+    @property
     def folder(self) -> Path:
-        kind = "Diff" if self.stage == "diffcast" else "Single"
-        return RUNS / f"{kind}{self.backbone}_sevir_{self.stage}_{self.seed}"
+        kind = "Single" if self.stage in ("start", "alone") else "Diff"
+        return RUNS / f"{kind}{self.backbone}_sevir_{self.note}"
 
     def command(self, steps: int) -> list[str]:
-        """The arguments of `run.py`."""
+        """Return the arguments of `run.py`."""
         words = [f"@{PRESETS / f'mini_{self.backbone}.args'}", "--seed", str(self.seed), "--resume"]
-        words += ["--training_steps", str(steps), "--exp_note", f"{self.stage}_{self.seed}"]
+        words += ["--training_steps", str(steps), "--exp_note", self.note]
         if self.stage != "diffcast":
             return [*words, "--lr", BACKBONE_LR, "--mixed_precision", "no"]  # as the budgets were measured
         start = Training(self.backbone, self.seed, "start").folder / "checkpoints" / "best.safetensors"
@@ -64,7 +68,7 @@ class Training:
 
 
 def prepared_runner() -> Runner:
-    """What runs the commands, once it has generated the data."""
+    """Generate the data and return what runs the commands."""
     runner = Runner(ROOT, RUNS / "logs")
     options = [word for name, value in DATA.items() for word in (f"--{name}", str(value))]
     runner.run("storms", ["-m", "dataset", "synthetic", "--out", str(STORMS), *options], STORMS, "CATALOG.csv")

@@ -1,4 +1,4 @@
-"""Parameters, operations and seconds per forecast of every backbone, alone and in DiffCast, 5 -> 20 frames.
+"""Parameters, operations and seconds per forecast of every backbone, 5 -> 20 frames.
 
     python -m benchmarks.speed.backbones [--img_size 128] [--rounds 3] [--json result.json]
 

@@ -1,4 +1,4 @@
-"""Sequences per second from HDF5 files and from the packed cache made of them.
+"""Sequences per second from HDF5 files and from their packed cache.
 
     python -m benchmarks.speed.data [--size 384] [--img_size 128] [--num_workers 0 2 4] [--seconds 4] [--rounds 3] \
         [--json result.json]

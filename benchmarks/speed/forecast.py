@@ -1,4 +1,4 @@
-"""Seconds of one network evaluation and of forecasts, against the official procedure in the same run.
+"""Seconds of network evaluations and forecasts, against the official procedure.
 
     python -m benchmarks.speed.forecast [--rounds 5] [--members 8] [--full] [--json result.json]
 
@@ -92,7 +92,7 @@ def in_precision(precision: str, form: Form, device: torch.device) -> Form:
 
 
 def evaluation_forms(official: DiffCast, ours: DiffCast, members: int) -> dict[str, Form]:
-    """One evaluation of LocalResidual for members of one sequence, without what ours computes once per segment."""
+    """Evaluations of LocalResidual for members of a sequence, official and ours."""
     device = device_of(ours)
     noisy, condition = torch.randn(2, members, ours.segment_length, *ours.frame_shape, device=device)
     now, segment = torch.full((members,), 500, device=device), torch.tensor([1], device=device)
@@ -111,7 +111,7 @@ def evaluation_forms(official: DiffCast, ours: DiffCast, members: int) -> dict[s
 
 @torch.no_grad()
 def compare_evaluations(official: DiffCast, ours: DiffCast, members: int, rounds: int) -> list[dict]:
-    """Seconds of each form of an evaluation, and its relative RMS difference from the official one."""
+    """Time each form of an evaluation, and compare it with the official form (relative RMS)."""
     forms = evaluation_forms(official, ours, members)
     # Around all calls, as around a forecast: leaving the outermost autocast forgets the converted weights.
     with torch.autocast(device_of(ours).type, enabled=False):
@@ -131,7 +131,7 @@ def compare_evaluations(official: DiffCast, ours: DiffCast, members: int, rounds
 
 
 def official_forecast(official: DiffCast, frames: Tensor, steps: int) -> Tensor:
-    """Draw a residual `(1, T, C, H, W)` by the official procedure with so many steps per segment."""
+    """Draw a residual `(1, T, C, H, W)` by the official procedure."""
     mu = 2 * official.backbone.trend(frames) - 1
     local, last = official.motion(torch.cat([2 * frames - 1, mu], dim=1), official.frames_in)
     segments = [frames.new_zeros(1, official.segment_length, *official.frame_shape)]

@@ -1,4 +1,4 @@
-"""What benchmarks share: the device, seconds of functions in turn, tables and the file of numbers.
+"""Devices, times, tables and files of numbers, for all benchmarks of speed.
 
 The row of a result is a dictionary from headings to numbers or words. It is printed and written as it is.
 """
@@ -26,7 +26,7 @@ def default_device() -> torch.device:
 
 
 def seconds_of(form: Form) -> float:
-    """Time a function until the device has done all that it was asked for."""
+    """Time a function until the device has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -51,7 +51,7 @@ def summary(seconds: list[float]) -> dict[str, float]:
 
 
 def table(rows: list[dict]) -> str:
-    """Lay rows out with a column for every heading that any of them has."""
+    """Lay out rows, with a column for every heading in any row."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     return format_table(["", *names[1:]], [[_cell(row.get(name)) for name in names] for row in rows])
 
@@ -72,7 +72,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def check_at_least(args: argparse.Namespace, least: int, *names: str) -> None:
-    """Raise `InputError` for an option, or an item of an option, below a number."""
+    """Raise `InputError` for options with a value below a number."""
     for name in names:
         value = getattr(args, name)
         if min(value if isinstance(value, list) else [value]) < least:
@@ -80,7 +80,7 @@ def check_at_least(args: argparse.Namespace, least: int, *names: str) -> None:
 
 
 def write_numbers(args: argparse.Namespace, **numbers) -> None:
-    """Write settings and numbers to the file of `--json`, if it is given."""
+    """Write settings and numbers to the file of `--json`, if given."""
     if args.json:
         settings = {name: value for name, value in vars(args).items() if name != "json"}
         with replacing(args.json) as temporary:

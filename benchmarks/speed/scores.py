@@ -1,4 +1,4 @@
-"""Time the scores against NumPy and scikit-image, frame by frame and threshold by threshold.
+"""Time the scores against scripts in NumPy and scikit-image.
 
     OMP_NUM_THREADS=1 python -m benchmarks.speed.scores [--sequences 4] [--turns 5] [--json result.json]
 
@@ -64,7 +64,7 @@ def frame_similarity(forecast: np.ndarray, target: np.ndarray) -> float:
 
 
 def lean_frame(x: np.ndarray, y: np.ndarray, pools: tuple[int, ...], similarity: bool):
-    """Counts `(P, 4, K)` and errors `(5,)` of a forecast and an observed frame, without waste."""
+    """Counts `(P, 4, K)` and errors `(5,)` of a frame, without waste."""
     mse = np.mean((x - y) ** 2)
     rmse = np.sqrt(mse)
     ssim = frame_similarity(x, y) if similarity else 0
@@ -80,7 +80,7 @@ def lean_frame(x: np.ndarray, y: np.ndarray, pools: tuple[int, ...], similarity:
 
 
 def usual_frame(x: np.ndarray, y: np.ndarray, pools: tuple[int, ...], similarity: bool):
-    """The result of `lean_frame` as scripts of the field get it: a function call per threshold."""
+    """The result of `lean_frame` with a function call per threshold, as in scripts of the field."""
     counts = np.zeros((len(pools), 4, len(THRESHOLDS)), dtype=np.int64)
     for p, pool in enumerate(pools):
         for k, threshold in enumerate(THRESHOLDS):
@@ -162,7 +162,10 @@ def compare(sequences: int, turns: int) -> list[dict]:
 
 
 def milliseconds(turns: int, sequences: int, forms: dict[str, Form]) -> dict[str, dict[str, float]]:
-    """CPU time of each function per sequence, in turn; a turn is the mean over as many calls as take 0.2 s."""
+    """CPU time of each function per sequence, in turn.
+
+    A turn is the mean over as many calls as take 0.2 s.
+    """
     times = {name: [] for name in forms}
     for _ in range(turns):
         for name, form in forms.items():
@@ -191,9 +194,9 @@ def update_all(forecast: Tensor, target: Tensor, members: int) -> None:
 
 
 def peak_memory() -> dict[str, float]:
-    """Largest resident memory (MB) after any update with the first 10 sequences, and with 1,000, two at a time.
+    """Largest resident memory (MB) while scoring the first 10 sequences, and 1,000.
 
-    Frames are small, as they take less time and hide less of what would be kept of each sequence.
+    Frames are small, because they take less time and hide less memory that would be kept of each sequence.
     """
     forecast, target = rain(2, members=1, size=32)
     scores = Scores(255, THRESHOLDS, LEADS)

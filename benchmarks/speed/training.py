@@ -1,4 +1,4 @@
-"""Sequences per second of a training, and its share of time spent waiting for data.
+"""Sequences per second of a training, and its share of waiting for data.
 
     python -m benchmarks.speed.training --backbone simvp --use_diff [--img_size 128] [--dim 64] [--batch_size 6]
         [--num_workers 4] [--steps 12] [--rounds 2] [--json result.json]
@@ -67,7 +67,7 @@ class Training:
         self.device = device
 
     def turn(self, dataset: Dataset, batch_size: int, workers: int, steps: int) -> list[Step]:
-        """Time so many steps after a first one, with a loader of their own."""
+        """Time steps, after a first step, with their own loader."""
         batches = TrainingBatches(len(dataset), batch_size, 0, 0, (1 + steps) * self.form.batches)
         loader = load_batches(dataset, batches, workers, self.device)
         return [self.step(loader) for _ in range(1 + steps)][1:]

@@ -18,7 +18,7 @@ from utils import files
 @pytest.fixture(scope="module")
 def weights(storm_folder, tmp_path_factory):
     exp_dir = tmp_path_factory.mktemp("exps")
-    run.main(arguments(storm_folder, exp_dir, "--use_diff", "--training_steps", "3", "--eval_sequences", "1"))
+    run.main(arguments(storm_folder, exp_dir, *["--use_diff", "--epochs", "0", "--training_steps", "3", "--no_eval"]))
     return str(exp_dir / "Diffsimvp_sevir/checkpoints/best.safetensors")
 
 
@@ -58,7 +58,7 @@ def test_two_processes_give_the_scores_of_one(weights, storm_folder, tmp_path, s
 
 
 def test_a_killed_evaluation_goes_on_with_the_same_numbers(weights, storm_folder, tmp_path, monkeypatch):
-    words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--forecast_batch", "1"]
+    words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--forecast_batch", "1", "--cases", "0"]
     run.main(arguments(storm_folder, tmp_path / "whole", *words))
 
     save, saved = Parts.save, []
@@ -81,6 +81,7 @@ def test_a_killed_evaluation_goes_on_with_the_same_numbers(weights, storm_folder
     assert scores(tmp_path / "killed")["scores"] == scores(tmp_path / "whole")["scores"]
 
 
+@pytest.mark.slow
 def test_evaluations_with_other_settings_at_once_keep_apart(weights, storm_folder, tmp_path, monkeypatch, capsys):
     words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--forecast_batch", "1", "--eval_sequences", "3"]
 
@@ -176,7 +177,7 @@ def test_members_differ_and_seeds_repeat(weights, storm_folder, tmp_path):
     found = []
     for name, seed in {"a": "0", "b": "0", "c": "1"}.items():
         words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--members", "2", "--seed", seed]
-        run.main(arguments(storm_folder, tmp_path / name, *words))
+        run.main(arguments(storm_folder, tmp_path / name, *words, "--eval_sequences", "2", "--cases", "0"))
         found.append(scores(tmp_path / name)["scores"]["diffcast_simvp"])
     assert found[0] == found[1] != found[2]
     assert found[0]["spread"] > 0

@@ -1,6 +1,7 @@
 """What a resumed training does with what it finds: lost best weights, later checkpoints, another run."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -17,19 +18,22 @@ from utils.files import locked
 from utils.weights import load_weights
 
 RUN = "Singlesimvp_sevir"
-WORDS = ["--epochs", "0", "--training_steps", "8", "--valid_every", "4", "--keep_checkpoints", "9"]
+WORDS = ["--epochs", "0", "--training_steps", "8", "--valid_every", "4", "--keep_checkpoints", "9", "--no_eval"]
+
+
+@pytest.fixture(scope="module")
+def finished(storm_folder, tmp_path_factory):
+    """The folder of a training of 8 steps."""
+    exp_dir = tmp_path_factory.mktemp("exps")
+    run.main(arguments(storm_folder, exp_dir, *WORDS))
+    return exp_dir / RUN
 
 
 @pytest.fixture
-def trained(storm_folder, tmp_path, monkeypatch):
-    """The folder of a training of 8 steps, and how to take it up again."""
-    monkeypatch.setattr(run, "start_evaluation", lambda *_: None)
-
-    def train(*words):
-        run.main(arguments(storm_folder, tmp_path, *WORDS, *words))
-
-    train()
-    return tmp_path / RUN, train
+def trained(finished, storm_folder, tmp_path):
+    """A copy of the folder of a training, and how to take it up again."""
+    shutil.copytree(finished, tmp_path / RUN)
+    return tmp_path / RUN, lambda *words: run.main(arguments(storm_folder, tmp_path, *WORDS, *words))
 
 
 def steps(folder):

@@ -1,4 +1,4 @@
-"""Verification scores that stream: update with batches, sum the state over processes, compute once."""
+"""Verification scores that are updated with batches and summed over processes."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -41,14 +41,14 @@ class Scores(ScoreGroup):
 
     Scale and thresholds are those of the data source. `compute` returns one flat dict, described at
     `CategoricalScores`, `FrameErrors`, `StructuralSimilarity`, `FractionsSkill`, `PowerSpectrum` and
-    `EnsembleScores`; curves over lead times are the lists called `<score>_per_lead`. With more than one member,
+    `EnsembleScores`. Curves over lead times are the lists called `<score>_per_lead`. With more than one member,
     `ExceedanceScores` and `RankHistogram` come in, the scores of single fields pool the members, and the keys
     `ensemble_mean` and `pm_mean` hold dicts of these scores for the ensemble mean and the probability-matched mean.
 
     A pixel that is NaN in a member counts in no score, so that a forecaster could gain by leaving out what is hard:
     `missing_forecast_pixels` counts such pixels that were observed. Scores are comparable only where it is 0.
 
-    State, beside that of the scores: `missing_forecast`, the number of these pixels, int64 `(T,)`.
+    State in addition to that of the scores: `missing_forecast`, the number of these pixels, int64 `(T,)`.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class Scores(ScoreGroup):
 
 
 def _missing_forecast(forecast: Tensor, target: Tensor) -> Tensor:
-    """Number `(B, T)` of the pixels that are NaN in a member of `(B, M, T, C, H, W)`, but known in the target."""
+    """Count the pixels `(B, T)` that are NaN in a member `(B, M, T, C, H, W)`, but valid in the target."""
     if not torch.isnan(forecast.sum()):  # several times faster than looking at every pixel
         return torch.zeros(target.shape[:2], dtype=torch.int64, device=target.device)
     return (forecast.isnan().any(dim=1) & ~target.isnan()).sum(dim=(2, 3, 4))
 
 
 class _FieldScores(ScoreGroup):
-    """Scores of one field that stands for the ensemble, under a key of their own."""
+    """Scores of a field that represents the ensemble, under their own key."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Fractions skill score: how far forecast and observed events agree within neighbourhoods of growing size."""
+"""Fractions skill score: agreement of events within neighbourhoods of growing size."""
 
 from collections.abc import Iterator, Sequence
 

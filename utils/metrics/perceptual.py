@@ -34,8 +34,8 @@ class PerceptualDistance(Score):
         distances = [
             self.network(_as_pictures(member), _as_pictures(filled)).view(batch, leads) for member in forecast.unbind(1)
         ]
-        whole = ~torch.isnan(target.sum(dim=(2, 3, 4)))
-        return {"lpips": sum(distances).double() * whole, "frames": members * whole}
+        complete = ~torch.isnan(target.sum(dim=(2, 3, 4)))
+        return {"lpips": sum(distances).double() * complete, "frames": members * complete}
 
     def compute(self) -> dict:
         """Return `lpips` and its curve over lead times."""

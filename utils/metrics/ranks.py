@@ -8,12 +8,12 @@ from utils.metrics.score import Score, check_members, frame_histograms
 
 
 class RankHistogram(Score):
-    """How often the observation has each rank among the M members (Talagrand et al. 1997; Hamill 2001).
+    """Frequency of each rank of the observation among the M members.
 
-    Flat for a reliable ensemble; a U tells of too little spread. A pixel whose observation equals `m` members counts
-    one part in `m + 1` for each rank that it could take: the expectation of drawing among them, without the draw.
-    `rank_histogram_wet` leaves out dry pixels, where neither the observation nor any member reaches the threshold:
-    there, ties tell nothing.
+    Talagrand et al. 1997; Hamill 2001. The histogram of a reliable ensemble is flat, and a U shape shows too little
+    spread. A pixel whose observation equals `m` members counts as a share 1 / (m + 1) for each rank that it could take.
+    This is the expectation of a random draw among these ranks. `rank_histogram_wet` leaves out dry pixels, where
+    neither the observation nor any member reaches the threshold, because ties contain no information.
 
     State: `ranks`, int64 `(T, 2, M + 1, M + 1)`: pixels by dry or wet, members below, and members equal.
     """

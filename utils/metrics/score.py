@@ -1,4 +1,4 @@
-"""What all scores share: a state of sums that splits, merges and reduces over processes."""
+"""The base of all scores, a state of sums that can be split and merged."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -137,7 +137,10 @@ def frame_histograms(bins: Tensor, number: int, missing: Tensor | None) -> Tenso
 
 
 class ScoreGroup(Score):
-    """Several scores fed with the same data; its state holds the sums of each part as `part/name`."""
+    """Several scores of the same data.
+
+    The state holds the sums of each part as `part/name`.
+    """
 
     def __init__(
         self,

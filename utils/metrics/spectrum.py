@@ -31,16 +31,16 @@ class PowerSpectrum(Score):
 
     def terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Add the spectra of the frames."""
-        whole = ~torch.isnan(target.sum(dim=(2, 3, 4)))
+        complete = ~torch.isnan(target.sum(dim=(2, 3, 4)))
         spectra = {
             "forecast": radial_spectrum(forecast).mean(dim=(1, 3)),
             "target": radial_spectrum(target.nan_to_num(0)).mean(dim=2),
         }
         padding = CAPACITY - spectra["target"].shape[-1]
         terms = {
-            name: torch.nn.functional.pad(power * whole[..., None], (0, padding)) for name, power in spectra.items()
+            name: torch.nn.functional.pad(power * complete[..., None], (0, padding)) for name, power in spectra.items()
         }
-        return terms | {"frames": whole.long(), "sides": whole * max(target.shape[-2:])}
+        return terms | {"frames": complete.long(), "sides": complete * max(target.shape[-2:])}
 
     def compute(self) -> dict:
         """Return the spectra, in bins of `spectrum_frequency` cycles per pixel."""
@@ -78,7 +78,7 @@ def radial_spectrum(frames: Tensor) -> Tensor:
 
 
 def _bins(side: int) -> tuple[int, int]:
-    """Number of bins of frames whose longer side is so many pixels, and of wavenumbers per bin."""
+    """Return the number of bins for frames with a longer side, and of wavenumbers per bin."""
     wavenumbers = (side + 1) // 2
     group = max(1, -(-wavenumbers // CAPACITY))
     return -(-wavenumbers // group), group

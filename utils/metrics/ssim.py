@@ -15,8 +15,8 @@ BLOCK_VALUES = 2**19  # values of the fields filtered at once, to stay in the ca
 class StructuralSimilarity(Score):
     """SSIM of every frame, averaged over sequences and members, then over lead times; 1 is best.
 
-    Where pixels are missing, a frame's SSIM is the mean over the windows of known pixels alone; a frame without such a
-    window is left out. Frames smaller than 11 pixels have no SSIM, which is then NaN.
+    Where pixels are missing, a frame's SSIM is the mean over the windows of valid pixels alone. A frame without such
+    a window is left out. Frames smaller than 11 pixels have no SSIM, which is then NaN.
 
     State: the sum `ssim`, float64 `(T,)`, and the number of `frames`, int64 `(T,)`.
     """
@@ -92,7 +92,7 @@ def _ssim(forecast: Tensor, target: Tensor) -> Tensor:
 
 
 def _incomplete_windows(missing: Tensor) -> Tensor:
-    """Which windows of frames `(N, H, W)` have a missing pixel, `(H - 10, W - 10, 1, N)`."""
+    """Mask the windows of frames `(N, H, W)` with a missing pixel, `(H - 10, W - 10, 1, N)`."""
     touched = rearrange(missing, "n h w -> h w 1 n")
     for _ in ("rows", "columns"):
         for shift in (1, 2, 4, WINDOW - 8):  # 2, 4, 8, then WINDOW pixels in a row
