@@ -1,22 +1,38 @@
-"""What a check found, the same for data sets of all kinds: faults, counts, and the exclusions that follow from them."""
+"""What the checks of all kinds of data sets share: faults, reports, exclusions, and signs of bad frames."""
 
+import hashlib
 import logging
 import textwrap
+import time
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from dataset.exclusions import read_exclusions, write_exclusions
+from dataset.parallel import parallel_map
 from dataset.sequences import EVENT_ID, SPLITS
-from dataset.sevir.reader import MISSING_FILE
-from dataset.signs import UNFINISHED
 from utils.log import format_table
 
-logger = logging.getLogger(__name__)
+LOG = logging.getLogger(__name__)
 
+CONSTANT = "constant frame"
+SAME_FRAMES = "same frames as another"
+BLANK = "frames without echo"
+BAD_FRAMES = "frames cannot be read"
+MISSING_FILE = "file is missing"
+UNFINISHED = "file cannot be read and changed less than a minute ago"
+PASSING = {MISSING_FILE, UNFINISHED}  # kinds of faults that may be gone tomorrow
+
+FRESH = 60  # seconds
+DETAILS = 5  # frames that a detail names
+TELLING = 20  # pixels with echo that tell a frame from all others
 MOST_LISTED = 100  # faults; the table counts all
 MOST_REASON = 100  # characters
-PASSING = {MISSING_FILE, UNFINISHED}  # kinds of faults that may be gone tomorrow
+
+T = TypeVar("T")
 
 
 class Fault(NamedTuple):
@@ -36,6 +52,44 @@ class Report(NamedTuple):
     counts: dict[str, Counter[str]]  # of what is normal, by line of the table and split
 
 
+class Look(NamedTuple):
+    """What one reading of an event or a window finds."""
+
+    faults: list[tuple[str, str]]  # kind and detail
+    blank: int  # frames without echo
+    digests: tuple[int, ...]  # of all frames together, and of single ones; 0 if it identifies nothing
+
+
+def collect(
+    report: Report,
+    items: Sequence[T],
+    names: Sequence[tuple[str, str]],  # id and split of each item
+    look: Callable[[T], Look],
+    digests: int,  # of each item
+    workers: int,
+    unit: str,  # of the progress bar
+) -> np.ndarray:
+    """Add what looks at all items find to a report; returns the digests `(N, digests)`."""
+    found = np.zeros((len(items), digests), np.uint64)
+    for number, one in enumerate(parallel_map(look, items, workers, "checking", unit)):
+        report.faults.extend(Fault(*names[number], *fault) for fault in one.faults)
+        report.counts[BLANK][names[number][1]] += one.blank
+        found[number] = one.digests
+    return found
+
+
+def sound(names: list[tuple[str, str]], faults: list[Fault]) -> np.ndarray:
+    """Numbers of the items of a split that are not at fault."""
+    wrong = {fault.event for fault in faults}
+    return np.flatnonzero([bool(split) and name not in wrong for name, split in names])
+
+
+def same_frames(names: Sequence[tuple[str, str]], digests: np.ndarray) -> Iterator[Fault]:
+    """Faults of the items, named by id and split, whose frames equal those of another."""
+    for copy, kept in zip(*copies(digests, ranks_of(names)), strict=True):
+        yield Fault(*names[copy], SAME_FRAMES, "{} ({})".format(*names[kept]))
+
+
 def fix(report: Report) -> list[Fault]:
     """Add what is at fault to the exclusions; returns the faults that remain: without a usable id, or of PASSING."""
     exclusions, remaining = read_exclusions(report.data_path), []
@@ -46,7 +100,7 @@ def fix(report: Report) -> list[Fault]:
         else:
             remaining.append(fault)
     path = write_exclusions(report.data_path, exclusions)
-    logger.info("%s names %d items; %d faults remain", path, len(exclusions), len(remaining))
+    LOG.info("%s names %d items; %d faults remain", path, len(exclusions), len(remaining))
     return remaining
 
 
@@ -67,3 +121,60 @@ def format_report(report: Report) -> str:
         for name, counter in counters.items()
     ]
     return "\n".join([*lines, "", format_table(["", *SPLITS, "none"], rows)])
+
+
+def is_fresh(changed: float | np.ndarray) -> bool | np.ndarray:
+    """Whether files may still be half written; `changed` in seconds since 1970."""
+    return abs(time.time() - changed) < FRESH
+
+
+def digest_of(values: np.ndarray) -> int:
+    """64 bits that tell the values of arrays apart; equal ones among a million are one in ten million archives."""
+    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(values), digest_size=8).digest(), "little")
+
+
+def stuck(
+    lowest: np.ndarray,  # value of each frame `(T,)`, NaN if it cannot be read
+    highest: np.ndarray,
+    quiet: float,  # highest value of a blank frame
+    echo: float,  # least value that counts as weather
+    joined: np.ndarray | bool = True,  # `(T - 1,)`: whether a frame follows the one before it without a gap
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which frames are blank, and which of all are constant for no good reason; two bool `(T,)`.
+
+    A blank frame is a quiet moment, unless it stands alone between two frames with echo: a drop-out. Every other frame
+    whose pixels are all the same is at fault.
+    """
+    constant = lowest == highest
+    blank = constant & (highest <= quiet)
+    joined = np.broadcast_to(joined, max(0, len(lowest) - 1))
+    lone = np.zeros_like(blank)
+    between = joined[:-1] & joined[1:] & (highest[:-2] >= echo) & (highest[2:] >= echo)
+    lone[1:-1] = blank[1:-1] & between
+    return blank, (constant & ~blank) | lone
+
+
+def copies(digests: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the items that equal another one, rising, and of the one that each of them equals and that stays.
+
+    What stays is the first item of the latest split (`ranks`, from `ranks_of`), so that scores stay comparable. Items
+    whose digest is 0 are unlike all others.
+    """
+    order = np.lexsort((np.arange(len(digests)), -ranks, digests))
+    begins = np.append(True, np.diff(digests[order]) != 0)[: len(order)]
+    kept = order[np.flatnonzero(begins)[np.cumsum(begins) - 1]]
+    copy = np.flatnonzero(~begins & (digests[order] != 0))
+    copy = copy[np.argsort(order[copy])]
+    return order[copy], kept[copy]
+
+
+def ranks_of(names: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Place in time of the split of each item; 0 for none."""
+    return np.array([("", *SPLITS).index(split) for _, split in names], int)
+
+
+def list_frames(at_fault: np.ndarray) -> str:
+    """Numbers of the frames that are True, the first of them."""
+    numbers = np.flatnonzero(at_fault)
+    more = f" and {len(numbers) - DETAILS} more" if len(numbers) > DETAILS else ""
+    return f"frame {', '.join(map(str, numbers[:DETAILS]))}{more}"

@@ -5,7 +5,6 @@ frame, then a tab and why it is there; lines that begin with `#` are remarks. `p
 the file; it may also be written by hand.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,9 +57,3 @@ def write_exclusions(data_path: str | Path, exclusions: Mapping[str, str]) -> Pa
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return path
-
-
-def fingerprint(data_path: str | Path) -> str | None:
-    """SHA-256 of the excluded ids, in hexadecimal; None if there are none."""
-    ids = sorted(read_exclusions(data_path))
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest() if ids else None

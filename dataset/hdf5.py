@@ -1,5 +1,6 @@
 """Reading HDF5 files that may be damaged, hostile, or on a disk with moods."""
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -137,6 +138,42 @@ def patiently(read: Callable[[], T]) -> T:
             logger.warning("%s; trying again in %g s", error, pause)
             time.sleep(pause)
     return read()
+
+
+class OpenFiles:
+    """HDF5 files that stay open for reading, in each process its own; pickling leaves them behind."""
+
+    def __init__(self, open_file: Callable[[Path], h5py.HLObject]):
+        self._open_file = open_file
+        self._opened: dict[Path, h5py.HLObject] = {}
+        self._pid = os.getpid()
+
+    def read(self, path: Path, read: Callable[[h5py.HLObject], T]) -> T:
+        """What `read` gets from what `open_file` gives; `patiently`, and after an error from a file opened anew."""
+        return patiently(lambda: self._attempt(path, read))
+
+    def _attempt(self, path: Path, read: Callable[[h5py.HLObject], T]) -> T:
+        if self._pid != os.getpid():
+            # after a fork the parent's handles share its file positions: close our copies before opening anew
+            for inherited in list(self._opened):
+                self._close(inherited)
+            self._pid = os.getpid()
+        try:
+            if path not in self._opened:
+                self._opened[path] = self._open_file(path)
+            return read(self._opened[path])
+        except READ_ERRORS:
+            self._close(path)
+            raise
+
+    def _close(self, path: Path) -> None:
+        opened = self._opened.pop(path, None)
+        if opened is not None:
+            with contextlib.suppress(*READ_ERRORS):  # what cannot be read may not close either
+                opened.file.close()
+
+    def __getstate__(self):
+        return {**self.__dict__, "_opened": {}}
 
 
 def reason_of(error: Exception, path: Path) -> str:

@@ -2,14 +2,27 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from dataset.checking import Fault, Report
+from dataset.checking import (
+    BAD_FRAMES,
+    BLANK,
+    CONSTANT,
+    SAME_FRAMES,
+    TELLING,
+    UNFINISHED,
+    Fault,
+    Report,
+    copies,
+    digest_of,
+    is_fresh,
+    ranks_of,
+    stuck,
+)
 from dataset.exclusions import exclusions_path
 from dataset.frames.cache import listed_frames
 from dataset.frames.config import FramesConfig, read_config
@@ -18,20 +31,8 @@ from dataset.frames.names import frame_id, moment
 from dataset.frames.reader import Runs, split_numbers
 from dataset.frames.values import StoredFrame
 from dataset.hdf5 import AccessError
+from dataset.parallel import parallel_map
 from dataset.sequences import SPLITS
-from dataset.signs import (
-    BAD_FRAMES,
-    BLANK,
-    CONSTANT,
-    SAME_FRAMES,
-    TELLING,
-    UNFINISHED,
-    copies,
-    digest_of,
-    is_fresh,
-    rank_of,
-    stuck,
-)
 from utils.errors import InputError
 
 UNLIKE = "frame of another size or type than most"
@@ -102,8 +103,7 @@ def _look_at_all(
     `form` is a place among the sizes and types, the first of which is empty and that of unreadable frames.
     """
     forms, looks, unreadable = {"": 0}, np.zeros(len(times), LOOKS), []
-    loader = DataLoader(_Looks(config, times), batch_size=None, num_workers=workers)
-    for number, look in enumerate(tqdm(loader, "checking", len(times), unit="frame", disable=None)):
+    for number, look in enumerate(parallel_map(partial(_look, config), times, workers, "checking", "frame")):
         form = look.form if look.readable else ""
         looks[number] = (forms.setdefault(form, len(forms)), *look[2:])
         if not look.readable:
@@ -111,23 +111,14 @@ def _look_at_all(
     return list(forms), looks, unreadable
 
 
-class _Looks(Dataset):
-    """A `Look` at each frame."""
-
-    def __init__(self, config: FramesConfig, times: np.ndarray):
-        self.config, self.times = config, times
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def __getitem__(self, number: int) -> Look:
-        path = self.config.folder / self.config.pattern.name_of(moment(self.times[number]))
-        try:
-            return look_at(read_frame(path, self.config), self.config)
-        except AccessError:
-            raise
-        except InputError as error:
-            return Look(str(error), False)
+def _look(config: FramesConfig, time: int) -> Look:
+    path = config.folder / config.pattern.name_of(moment(time))
+    try:
+        return look_at(read_frame(path, config), config)
+    except AccessError:
+        raise
+    except InputError as error:
+        return Look(str(error), False)
 
 
 def look_at(frame: StoredFrame, config: FramesConfig) -> Look:
@@ -160,9 +151,9 @@ def _judge(
     _, suspicious = stuck(lowest, highest, _quiet(config), config.thresholds[0], joined)
     for number in np.flatnonzero(suspicious):
         yield number, CONSTANT, f"{lowest[number]:g} {config.units}"
-    times, ranks = listed["time"], np.array([rank_of(split) for split in splits], int)
-    for copy, kept in zip(*copies(np.where(like, looks["digest"], 0), ranks), strict=True):
-        yield copy, SAME_FRAMES, f"{frame_id(times[kept])} ({splits[kept]})"
+    names = [(frame_id(time), split) for time, split in zip(listed["time"], splits, strict=True)]
+    for copy, kept in zip(*copies(np.where(like, looks["digest"], 0), ranks_of(names)), strict=True):
+        yield copy, SAME_FRAMES, "{} ({})".format(*names[kept])
 
 
 def _count_far(

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from dataset.checking import TELLING
 from dataset.exclusions import exclusions_path, read_exclusions
 from dataset.frames.cache import Cache, open_cache
 from dataset.frames.config import FramesConfig, read_config
 from dataset.frames.encoding import Encoder, Grid
 from dataset.frames.names import frame_id, moment, on_marks, seconds, times_of
 from dataset.sequences import SPLITS, Sequences, check_split
-from dataset.signs import TELLING
 from dataset.source import Source
 from utils.errors import InputError
 

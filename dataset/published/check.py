@@ -2,31 +2,43 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset.checking import Fault, Report
-from dataset.exclusions import exclusions_path, read_exclusions
-from dataset.hdf5 import READ_ERRORS, LayoutError, file_size, open_hdf5, own_dataset, patiently, reason_of, refuse_bombs
-from dataset.published.reader import LAYOUTS, Layout, announced, divide, file_of, window_id
-from dataset.signs import (
+from dataset.checking import (
     BAD_FRAMES,
-    BLANK,
     CONSTANT,
-    SAME_FRAMES,
     TELLING,
+    Fault,
+    Look,
+    Report,
+    collect,
     copies,
     digest_of,
     list_frames,
-    rank_of,
+    ranks_of,
+    same_frames,
+    sound,
     stuck,
 )
-from utils.errors import InputError
+from dataset.exclusions import exclusions_path, read_exclusions
+from dataset.hdf5 import READ_ERRORS, OpenFiles, open_hdf5, reason_of
+from dataset.published.reader import (
+    LAYOUTS,
+    Layout,
+    announced,
+    divide,
+    file_of,
+    find_window,
+    open_file,
+    read_window,
+    window_id,
+)
 
 NO_SPLIT = "split without windows or without their number"
 TOO_FEW = "far more windows are announced than held"
@@ -49,44 +61,24 @@ class Window(NamedTuple):
     id: str
 
 
-class Look(NamedTuple):
-    """What one reading of a window found."""
-
-    faults: list[tuple[str, str]]  # kind and detail
-    blank: int  # frames without echo
-    digest: int  # of the window; 0 if it does not tell it from others
-    digests: bytes  # of its frames, 64 bits each, with zeros for those that could repeat by chance
-
-
 def check(name: str, data_path: str | Path, workers: int = 0) -> Report:
     """Look at every window; raises `InputError` if the file cannot be opened.
 
     Of two windows that share frames the one of the later split is not at fault.
     """
     path, layout = file_of(name, data_path), LAYOUTS[name]
-    if file_size(path) is None:
-        raise InputError(f"{path} does not exist; pass the {layout.source.name} HDF5 file as --data_path.")
     excluded = set(read_exclusions(path))
-    try:
-        with open_hdf5(path) as file:
-            windows, faults, counts = _list_windows(file, layout, excluded, path)
-    except READ_ERRORS as error:
-        raise InputError(f"Cannot read {path} as HDF5 ({reason_of(error, path)}); get the file again.") from error
-
-    loader = DataLoader(_Looks(path, layout, windows), batch_size=None, num_workers=workers)
-    digests, of_frames = np.zeros(len(windows), np.uint64), np.zeros((len(windows), layout.frames), np.uint64)
-    for number, look in enumerate(tqdm(loader, "checking", len(windows), unit="window", disable=None)):
-        faults += [Fault(windows[number].id, windows[number].split, *fault) for fault in look.faults]
-        counts[BLANK][windows[number].split] += look.blank
-        digests[number], of_frames[number] = look.digest, np.frombuffer(look.digests, np.uint64)
-    for find, digest in ((_same, digests), (_shared, of_frames)):
-        wrong = {fault.event for fault in faults}
-        sound = np.flatnonzero([bool(window.split) and window.id not in wrong for window in windows])
-        faults += find([windows[number] for number in sound], digest[sound])
-
-    wrong = {fault.event for fault in faults}
-    counts["usable windows"] = Counter(window.split for window in windows if window.split and window.id not in wrong)
-    return Report(path, faults, counts)
+    with open_file(path, layout.source) as file:
+        windows, faults, counts = _list_windows(file, layout, excluded, path)
+    names = [(window.id, window.split) for window in windows]
+    report = Report(path, faults, counts)
+    look = partial(_look, OpenFiles(open_hdf5), path, layout)
+    digests = collect(report, windows, names, look, 1 + layout.frames, workers, "window")
+    for find in (_same, _shared):
+        usable = sound(names, faults)
+        faults += find([names[number] for number in usable], digests[usable])
+    counts["usable windows"] = Counter(names[number][1] for number in sound(names, faults))
+    return report
 
 
 def _list_windows(
@@ -114,8 +106,8 @@ def _list_windows(
         counts["windows announced"].update(splits)
         counts["windows held"].update(window.split for window in listed if window.name in held)
         counts[f"excluded by {exclusions_path(path).name}"].update(w.split for w in listed if w.id in excluded)
-        sound, at_fault = _sound(file, layout, [window for window in listed if window.id not in excluded], held)
-        windows, faults = windows + sound, faults + at_fault
+        fitting, at_fault = _fitting(file, layout, [window for window in listed if window.id not in excluded], held)
+        windows, faults = windows + fitting, faults + at_fault
     return windows, faults, counts
 
 
@@ -127,7 +119,9 @@ def _splits_of(stored: str, count: int, layout: Layout) -> list[str]:
     return ["train" if number in train else "valid" if number in valid else "" for number in range(count)]
 
 
-def _sound(file: h5py.File, layout: Layout, windows: list[Window], held: set[str]) -> tuple[list[Window], list[Fault]]:
+def _fitting(
+    file: h5py.File, layout: Layout, windows: list[Window], held: set[str]
+) -> tuple[list[Window], list[Fault]]:
     """The windows of right type and of the size that most have; faults of the others."""
     sizes, faults = {}, []
     for window in tqdm(windows, "windows", unit="window", disable=None):
@@ -135,13 +129,9 @@ def _sound(file: h5py.File, layout: Layout, windows: list[Window], held: set[str
             faults.append(Fault(window.id, window.split, ABSENT))
             continue
         try:
-            data = own_dataset(file, window.name)
-            misfit = layout.misfit(data)
-            sizes |= {} if misfit else {window: data.shape[1:]}
+            sizes[window] = find_window(file, window.name, layout).shape[1:]
         except (AttributeError, *READ_ERRORS) as error:
-            misfit = reason_of(error, Path(file.filename))
-        if misfit:
-            faults.append(Fault(window.id, window.split, WRONG_WINDOW, misfit))
+            faults.append(Fault(window.id, window.split, WRONG_WINDOW, reason_of(error, Path(file.filename))))
     usual = max(Counter(sizes.values()).items(), key=lambda item: item[1], default=((), 0))[0]
     for window, size in sizes.items():
         if size != usual:
@@ -150,33 +140,11 @@ def _sound(file: h5py.File, layout: Layout, windows: list[Window], held: set[str
     return [window for window, size in sizes.items() if size == usual], faults
 
 
-class _Looks(Dataset):
-    """A `Look` at each window."""
-
-    def __init__(self, path: Path, layout: Layout, windows: list[Window]):
-        self.path, self.layout, self.windows = path, layout, windows
-        self._file: h5py.File | None = None
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, number: int) -> Look:
-        window = self.windows[number]
-        try:
-            return look_at(patiently(lambda: self._read(window.name)), self.layout)
-        except READ_ERRORS as error:
-            return Look([(BAD_FRAMES, reason_of(error, self.path))], 0, 0, bytes(8 * self.layout.frames))
-
-    def _read(self, name: str) -> np.ndarray:
-        file, self._file = self._file, None  # after an error the next try opens anew
-        file = file or open_hdf5(self.path)
-        data = own_dataset(file, name)
-        if misfit := self.layout.misfit(data):
-            raise LayoutError(f"it has changed: {misfit}")
-        refuse_bombs(data, (0, 0, 0), data.shape)
-        frames = data[()]
-        self._file = file
-        return frames
+def _look(files: OpenFiles, path: Path, layout: Layout, window: Window) -> Look:
+    try:
+        return look_at(files.read(path, lambda file: read_window(file, window.name, layout, layout.frames)), layout)
+    except READ_ERRORS as error:
+        return Look([(BAD_FRAMES, reason_of(error, path))], 0, (0,) * (1 + layout.frames))
 
 
 def look_at(frames: np.ndarray, layout: Layout) -> Look:
@@ -195,26 +163,20 @@ def look_at(frames: np.ndarray, layout: Layout) -> Look:
     faults = [(kind, list_frames(at_fault)) for kind, at_fault in signs.items() if at_fault.any()]
     telling = ((frames >= echo) & valid).sum((1, 2)) >= TELLING
     digests = [digest_of(frame) if tells else 0 for frame, tells in zip(frames, telling, strict=True)]
-    return Look(faults, int(blank.sum()), 0 if constant else digest_of(frames), np.array(digests, np.uint64).tobytes())
+    return Look(faults, int(blank.sum()), (0 if constant else digest_of(frames), *digests))
 
 
-def _ranks(windows: list[Window]) -> np.ndarray:
-    return np.array([rank_of(window.split) for window in windows], int)
-
-
-def _same(windows: list[Window], digests: np.ndarray) -> Iterator[Fault]:
+def _same(names: list[tuple[str, str]], digests: np.ndarray) -> Iterator[Fault]:
     """Windows stored more than once."""
-    for copy, kept in zip(*copies(digests, _ranks(windows)), strict=True):
-        yield Fault(windows[copy].id, windows[copy].split, SAME_FRAMES, f"{windows[kept].id} ({windows[kept].split})")
+    return same_frames(names, digests[:, 0])
 
 
-def _shared(windows: list[Window], digests: np.ndarray) -> Iterator[Fault]:
-    """Windows with a frame that a window of a later split has too; `digests` are of frames, `(N, T)`."""
-    frames = digests.shape[1]
-    ranks = np.repeat(_ranks(windows), frames)
-    copy, kept = copies(digests.ravel(), ranks)
+def _shared(names: list[tuple[str, str]], digests: np.ndarray) -> Iterator[Fault]:
+    """Windows with a frame that a window of a later split has too."""
+    frames = digests.shape[1] - 1
+    ranks = np.repeat(ranks_of(names), frames)
+    copy, kept = copies(digests[:, 1:].ravel(), ranks)
     across = ranks[kept] > ranks[copy]
     own, first = np.unique(copy[across] // frames, return_index=True)
     for number, other in zip(own, kept[across][first] // frames, strict=True):
-        detail = f"{windows[other].id} ({windows[other].split})"
-        yield Fault(windows[number].id, windows[number].split, SHARED_FRAMES, detail)
+        yield Fault(*names[number], SHARED_FRAMES, "{} ({})".format(*names[other]))

@@ -5,8 +5,8 @@ Yu et al., "DiffCast: a unified framework via residual diffusion for precipitati
 """
 
 import logging
-import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.exclusions import exclusions_path, read_exclusions
-from dataset.hdf5 import READ_ERRORS, file_size, open_hdf5, own_dataset, patiently, reason_of, refuse_bombs
+from dataset.hdf5 import (
+    READ_ERRORS,
+    LayoutError,
+    OpenFiles,
+    file_size,
+    open_hdf5,
+    own_dataset,
+    reason_of,
+    refuse_bombs,
+)
 from dataset.sequences import Sequences, check_split
 from dataset.source import CIKM, METEONET, SHANGHAI, Source
 from utils.errors import InputError
@@ -96,11 +105,10 @@ class RadarH5(Sequences):
         _check_options(name, self.layout, split, self.size, seq_len, scale)
         self.source = replace(self.layout.source, scale=float(scale or self.layout.source.scale))
         self.path = file_of(name, data_path)
-        self._file: h5py.File | None = None
-        self._pid = os.getpid()
-        self._names, self.frame_shape, self.excluded = self._windows(split)
+        self._files = OpenFiles(open_hdf5)
+        with open_file(self.path, self.source) as file:
+            self._names, self.frame_shape, self.excluded = self._windows(file, split)
         self.event_ids = [window_id(name) for name in self._names]
-        self._close()
         logger.info("%s %s: %s", self.source.name, split, self.describe())
 
     def __len__(self) -> int:
@@ -133,11 +141,11 @@ class RadarH5(Sequences):
         scale = f"1.0 is {self.source.scale:g} {self.source.units}"
         return f"{len(self)} sequences of {height} x {width} pixels{left_out}, {scale}"
 
-    def _windows(self, split: str) -> tuple[list[str], tuple[int, int], int]:
+    def _windows(self, file: h5py.File, split: str) -> tuple[list[str], tuple[int, int], int]:
         """Names of a split's windows, the shape of their frames, and how many are excluded."""
         derived = split != "test" and not self.layout.has_valid
         stored = "train" if derived else split
-        file, excluded = self._open(), read_exclusions(self.path)
+        excluded = read_exclusions(self.path)
         try:
             count, present = announced(file, self.layout, stored), len(file[stored])
         except (AttributeError, *READ_ERRORS) as error:
@@ -155,61 +163,60 @@ class RadarH5(Sequences):
                 f"{self.path} has no window for the {split} split ({count} in {stored}, {len(names)} of this split "
                 "excluded); use a larger file."
             )
-        shapes = {self._shape(name) for name in kept}
+        shapes = {self._shape(file, name) for name in kept}
         if len(shapes) > 1:
             raise InputError(
                 f"{self.path} mixes frames of {len(shapes)} sizes in {stored}; prepare it from one region."
             )
         return kept, shapes.pop(), len(names) - len(kept)
 
-    def _shape(self, name: str) -> tuple[int, int]:
+    def _shape(self, file: h5py.File, name: str) -> tuple[int, int]:
         """Height and width of a window's frames, checked before anything is read."""
-        file = self._open()
         try:
-            window = own_dataset(file, name)
-            misfit = self.layout.misfit(window)
+            return find_window(file, name, self.layout).shape[1:]
         except (AttributeError, *READ_ERRORS) as error:
             raise self._unreadable(name, error) from error
-        if misfit:
-            raise InputError(f"Window {name} of {self.path} is {misfit}.")
-        return window.shape[1:]
 
     def _read(self, name: str) -> np.ndarray:
         """The first frames of a window, uint8 `(seq_len, H, W)`."""
-        if self._shape(name) != self.frame_shape:
-            raise InputError(f"Window {name} of {self.path} has changed since it was checked; start again.")
         try:
-            return patiently(lambda: self._block(own_dataset(self._open(), name)))
+            return self._files.read(self.path, partial(self._block, name=name))
         except READ_ERRORS as error:
             raise self._unreadable(name, error) from error
+
+    def _block(self, file: h5py.File, name: str) -> np.ndarray:
+        if find_window(file, name, self.layout).shape[1:] != self.frame_shape:
+            raise LayoutError("it has changed since it was checked")
+        return read_window(file, name, self.layout, self.seq_len)
 
     def _unreadable(self, name: str, error: Exception) -> InputError:
         reason = reason_of(error, self.path)
         return InputError(f"Cannot read window {name} of {self.path} ({reason}); get the file again.")
 
-    def _block(self, window: h5py.Dataset) -> np.ndarray:
-        refuse_bombs(window, (0, 0, 0), (self.seq_len, *self.frame_shape))
-        return window[: self.seq_len]
 
-    def _open(self) -> h5py.File:
-        if self._file is None or self._pid != os.getpid():
-            self._close()  # after a fork the parent's handle shares its file position
-            if file_size(self.path) is None:
-                raise InputError(f"{self.path} does not exist; pass the {self.source.name} HDF5 file as --data_path.")
-            try:
-                self._file, self._pid = open_hdf5(self.path), os.getpid()
-            except OSError as error:
-                reason = reason_of(error, self.path)
-                raise InputError(f"Cannot read {self.path} as HDF5 ({reason}); get the file again.") from error
-        return self._file
+def open_file(path: Path, source: Source) -> h5py.File:
+    """Open a file of a source; `InputError` if there is none, or none of HDF5."""
+    if file_size(path) is None:
+        raise InputError(f"{path} does not exist; pass the {source.name} HDF5 file as --data_path.")
+    try:
+        return open_hdf5(path)
+    except READ_ERRORS as error:
+        raise InputError(f"Cannot read {path} as HDF5 ({reason_of(error, path)}); get the file again.") from error
 
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
-    def __getstate__(self):
-        return {**self.__dict__, "_file": None}
+def find_window(file: h5py.File, name: str, layout: Layout) -> h5py.Dataset:
+    """A window of a file; `LayoutError` if it is not as it should be."""
+    window = own_dataset(file, name)
+    if misfit := layout.misfit(window):
+        raise LayoutError(f"it is {misfit}")
+    return window
+
+
+def read_window(file: h5py.File, name: str, layout: Layout, frames: int) -> np.ndarray:
+    """The first frames of a window, uint8 `(frames, H, W)`."""
+    window = find_window(file, name, layout)
+    refuse_bombs(window, (0, 0, 0), (frames, *window.shape[1:]))
+    return window[:frames]
 
 
 def file_of(name: str, data_path: str | Path) -> Path:

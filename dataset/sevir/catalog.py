@@ -7,7 +7,6 @@ Catalogue and splits: Veillette et al., "SEVIR: a storm event imagery dataset", 
 """
 
 import csv
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -87,15 +86,6 @@ def files_root(data_path: str | Path) -> Path:
     """Folder from which the catalogue's file names count."""
     data = Path(data_path, "data")
     return data if data.is_dir() else data.parent
-
-
-def fingerprint(data_path: str | Path) -> str:
-    """SHA-256 of the catalogue's bytes, in hexadecimal."""
-    path = catalog_path(data_path)
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def read_events(data_path: str | Path, split: str, split_scheme: str) -> tuple[list[Event], Counter[str]]:

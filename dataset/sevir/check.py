@@ -3,17 +3,30 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import h5py
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset.checking import Fault, Report
+from dataset.checking import (
+    BAD_FRAMES,
+    CONSTANT,
+    MISSING_FILE,
+    UNFINISHED,
+    Fault,
+    Look,
+    Report,
+    collect,
+    digest_of,
+    is_fresh,
+    list_frames,
+    same_frames,
+    sound,
+    stuck,
+)
 from dataset.exclusions import read_exclusions
-from dataset.hdf5 import READ_ERRORS, LayoutError, file_size, patiently, reason_of
+from dataset.hdf5 import READ_ERRORS, LayoutError, OpenFiles, file_size, reason_of
 from dataset.sevir.catalog import (
     BOX,
     EXCLUDED,
@@ -28,42 +41,12 @@ from dataset.sevir.catalog import (
     is_inside,
     parse,
 )
-from dataset.sevir.reader import (
-    MISSING_FILE,
-    OTHER_ID,
-    OUT_OF_RANGE,
-    WRONG_LAYOUT,
-    Sevir,
-    open_frames,
-    read_frames,
-    stored_ids,
-)
-from dataset.signs import (
-    BAD_FRAMES,
-    BLANK,
-    CONSTANT,
-    SAME_FRAMES,
-    UNFINISHED,
-    copies,
-    digest_of,
-    is_fresh,
-    list_frames,
-    rank_of,
-    stuck,
-)
+from dataset.sevir.reader import OTHER_ID, OUT_OF_RANGE, WRONG_LAYOUT, Sevir, open_frames, read_frames, stored_ids
 
 BAD_FILE = "file cannot be opened"
 MISSING_PIXELS = "255 (missing) in a frame, though pct_missing is 0"
 SHARED_WEATHER = "overlaps an event of another split in time and place"
 MISSING_VALUE = 255
-
-
-class Look(NamedTuple):
-    """What one reading of an event's frames found."""
-
-    faults: list[tuple[str, str]]  # kind and detail
-    blank: int  # frames without echo
-    digest: int  # of the frames; 0 if they cannot identify the event
 
 
 def check(reader: type[Sevir], data_path: str | Path, split_scheme: str = "official", workers: int = 0) -> Report:
@@ -74,23 +57,19 @@ def check(reader: type[Sevir], data_path: str | Path, split_scheme: str = "offic
     root, splits = files_root(data_path), SCHEMES[split_scheme]
     rows = list(catalog_rows(data_path))
     events, faults, counts = _read_rows(rows, set(read_exclusions(data_path)), splits)
-    sound, at_fault = _check_files(root, events, reader.event_frames)
+    sound_events, at_fault = _check_files(root, events, reader.event_frames)
     faults += [Fault(event.id, splits.split_of(event.time), *fault) for event, fault in at_fault]
 
-    loader = DataLoader(_Looks(root, sound, reader), batch_size=None, num_workers=workers)
-    digests = np.zeros(len(sound), np.uint64)
-    for number, look in enumerate(tqdm(loader, "checking", len(sound), unit="event", disable=None)):
-        event, split = sound[number], splits.split_of(sound[number].time)
-        faults += [Fault(event.id, split, *fault) for fault in look.faults]
-        counts[BLANK][split] += look.blank
-        digests[number] = look.digest
-    faults += _shared_frames(sound, digests, splits)
+    names = [(event.id, splits.split_of(event.time)) for event in sound_events]
+    report = Report(Path(data_path), faults, counts)
+    look = partial(_look, OpenFiles(partial(open_frames, event_frames=reader.event_frames)), root, reader)
+    digests = collect(report, sound_events, names, look, 1, workers, "event")
+    usable = sound(names, faults)
+    faults += same_frames([names[number] for number in usable], digests[usable, 0])
     duration = timedelta(minutes=(reader.event_frames - 1) * reader.source.interval)
-    faults += _shared_weather(sound, _boxes(rows), duration, splits)
-
-    wrong = {fault.event for fault in faults}
-    counts["usable events"] = Counter(splits.split_of(event.time) for event in sound if event.id not in wrong)
-    return Report(Path(data_path), faults, counts)
+    faults += _shared_weather(sound_events, _boxes(rows), duration, splits)
+    counts["usable events"] = Counter(names[number][1] for number in sound(names, faults))
+    return report
 
 
 def _read_rows(rows: list[dict[str, str]], excluded: set[str], splits) -> tuple[list[Event], list[Fault], dict]:
@@ -159,34 +138,13 @@ def _misplaced(event: Event, ids: list[str]) -> tuple[str, str] | None:
     return None if ids[event.index] == event.id else (OTHER_ID, f"{ids[event.index]!r} at {event.index}")
 
 
-class _Looks(Dataset):
-    """A `Look` at each event."""
-
-    def __init__(self, root: Path, events: list[Event], reader: type[Sevir]):
-        self.root, self.events, self.reader = root, events, reader
-        self._opened: tuple[str, h5py.Dataset] | None = None
-
-    def __len__(self) -> int:
-        return len(self.events)
-
-    def __getitem__(self, number: int) -> Look:
-        event = self.events[number]
-        try:
-            frames = patiently(lambda: self._read(event))
-        except READ_ERRORS as error:
-            reason = reason_of(error, self.root / event.file)
-            return Look([(BAD_FRAMES, f"{event.file}, position {event.index}: {reason}")], 0, 0)
-        return look_at(frames, min(self.reader.source.thresholds))
-
-    def _read(self, event: Event) -> np.ndarray:
-        opened, self._opened = self._opened, None  # after an error the next try opens anew
-        if opened is None or opened[0] != event.file:
-            if opened is not None:
-                opened[1].file.close()
-            opened = event.file, open_frames(self.root / event.file, self.reader.event_frames)
-        frames = read_frames(opened[1], event.index, 0, self.reader.event_frames)
-        self._opened = opened
-        return frames
+def _look(files: OpenFiles, root: Path, reader: type[Sevir], event: Event) -> Look:
+    path = root / event.file
+    try:
+        frames = files.read(path, lambda vil: read_frames(vil, event.index, 0, reader.event_frames))
+    except READ_ERRORS as error:
+        return Look([(BAD_FRAMES, f"{event.file}, position {event.index}: {reason_of(error, path)}")], 0, (0,))
+    return look_at(frames, min(reader.source.thresholds))
 
 
 def look_at(frames: np.ndarray, echo: float) -> Look:
@@ -202,14 +160,7 @@ def look_at(frames: np.ndarray, echo: float) -> Look:
         for kind, at_fault in ((MISSING_PIXELS, highest == MISSING_VALUE), (CONSTANT, suspicious | empty))
         if at_fault.any()
     ]
-    return Look(faults, int(blank.sum()), 0 if empty else digest_of(frames))
-
-
-def _shared_frames(events: list[Event], digests: np.ndarray, splits) -> Iterator[Fault]:
-    names = [splits.split_of(event.time) for event in events]
-    ranks = np.array([rank_of(name) for name in names], int)
-    for copy, kept in zip(*copies(digests, ranks), strict=True):
-        yield Fault(events[copy].id, names[copy], SAME_FRAMES, f"{events[kept].id} ({names[kept]})")
+    return Look(faults, int(blank.sum()), (0 if empty else digest_of(frames),))
 
 
 def _boxes(rows: Iterable[dict[str, str]]) -> dict[str, np.ndarray]:

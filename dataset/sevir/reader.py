@@ -4,11 +4,10 @@ Veillette et al., "SEVIR: a storm event imagery dataset for deep learning applic
 meteorology", NeurIPS 2020.
 """
 
-import contextlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -18,9 +17,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from dataset.checking import MISSING_FILE
 from dataset.hdf5 import (
     READ_ERRORS,
     LayoutError,
+    OpenFiles,
     file_size,
     open_hdf5,
     own_dataset,
@@ -45,7 +46,6 @@ from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-MISSING_FILE = "file is missing"
 WRONG_LAYOUT = "file is not ids and square uint8 frames [N, H, W, frames of an event]"
 OUT_OF_RANGE = "file_index is out of range"
 OTHER_ID = "id in the file differs from the catalogue's"
@@ -64,7 +64,7 @@ class Sevir(EventWindows):
 
     File names count from `<data_path>/data`, or from `data_path` if there is no such folder. All files are
     checked here, so that a long training does not meet a bad one later; what cannot be used is skipped,
-    counted and logged. `file_bytes` maps each file the catalogue names to its size (None: missing).
+    counted and logged.
 
     Raises `InputError` for a broken catalogue, an unreadable HDF5 file, a wrong option, or a split without
     usable events (`EmptySplitError`), and later if a file has changed since.
@@ -83,9 +83,7 @@ class Sevir(EventWindows):
     ):
         check_window(seq_len, stride, img_size, self.event_frames)
         events, skipped = read_events(data_path, split, split_scheme)
-        self.img_size = img_size
-        self.root = files_root(data_path)
-        self.events, self.file_bytes, faults = _check_files(self.root, events, self.event_frames)
+        self.events, faults = usable_events(files_root(data_path), events, self.event_frames)
         skipped.update(faults)
         if not self.events:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in skipped.items()) or "no rows"
@@ -96,48 +94,33 @@ class Sevir(EventWindows):
         ids = [event.id for event in self.events]
         stride = stride or self.default_stride or SCHEMES[split_scheme].stride
         super().__init__(ids, skipped, seq_len, stride, is_synthetic(data_path))
-        self._handles: dict[str, h5py.Dataset] = {}
-        self._pid = os.getpid()
+        self._files = EventFiles(files_root(data_path), img_size, self.event_frames)
         faulty = set(self.skipped) - {INCOMPLETE, REPEATED, EXCLUDED}
         logger.log(logging.WARNING if faulty else logging.INFO, "%s split: %s", split, self.describe())
 
     def read(self, event: int, first: int, stop: int) -> Tensor:
         """Frames `first` to `stop` of an event, resized to whole bytes, as uint8 `(T, 1, H, W)`."""
-        event_id, file, index, _ = self.events[event]
+        return self._files.read(self.events[event], first, stop)
+
+
+class EventFiles:
+    """The HDF5 files that hold events of `event_frames` frames, read at `img_size` pixels."""
+
+    def __init__(self, root: Path, img_size: int, event_frames: int):
+        self.root, self.img_size = root, img_size
+        self._files = OpenFiles(partial(open_frames, event_frames=event_frames))
+
+    def read(self, event: Event, first: int, stop: int) -> Tensor:
+        """Frames `first` to `stop` of an event, resized to whole bytes, as uint8 `(T, 1, H, W)`."""
+        path = self.root / event.file
         try:
-            frames = patiently(lambda: self._read(file, index, first, stop))
+            frames = self._files.read(path, lambda vil: read_frames(vil, event.index, first, stop))
         except READ_ERRORS as error:
             raise InputError(
-                f"Cannot read event {event_id} from {self.root / file}, position {index}, frames {first} to {stop - 1} "
-                f"({reason_of(error, self.root / file)}); download the file again."
+                f"Cannot read event {event.id} from {path}, position {event.index}, frames {first} to {stop - 1} "
+                f"({reason_of(error, path)}); download the file again."
             ) from error
         return resize_bytes(frames, self.img_size)
-
-    def _read(self, file: str, index: int, first: int, stop: int) -> np.ndarray:
-        try:
-            vil = self._open(file)
-            return read_frames(vil, index, first, stop)
-        except READ_ERRORS:
-            self._close(file)  # so that the next try opens it anew
-            raise
-
-    def _open(self, file: str) -> h5py.Dataset:
-        if self._pid != os.getpid():
-            # after a fork the parent's handles share its file positions: close our copies before opening anew
-            for inherited in list(self._handles):
-                self._close(inherited)
-            self._pid = os.getpid()
-        if file not in self._handles:
-            self._handles[file] = open_frames(self.root / file, self.event_frames)
-        return self._handles[file]
-
-    def _close(self, file: str) -> None:
-        if file in self._handles:
-            with contextlib.suppress(*READ_ERRORS):  # what cannot be read may not close either
-                self._handles.pop(file).file.close()
-
-    def __getstate__(self):
-        return {**self.__dict__, "_handles": {}}
 
 
 class SevirLR(Sevir):
@@ -176,13 +159,12 @@ def check_window(seq_len: int, stride: int | None, img_size: int, event_frames: 
         raise InputError(f"img_size {img_size} is not possible; use 1 pixel or more.")
 
 
-def _check_files(
-    root: Path, events: Sequence[Event], event_frames: int
-) -> tuple[list[Event], dict[str, int | None], Counter[str]]:
-    """Usable events, the size of every file in bytes (None: missing), and the others counted by reason."""
+def usable_events(
+    root: Path, events: Sequence[Event], event_frames: int = EVENT_FRAMES
+) -> tuple[list[Event], Counter[str]]:
+    """The events that their files hold, and the others counted by reason."""
     names = dict.fromkeys(event.file for event in events)
-    sizes = {name: file_size(root / name) for name in names}
-    ids = {name: _ids_or_none(root / name, event_frames) for name in names if sizes[name] is not None}
+    ids = {name: _ids_or_none(root / name, event_frames) for name in names if file_size(root / name) is not None}
 
     def fault(event: Event) -> str | None:
         if event.file not in ids:
@@ -196,7 +178,7 @@ def _check_files(
 
     faults = [fault(event) for event in events]
     usable = [event for event, reason in zip(events, faults, strict=True) if reason is None]
-    return usable, sizes, Counter(reason for reason in faults if reason)
+    return usable, Counter(filter(None, faults))
 
 
 def _ids_or_none(path: Path, event_frames: int) -> list[str] | None:

@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
+from dataset import cache
 from dataset.frames import cache as frames_cache
 from dataset.frames.encoding import Encoder
 from dataset.frames.reader import open_frames
@@ -41,20 +42,22 @@ def test_a_killed_packing_continues_where_it_stopped(archive, monkeypatch, batch
     class Killed(BaseException):
         pass
 
-    write, count = frames_cache._write, iter(range(100))
+    read, encode = [], Encoder.encode
 
-    def write_until_killed(files, *args):
-        if next(count) == batches:
-            files[broken].write(b"half a row")
+    def encode_until_killed(self, time):
+        if (time - START) // STEP == 10 * batches + 3:
             raise Killed
-        write(files, *args)
+        return encode(self, time)
 
     monkeypatch.setattr(frames_cache, "BATCH", 10)
+    monkeypatch.setattr(cache, "BATCH", 10)
     with monkeypatch.context() as patch:
-        patch.setattr(frames_cache, "_write", write_until_killed)
+        patch.setattr(Encoder, "encode", encode_until_killed)
         with pytest.raises(Killed):
             archive.open()
-    read, encode = [], Encoder.encode
+    (file,) = archive.folder.glob(f"packed/*/{broken}.bin")
+    with file.open("ab") as stream:
+        stream.write(b"half a row")
     monkeypatch.setattr(Encoder, "encode", lambda self, time: read.append(time) or encode(self, time))
     dataset = archive.open("test", stride=1)
     assert len(read) == 48 - 10 * batches

@@ -1,18 +1,16 @@
 import logging
-import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dataset import build_dataset
+from dataset import build_dataset, cache
 from dataset.sevir import packed
 from dataset.sevir.packed import Packed, main, pack
 from dataset.sevir.reader import Sevir
-from utils import files
 from utils.errors import InputError
 
 SIZE = 8
@@ -73,62 +71,69 @@ def test_the_cache_is_found_by_default_and_elsewhere_when_told(sevir, tmp_path, 
     assert isinstance(build(sevir), Packed)
 
 
-@pytest.mark.parametrize("options", [{"img_size": 4}, {"split_scheme": "benchmark"}])
-def test_other_settings_do_not_use_the_cache(sevir, tmp_path, options):
+def test_another_size_does_not_use_the_cache(sevir, tmp_path):
     pack("sevir", sevir.path, SIZE, packed_path=tmp_path)
     with pytest.raises(InputError, match="no packed cache"):
-        build(sevir, packed_path=tmp_path, **options)
+        build(sevir, packed_path=tmp_path, img_size=4)
 
 
-def other_catalog(sevir, folder):
-    sevir.row("A")["time_utc"] = "2018-05-02 12:00:00"
+def test_a_cache_serves_every_split_scheme_and_changes_of_the_catalogue(sevir):
+    pack("sevir", sevir.path, SIZE)
+    assert isinstance(build(sevir, "valid", split_scheme="benchmark"), Packed)
+    sevir.row("A")["time_utc"] = "2019-03-02 12:00:00"
     sevir.write_catalog()
+    assert isinstance(build(sevir, "valid"), Packed)
+    assert build(sevir, "valid").event_ids == ["A", "C"]
 
 
 def other_file(sevir, folder):
     sevir.write_file("vil/2018/SEVIR_VIL_2018.h5", ["A", "B"], compression="gzip")
 
 
+def other_position(sevir, folder):
+    sevir.write_file("vil/2018/SEVIR_VIL_2018.h5", ["B", "A"])
+    sevir.row("A")["file_index"], sevir.row("B")["file_index"] = 1, 0
+    sevir.write_catalog()
+
+
 def short_cache(sevir, folder):
-    path = folder / "train.npy"
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def other_shape(sevir, folder):
-    np.save(folder / "train.npy", np.zeros((2, 49, 4, 4), np.uint8))
+    path = folder / "events.bin"
+    path.write_bytes(path.read_bytes()[: 49 * SIZE**2 + 9])
 
 
 def broken_index(sevir, folder):
     (folder / "index.json").write_text("{")
 
 
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [
-        (other_catalog, "catalog_sha256"),
-        (other_file, "SEVIR_VIL_2018.h5 has changed"),
-        (short_cache, "train.npy"),
-        (other_shape, "train.npy is damaged"),
-        (broken_index, "format is None"),
-    ],
-)
-def test_a_cache_that_does_not_fit_is_ignored_with_a_reason_and_replaced(sevir, spoil, reason, caplog):
+@pytest.mark.parametrize("spoil", [other_file, other_position, short_cache, broken_index])
+def test_a_cache_that_does_not_fit_is_ignored_with_a_reason_and_completed(sevir, spoil, caplog):
     spoil(sevir, pack("sevir", sevir.path, SIZE))
     assert isinstance(build(sevir), Sevir)
-    assert reason in caplog.text
+    assert "events of the train split, such as" in caplog.text
     pack("sevir", sevir.path, SIZE)
     assert isinstance(build(sevir), Packed)
-    assert torch.equal(build(sevir)[0], Sevir(sevir.path, "train", SIZE)[0])
+    for cached, direct in zip(build(sevir), Sevir(sevir.path, "train", SIZE), strict=True):
+        assert torch.equal(cached, direct)
 
 
-def test_a_file_downloaded_after_packing_makes_the_cache_stale(sevir):
+def test_events_that_cannot_be_used_are_skipped_as_by_the_direct_reader(sevir):
+    sevir.row("A")["file_index"] = "7"
+    sevir.write_catalog()
+    pack("sevir", sevir.path, SIZE)
+    dataset = build(sevir)
+    assert isinstance(dataset, Packed)
+    assert dataset.skipped == Sevir(sevir.path, "train", SIZE).skipped == {"file_index is out of range": 1}
+
+
+def test_a_file_downloaded_after_packing_is_added(sevir, monkeypatch):
     path = sevir.file("C")
     away = path.rename(path.with_suffix(".away"))
-    folder = pack("sevir", sevir.path, SIZE)
-    assert {path.name for path in folder.iterdir()} == {"index.json", "train.npy"}
+    pack("sevir", sevir.path, SIZE)
     away.rename(path)
     assert isinstance(build(sevir, "valid"), Sevir)
+    read = record_reads(monkeypatch)
     pack("sevir", sevir.path, SIZE)
+    assert read == ["C", "D"]
     assert isinstance(build(sevir, "valid"), Packed)
 
 
@@ -145,59 +150,37 @@ class Killed(BaseException):
 
 def record_reads(monkeypatch, kill_at=None) -> list[str]:
     """The ids of the events that packing reads from now on; it is killed at the event number `kill_at`."""
-    read, original = [], packed._WholeEvents.__getitem__
+    read, original = [], packed.EventFiles.read
 
-    def getitem(self, event):
+    def read_event(self, event, first, stop):
         if len(read) == kill_at:
             raise Killed
-        read.append(self.source.event_ids[event])
-        return original(self, event)
+        read.append(event.id)
+        return original(self, event, first, stop)
 
-    monkeypatch.setattr(packed._WholeEvents, "__getitem__", getitem)
-    return read
-
-
-def pack_until_killed(sevir, monkeypatch, kill_at) -> list[str]:
-    with monkeypatch.context() as patch:
-        read = record_reads(patch, kill_at)
-        with pytest.raises(Killed):
-            pack("sevir", sevir.path, SIZE)
+    monkeypatch.setattr(packed.EventFiles, "read", read_event)
+    monkeypatch.setattr(cache, "BATCH", 1)
     return read
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
-def test_a_killed_run_leaves_no_cache_and_continues_where_it_stopped(sevir, monkeypatch, number):
-    before = pack_until_killed(sevir, monkeypatch, number)
-    assert isinstance(build(sevir), Sevir)
+def test_a_killed_run_continues_where_it_stopped(sevir, monkeypatch, number):
+    with monkeypatch.context() as patch:
+        before = record_reads(patch, number)
+        with pytest.raises(Killed):
+            pack("sevir", sevir.path, SIZE)
+    assert isinstance(build(sevir), Packed if number >= 2 else Sevir)
     after = record_reads(monkeypatch)
-    folder = pack("sevir", sevir.path, SIZE)
-    assert before + after == ["A", "B", "C", "D"]
-    assert sorted(os.listdir(folder)) == ["index.json", "test.npy", "train.npy", "valid.npy"]
-    command(sevir, "--verify")
-
-
-def test_bytes_lost_before_a_run_continues_are_noticed_and_rewritten(sevir, monkeypatch):
-    pack_until_killed(sevir, monkeypatch, 3)
-    damage(sevir.path / "packed" / f"sevir_official_{SIZE}.part" / "train.npy")
-    with pytest.raises(InputError, match="start again"):
-        pack("sevir", sevir.path, SIZE)
-    assert isinstance(build(sevir), Sevir)
-    command(sevir, "--verify")
-
-
-def test_an_unfinished_run_of_another_source_is_not_continued(sevir, monkeypatch):
-    pack_until_killed(sevir, monkeypatch, 1)
-    other_file(sevir, None)
-    read = record_reads(monkeypatch)
     pack("sevir", sevir.path, SIZE)
-    assert read == ["A", "B", "C", "D"]
+    assert before + after == ["A", "B", "C", "D"]
+    command(sevir, "--verify")
 
 
 def test_verify_finds_a_flipped_bit_in_the_cache(sevir):
     folder = pack("sevir", sevir.path, SIZE)
     command(sevir, "--verify")
-    damage(folder / "valid.npy")
-    with pytest.raises(InputError, match=r"1 events .* the first is C"):
+    damage(folder / "events.bin")
+    with pytest.raises(InputError, match=r"1 events .* the first is D"):
         command(sevir, "--verify")
 
 
@@ -209,12 +192,12 @@ def test_verify_finds_a_source_that_changed_in_place(sevir):
         command(sevir, "--verify")
 
 
-def test_two_runs_do_not_pack_into_one_folder_at_once(sevir, monkeypatch):
-    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.1)
-    (sevir.path / "packed").mkdir()
-    with files.locked(sevir.path / "packed", ""), pytest.raises(InputError, match="another run is at work in"):
-        pack("sevir", sevir.path, SIZE)
-    assert not list((sevir.path / "packed").glob("sevir*"))
+def test_two_runs_at_once_read_each_event_once(sevir, monkeypatch):
+    read = record_reads(monkeypatch)
+    with ThreadPoolExecutor() as pool:
+        folders = list(pool.map(lambda _: pack("sevir", sevir.path, SIZE), range(2)))
+    assert folders[0] == folders[1]
+    assert read == ["A", "B", "C", "D"]
 
 
 def test_an_unwritable_place_is_an_error_that_points_to_out(sevir):

@@ -147,8 +147,7 @@ def test_a_cache_that_cannot_be_read_at_present_is_kept(archive, sevir, refusing
     refusing("records.bin")
     with pytest.raises(InputError, match="Input/output error"):
         archive.open()
-    refusing("train.npy")
-    with pytest.raises(InputError, match=r"cannot read .*train.npy: Input/output error"):
+    with pytest.raises(InputError, match="Input/output error"):
         pack("sevir", sevir.path, 16)
     refusing(None)
     assert [file.stat().st_mtime_ns for file in files] == before

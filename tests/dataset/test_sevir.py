@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from dataset import build_dataset
+from dataset.sevir import reader
 from dataset.sevir.reader import EmptySplitError, Sevir
 from dataset.source import VIL
 from tests.dataset.conftest import COLUMNS
@@ -269,8 +270,10 @@ def test_a_pickled_dataset_opens_files_anew(sevir):
 def test_a_forked_process_opens_files_of_its_own(sevir, monkeypatch):
     dataset = train(sevir)
     dataset[0]
-    (inherited,) = dataset._handles.values()
     monkeypatch.setattr("os.getpid", lambda: -1)
+    opened, open_hdf5 = [], reader.open_hdf5
+    monkeypatch.setattr(reader, "open_hdf5", lambda path: opened.append(open_hdf5(path)) or opened[-1])
     dataset[0]
-    assert not inherited  # closed
-    assert len(dataset._handles) == 1
+    monkeypatch.setattr("os.getpid", lambda: -2)
+    dataset[0]
+    assert [bool(file) for file in opened] == [False, True]  # closed, and opened anew
