@@ -125,7 +125,8 @@ class Operation:
         write_netcdf(path, variables, self.attributes())
         with Dispensable(f"pictures of {path}"):
             observed = crop(newest.frames).masked_fill(~valid, torch.nan)
-            draw_case(self.folder, path.stem, observed, None, forecasts, newest.source)
+            pixel_km = newest.source.extent / self.model.frame_shape[2]
+            draw_case(self.folder, path.stem, observed, None, forecasts, newest.source, pixel_km, newest.times[-1])
         LOG.info("%d members in %.1f s: %s", len(members), time.monotonic() - begin, path)
 
     def doubts(self, newest: Latest) -> Iterator[str]:
