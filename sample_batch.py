@@ -179,7 +179,8 @@ def sample(args: argparse.Namespace, settings: ForecastSettings) -> None:
 def draw(folder: Path, sequence: Sequence, forecasts: dict[str, torch.Tensor], source: Source) -> None:
     """Draw one sequence and its forecasts `(1, M, T, C, H, W)`."""
     of_one = {name: frames[0] for name, frames in forecasts.items()}
-    draw_case(folder, sequence.name, sequence.inputs, sequence.targets, of_one, source)
+    pixel_km = source.extent / sequence.inputs.shape[-1]
+    draw_case(folder, sequence.name, sequence.inputs, sequence.targets, of_one, source, pixel_km)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,8 @@ def test_pictures_show_frames_without_padding_and_forecasts_where_the_radar_sees
     drawn = []
     monkeypatch.setattr(evaluation, "draw_case", lambda *words: drawn.append(words) or [])
     run_case(case, tmp_path, "--eval", "--ckpt_milestone", str(finished / "checkpoints" / "best.safetensors"))
-    ((_, _, observed, target, forecasts, source),) = drawn
+    ((_, _, observed, target, forecasts, source, pixel_km),) = drawn
+    assert pixel_km == pytest.approx(100 / case.size[1])
     assert source.thresholds == (10, 20, 30)
     unseen = torch.zeros(case.size, dtype=torch.bool)
     unseen[8:, 12:] = True

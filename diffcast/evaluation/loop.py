@@ -261,7 +261,9 @@ class Evaluator:
         name = f"case_{self.dataset.sequence_id(index)}"
         files = []
         with self.drawing:
-            files = draw_case(self.folder, name, observed, future, forecasts, self.dataset.source)
+            source = self.dataset.source
+            pixel_km = source.extent / self.model.frame_shape[2]
+            files = draw_case(self.folder, name, observed, future, forecasts, source, pixel_km)
         return [path.name for path in files]
 
     def _new_scores(self, name: str) -> ScoreGroup:

@@ -131,7 +131,8 @@ class Operation:
         variables |= quantities(members, valid.sum(0)[0], newest.source)
         write_netcdf(path, variables, self.attributes())
         with Dispensable(f"pictures of {path}"):
-            draw_case(self.folder, path.stem, observed, None, forecasts, newest.source)
+            pixel_km = newest.source.extent / self.model.frame_shape[2]
+            draw_case(self.folder, path.stem, observed, None, forecasts, newest.source, pixel_km, newest.times[-1])
         LOG.info("%d members in %.1f s: %s", len(members), time.monotonic() - begin, path)
 
     def doubts(self, newest: Latest) -> Iterator[str]:

@@ -1,6 +1,7 @@
-"""Pictures of a forecast: its frames and, of an ensemble, mean, spread and exceedance probabilities."""
+"""Pictures of a forecast and of an ensemble's mean, spread and exceedance probabilities."""
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from dataset.source import Source
-from utils.visualize import Style, Styled, draw_animation, draw_strip
+from dataset.source import Source, physical
+from utils.visualize import Coordinates, Style, Styled, draw_animation, draw_strip
 
 MEMBERS_DRAWN = 8  # at most, of all ensembles together
 TITLES = {"simvp": "SimVP", "phydnet": "PhyDNet", "convgru": "ConvGRU"}
@@ -22,34 +23,36 @@ def draw_case(
     folder: Path,
     name: str,  # of the case: the files are named after it
     observed: Tensor,  # (T_in, C, H, W)
-    target: Tensor | None,  # (T_out, C, H, W); None: the future is not known
+    target: Tensor | None,  # (T_out, C, H, W), if the future was observed
     forecasts: Mapping[str, Tensor],  # name -> (M, T_out, C, H, W), M = 1 if deterministic
     source: Source,
+    pixel_km: float,
+    time: datetime | None = None,  # of the last observed frame in UTC, if frames have dates
 ) -> list[Path]:
-    """Draw the first channel of one sequence and of its forecasts, all in [0, 1] with NaN where data are missing.
+    """Draw the first channel of one sequence and of its forecasts.
 
-    Writes `<name>.png` and `<name>.gif`, the frames of each forecast (of ensembles, up to eight members together),
-    and if there is an ensemble, `<name>_ensemble.png` and `.gif`: its mean, its spread (standard deviation), and the
-    share of members that reach the source's second and third thresholds (the first merely tells rain from none).
-    Returns the files. Raises `InputError` if one cannot be written.
+    Frames are in [0, 1], NaN where data are missing. Writes `<name>.png` and `<name>.gif` with the frames of each
+    forecast, of ensembles up to eight members together. If there is an ensemble, writes `<name>_ensemble.png` and
+    `.gif` with its mean, its spread (standard deviation), and the share of members that reach the source's second and
+    third thresholds. Returns the files. Raises `InputError` if one cannot be written.
     """
     inputs = _first_channel(observed)
-    known = {} if target is None else {"Target": _first_channel(target)}
+    future = {} if target is None else {"Target": _first_channel(target)}
     members = {title(forecast): _first_channel(frames) for forecast, frames in forecasts.items()}
-    pictures = {name: known | _frame_rows(members)}
+    pictures = {name: future | _frame_rows(members)}
     ensembles = {label: frames for label, frames in members.items() if len(frames) > 1}
     if ensembles:
-        pictures[f"{name}_ensemble"] = known | _ensemble_rows(ensembles, source)
+        pictures[f"{name}_ensemble"] = future | _ensemble_rows(ensembles, source)
     files = []
     for stem, rows in pictures.items():
         for suffix, draw in (("png", draw_strip), ("gif", draw_animation)):
             files.append(folder / f"{stem}.{suffix}")
-            draw(files[-1], inputs, rows, style_of(source))
+            draw(files[-1], inputs, rows, style_of(source), Coordinates(source.interval, pixel_km, time))
     return files
 
 
 def title(name: str) -> str:
-    """What pictures call a forecast."""
+    """The name of a forecast in pictures."""
     if name.startswith("diffcast"):
         return "DiffCast"
     name = name.rpartition(":")[2]  # the class of a user's own backbone
@@ -57,12 +60,15 @@ def title(name: str) -> str:
 
 
 def style_of(source: Source) -> Style:
-    """How frames of a data source are drawn."""
-    return Style(source.scale, source.bounds, source.colors, _units(source), source.interval, source.offset)
+    """The style of frames of a data source, with its units and their physical meaning in the legend."""
+    meanings = [physical(bound, source.units).split("\N{NO-BREAK SPACE}") for bound in source.bounds[1:-1]]
+    units, numbers = _units(source), ()
+    if all(len(meaning) == 2 for meaning in meanings):
+        units, numbers = f"{units}\n({meanings[0][1]})", tuple(f"({number})" for number, _ in meanings)
+    return Style(source.scale, source.bounds, source.colors, units, source.offset, numbers)
 
 
 def _units(source: Source) -> str:
-    """What stands above a legend."""
     return f"synthetic {source.units}" if source.synthetic else source.units
 
 
@@ -71,7 +77,7 @@ def _first_channel(frames: Tensor) -> Tensor:
 
 
 def _frame_rows(members: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The frames `(T, H, W)` of deterministic forecasts and of members `(M, T, H, W)`."""
+    """The frames `(T, H, W)` of each deterministic forecast and each member."""
     shown = MEMBERS_DRAWN // max(1, sum(len(frames) > 1 for frames in members.values()))
     return {
         label if len(frames) == 1 else f"{label} {number}": one
@@ -81,7 +87,7 @@ def _frame_rows(members: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _ensemble_rows(ensembles: Mapping[str, Tensor], source: Source) -> dict[str, Styled]:
-    """Each quantity of each ensemble `(M, T, H, W)`, those of one style side by side."""
+    """Each quantity of each ensemble `(M, T, H, W)`, with quantities of one style next to each other."""
     return {
         quantity if len(ensembles) == 1 else f"{label}: {quantity}": Styled(statistic(members), style)
         for quantity, (statistic, style) in _quantities(source).items()
@@ -90,7 +96,7 @@ def _ensemble_rows(ensembles: Mapping[str, Tensor], source: Source) -> dict[str,
 
 
 def _quantities(source: Source) -> dict[str, tuple[Callable[[Tensor], Tensor], Style]]:
-    """Label -> what to compute from members `(M, T, H, W)`, and how to paint it."""
+    """Label -> function of members `(M, T, H, W)` and style of its result."""
     mean = (partial(torch.mean, dim=0), style_of(source))
     spread = (partial(torch.std, dim=0), _spread_style(source))
     chances = {
@@ -101,24 +107,24 @@ def _quantities(source: Source) -> dict[str, tuple[Callable[[Tensor], Tensor], S
 
 
 def exceedance(members: Tensor, scale: float, step: float) -> Tensor:
-    """Share of members `(M, ...)` for which `scale * x` reaches one of a source's steps; NaN where a member is."""
+    """Share of members `(M, ...)` for which `scale * x` reaches `step`, NaN where a member is NaN."""
     reached = (scale * members >= step).float()
     return reached.where(members.isfinite(), torch.nan).mean(0)
 
 
 def _percent(source: Source) -> Style:
-    """How probabilities are drawn; what no member reaches has the colour of no rain."""
+    """The style of probabilities. A threshold that no member reaches has the colour of no rain."""
     bounds = (0, 1, *range(10, 101, 10))
-    return Style(100, bounds, _sequential("YlGnBu", len(bounds) - 1, source), "%", source.interval)
+    return Style(100, bounds, _sequential("YlGnBu", len(bounds) - 1, source), "%")
 
 
 def _spread_style(source: Source) -> Style:
-    """Round steps up to a third of the scale; a standard deviation is rarely more."""
+    """The style of a standard deviation, which is rarely more than a third of the scale."""
     bounds = MaxNLocator(nbins=10, steps=[1, 2, 2.5, 5, 10]).tick_values(0, 0.35 * source.scale).tolist()
     colors = _sequential("YlOrBr", len(bounds) - 1, source)
-    return Style(source.scale, tuple(bounds), colors, _units(source), source.interval)
+    return Style(source.scale, tuple(bounds), colors, _units(source))
 
 
 def _sequential(colormap: str, number: int, source: Source) -> tuple[str, ...]:
-    """The source's lowest colour and darker and darker ones of a colour map."""
+    """The source's lowest colour, followed by darker and darker colours of a colour map."""
     return (source.colors[0], *map(to_hex, colormaps[colormap](np.linspace(0.2, 1, number - 1))))

@@ -82,7 +82,7 @@ def operation(radar, model, tmp_path) -> Operation:
 def drawn(monkeypatch) -> list[dict]:
     """What would have been drawn; drawing takes longer than forecasting."""
     calls = []
-    names = ("folder", "name", "observed", "target", "forecasts", "source")
+    names = ("folder", "name", "observed", "target", "forecasts", "source", "pixel_km", "time")
     monkeypatch.setattr(operational, "draw_case", lambda *words: calls.append(dict(zip(names, words, strict=True))))
     return calls
 
@@ -163,6 +163,7 @@ def test_pictures_show_values_in_units_and_what_is_missing(operation, drawn):
     operation.run(now())
     (picture,) = drawn
     source = picture["source"]
+    assert (picture["time"], picture["pixel_km"]) == (now(), pytest.approx(5))
     assert (source.units, source.thresholds, source.bounds[0]) == ("dBZ", (10, 20, 30), -10)
     observed = picture["observed"][:, 0]
     assert observed.shape == (5, *SHAPE)

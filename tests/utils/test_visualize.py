@@ -1,23 +1,25 @@
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from utils.errors import InputError
-from utils.visualize import Style, Styled, draw_animation, draw_strip, render
-from utils.visualize.page import Page
+from utils.visualize import Coordinates, Style, Styled, draw_animation, draw_strip, render
 
 STYLE = Style(
     scale=255,
     bounds=(0, 16, 74, 160, 219, 255),
     colors=("#f2f2f2", "#9ad1a0", "#0b5d2e", "#f4dc3a", "#8e1f8f"),
     units="VIL byte",
-    interval=5,
 )
-PERCENT = Style(scale=100, bounds=(0, 1, 50, 100), colors=("#f2f2f2", "#41b6c4", "#081d58"), units="%", interval=5)
+PERCENT = Style(scale=100, bounds=(0, 1, 50, 100), colors=("#f2f2f2", "#41b6c4", "#081d58"), units="%")
+WHERE = Coordinates(interval=5, pixel_km=4)
 COLORS = [tuple(bytes.fromhex(color[1:])) for color in STYLE.colors]
 GREY = (0xDC, 0xDC, 0xDC)
 PACK = np.array([1 << 16, 1 << 8, 1])  # one number from red, green and blue
@@ -50,12 +52,9 @@ def corners(picture, frame, style=STYLE):
     return [(y, x) for y, x in found.tolist() if (windows[y, x] == panel).all()]
 
 
-@pytest.fixture
-def written(monkeypatch):
-    """The texts written into pictures, in order."""
-    texts = []
-    monkeypatch.setattr(Page, "write", lambda page, canvas, x, y, text, anchor: texts.append(text))
-    return texts
+def texts(figure):
+    """What is written into a picture, in order."""
+    return [text.get_text() for text in figure.axes[0].texts]
 
 
 @pytest.mark.parametrize(
@@ -85,40 +84,71 @@ def test_missing_data_are_grey():
 
 def test_a_style_needs_a_colour_between_each_two_bounds():
     with pytest.raises(ValueError, match="3 bounds and 3 colours"):
-        Style(scale=1, bounds=(0, 1, 2), colors=("#000000",) * 3, units="", interval=5)
+        Style(scale=1, bounds=(0, 1, 2), colors=("#000000",) * 3, units="")
 
 
 @pytest.mark.parametrize("size", [(16, 16), (37, 53), (201, 210)])
-def test_strip_shows_seven_lead_times_in_aligned_columns(tmp_path, size):
+def test_strip_shows_lead_times_in_equal_steps_in_aligned_columns(tmp_path, size):
     inputs, target, trend = storms(5, size, 0), storms(20, size, 1), storms(20, size, 2)
-    draw_strip(tmp_path / "strip.png", inputs, {"Target": target, "Trend": trend}, STYLE)
+    draw_strip(tmp_path / "strip.png", inputs, {"Target": target, "Trend": trend}, STYLE, WHERE)
     picture = rgb(Image.open(tmp_path / "strip.png"))
 
-    rows = [
-        [corners(picture, frame) for frame in frames]
-        for frames in (inputs, target[[0, 3, 6, 9, 12, 15, 19]], trend[[0, 3, 6, 9, 12, 15, 19]])
-    ]
+    rows = [[corners(picture, frame) for frame in frames] for frames in (inputs, target[3::4], trend[3::4])]
     assert all(len(places) == 1 for row in rows for places in row)
     ys, xs = zip(*[zip(*[places[0] for places in row], strict=True) for row in rows], strict=True)
     assert [len(set(y)) for y in ys] == [1, 1, 1]
     assert ys[0] < ys[1] < ys[2]
     assert xs[1] == xs[2] == tuple(sorted(xs[1]))
-    assert xs[0] == xs[1][:5]
-    assert not any(corners(picture, target[i]) for i in (1, 2, 18))
+    assert xs[0] == xs[1]
+    assert not any(corners(picture, target[i]) for i in (0, 2, 18))
 
 
-def test_strip_names_rows_lead_times_and_units(tmp_path, written):
+def test_strip_names_rows_lead_times_units_and_scale(tmp_path):
     rows = {"Target": storms(20, (16, 16), 1), "DiffCast": storms(20, (16, 16), 2)}
-    draw_strip(tmp_path / "strip.png", storms(5, (16, 16), 0), rows, STYLE)
+    style = replace(STYLE, units="VIL byte\n(kg/m²)", meanings=("(0.15)", "(0.78)", "(7.1)", "(32)"))
+    written = texts(draw_strip(tmp_path / "strip.png", storms(5, (16, 16), 0), rows, style, WHERE))
     assert written[:6] == ["Input", "-20 min", "-15 min", "-10 min", "-5 min", "0 min"]
-    assert written[6:14] == ["Target", *(f"+{lead} min" for lead in (5, 20, 35, 50, 65, 80, 100))]
-    assert written[14:] == ["DiffCast", "VIL byte", "16", "74", "160", "219"]
+    assert written[6:12] == ["Target", *(f"+{lead} min" for lead in (20, 40, 60, 80, 100))]
+    assert written[12:18] == ["DiffCast", "VIL byte\n(kg/m²)", "16 (0.15)", "74 (0.78)", "160 (7.1)", "219 (32)"]
+    assert written[18:] == ["20 km", ""]
 
 
-def test_legends_stand_beside_the_rows_in_their_style(tmp_path, written):
+@pytest.mark.parametrize(
+    ("frames", "leads"),
+    [(6, [1, 2, 3, 4, 5, 6]), (12, [2, 4, 6, 8, 10, 12]), (17, [3, 6, 9, 12, 15]), (25, [5, 10, 15, 20, 25])],
+)
+def test_lead_times_of_a_strip_are_multiples_of_one_step(tmp_path, frames, leads):
+    row = {"Trend": np.zeros((frames, 9, 9))}
+    written = texts(draw_strip(tmp_path / "strip.png", np.zeros((1, 9, 9)), row, STYLE, WHERE))
+    assert [text for text in written if text.startswith("+")] == [f"+{5 * lead} min" for lead in leads]
+
+
+def test_pictures_of_dated_frames_tell_valid_times(tmp_path):
+    dated = replace(WHERE, time=datetime(2023, 5, 1, 23, 50))
+    frames, rows = storms(2, (9, 9), 0), {"Trend": storms(3, (9, 9), 1)}
+    written = texts(draw_strip(tmp_path / "strip.png", frames, rows, STYLE, dated))
+    assert written[:3] == ["Input", "23:45 UTC\n-5 min", "23:50 UTC\n0 min"]
+    assert written[4:7] == ["23:55 UTC\n+5 min", "00:00 UTC\n+10 min", "00:05 UTC\n+15 min"]
+    assert written[-1] == "last input: 2023-05-01 23:50 UTC"
+    written = texts(draw_animation(tmp_path / "play.gif", frames, rows, STYLE, dated))
+    assert written[-1] == "2023-05-02 00:05 UTC, +15 min, forecast"
+
+
+@pytest.mark.parametrize(("pixel_km", "text"), [(0.5, "2 km"), (4, "20 km"), (16, "50 km"), (27, "100 km")])
+def test_scale_bar_is_as_long_as_it_says(tmp_path, pixel_km, text):
+    row = {"Trend": np.zeros((1, 10, 10))}
+    where = replace(WHERE, pixel_km=pixel_km)
+    figure = draw_strip(tmp_path / "strip.png", np.zeros((1, 10, 10)), row, STYLE, where)
+    assert text in texts(figure)
+    black = (rgb(Image.open(tmp_path / "strip.png"))[-60:] == 0).all(-1)
+    pixels = max(len(run) for line in black for run in "".join(".#"[pixel] for pixel in line.astype(int)).split("."))
+    assert pixels == round(20 * float(text.split()[0]) / pixel_km)
+
+
+def test_legends_stand_beside_the_rows_in_their_style(tmp_path):
     mean, chance = storms(3, (16, 16), 1), storms(3, (16, 16), 2)
     rows = {"Mean": mean, "P(VIL ≥ 74)": Styled(chance, PERCENT), "P(VIL ≥ 133)": Styled(chance, PERCENT)}
-    draw_strip(tmp_path / "strip.png", storms(2, (16, 16), 0), rows, STYLE)
+    figure = draw_strip(tmp_path / "strip.png", storms(2, (16, 16), 0), rows, STYLE, WHERE)
     picture = rgb(Image.open(tmp_path / "strip.png"))
 
     [(mean_top, _)] = corners(picture, mean[2])
@@ -127,12 +157,12 @@ def test_legends_stand_beside_the_rows_in_their_style(tmp_path, written):
     vil = np.argwhere(legends == int(STYLE.colors[-1][1:], 16))[:, 0]
     percent = np.argwhere(legends == int(PERCENT.colors[-1][1:], 16))[:, 0]
     assert vil.max() < mean_top + 208 < first_top <= percent.min() < percent.max() < second_top
-    assert [text for text in written if text in ("VIL byte", "%")] == ["VIL byte", "%"]
-    assert written.count("+15 min") == 2
+    assert [text for text in texts(figure) if text in ("VIL byte", "%")] == ["VIL byte", "%"]
+    assert texts(figure).count("+15 min") == 2
 
 
 def test_legend_stacks_the_colours_evenly_from_low_to_high(tmp_path):
-    draw_strip(tmp_path / "strip.png", np.zeros((2, 9, 9)), {"Trend": np.zeros((2, 9, 9))}, STYLE)
+    draw_strip(tmp_path / "strip.png", np.zeros((2, 9, 9)), {"Trend": np.zeros((2, 9, 9))}, STYLE, WHERE)
     picture = rgb(Image.open(tmp_path / "strip.png"))
     column = picture[:, np.argwhere((picture == COLORS[-1]).all(-1))[0, 1]]
     stripes = [color for color in map(tuple, column.tolist()) if color in COLORS]
@@ -142,7 +172,7 @@ def test_legend_stacks_the_colours_evenly_from_low_to_high(tmp_path):
 
 def test_the_legend_of_a_tall_strip_is_four_panels_high(tmp_path):
     frames = np.zeros((1, 20, 20))
-    draw_strip(tmp_path / "strip.png", frames, {f"Member {number}": frames for number in range(8)}, STYLE)
+    draw_strip(tmp_path / "strip.png", frames, {f"Member {number}": frames for number in range(8)}, STYLE, WHERE)
     picture = rgb(Image.open(tmp_path / "strip.png"))
     top = np.argwhere((picture == COLORS[-1]).all(-1))[0]
     stripes = (picture[:, top[1]] @ PACK).tolist()
@@ -151,22 +181,22 @@ def test_the_legend_of_a_tall_strip_is_four_panels_high(tmp_path):
 
 def test_strip_of_a_single_lead_time(tmp_path):
     target = storms(1, (16, 16), 1)
-    draw_strip(tmp_path / "strip.png", storms(2, (16, 16), 0), {"Target": target}, STYLE)
+    draw_strip(tmp_path / "strip.png", storms(2, (16, 16), 0), {"Target": target}, STYLE, WHERE)
     assert len(corners(rgb(Image.open(tmp_path / "strip.png")), target[0])) == 1
 
 
-def test_missing_data_are_hatched_and_explained(tmp_path, written):
+def test_missing_data_are_hatched_and_explained(tmp_path):
     inputs = storms(2, (16, 16), 0)
     target = np.full((3, 16, 16), np.nan)
-    draw_strip(tmp_path / "strip.png", inputs, {"Target": target}, STYLE)
+    figure = draw_strip(tmp_path / "strip.png", inputs, {"Target": target}, STYLE, WHERE)
     picture = rgb(Image.open(tmp_path / "strip.png"))
-    assert "no data" in written
+    assert "no data" in texts(figure)
     assert {GREY, (0x7D, 0x7D, 0x7D)} <= set(map(tuple, picture.reshape(-1, 3).tolist()))
 
 
 def test_animation_plays_inputs_then_forecasts_and_rests_on_both_ends(tmp_path):
     inputs, target, trend = (storms(*key) for key in [(3, (20, 31), 0), (4, (20, 31), 1), (4, (20, 31), 2)])
-    draw_animation(tmp_path / "play.gif", inputs, {"Target": target, "Trend": trend}, STYLE)
+    draw_animation(tmp_path / "play.gif", inputs, {"Target": target, "Trend": trend}, STYLE, WHERE)
 
     with Image.open(tmp_path / "play.gif") as movie:
         assert movie.n_frames == 7
@@ -186,16 +216,18 @@ def test_animation_plays_inputs_then_forecasts_and_rests_on_both_ends(tmp_path):
     assert left[0][0][1] < right[0][0][1]
 
 
-def test_animation_tells_the_time(tmp_path, written):
-    draw_animation(tmp_path / "play.gif", storms(2, (9, 9), 0), {"Trend": storms(20, (9, 9), 1)}, STYLE)
+def test_animation_tells_the_time(tmp_path, monkeypatch):
+    written, set_text = [], Text.set_text
+    monkeypatch.setattr(Text, "set_text", lambda self, text: (written.append(text), set_text(self, text)))
+    draw_animation(tmp_path / "play.gif", storms(2, (9, 9), 0), {"Trend": storms(20, (9, 9), 1)}, STYLE, WHERE)
     assert "Trend" in written
-    assert written[-22:-19] == ["-5 min  observed", "0 min  observed", "+5 min  forecast"]
-    assert written[-1] == "+100 min  forecast"
+    assert written[-22:-19] == ["-5 min, observed", "0 min, observed", "+5 min, forecast"]
+    assert written[-1] == "+100 min, forecast"
 
 
 def test_animation_wraps_more_than_four_panels_into_even_lines(tmp_path):
     rows = {f"Member {seed}": storms(1, (50, 50), seed) for seed in range(1, 6)}
-    draw_animation(tmp_path / "play.gif", storms(1, (50, 50), 0), rows, STYLE)
+    draw_animation(tmp_path / "play.gif", storms(1, (50, 50), 0), rows, STYLE, WHERE)
     with Image.open(tmp_path / "play.gif") as movie:
         movie.seek(1)
         places = [corners(rgb(movie), frames[0]) for frames in rows.values()]
@@ -209,7 +241,7 @@ def test_animation_wraps_more_than_four_panels_into_even_lines(tmp_path):
 def test_panels_in_another_style_are_empty_while_the_inputs_play(tmp_path):
     inputs, mean, chance = storms(1, (20, 20), 0), storms(1, (20, 20), 1), storms(1, (20, 20), 2)
     rows = {"Mean": mean, "P(VIL ≥ 74)": Styled(chance, PERCENT)}
-    draw_animation(tmp_path / "play.gif", inputs, rows, STYLE)
+    draw_animation(tmp_path / "play.gif", inputs, rows, STYLE, WHERE)
     with Image.open(tmp_path / "play.gif") as movie:
         observed = rgb(movie)
         movie.seek(1)
@@ -219,29 +251,30 @@ def test_panels_in_another_style_are_empty_while_the_inputs_play(tmp_path):
     assert corners(observed, inputs[0]) == corners(forecast, mean[0])
 
 
-def test_a_long_title_does_not_reach_into_its_neighbour(tmp_path, written):
+def test_a_long_title_does_not_reach_into_its_neighbour(tmp_path):
     frames = storms(1, (9, 9), 0)
-    draw_animation(tmp_path / "play.gif", frames, {"A backbone with a very long name": frames}, STYLE)
-    assert written[0].startswith("A backbone with")
-    assert written[0].endswith("…")
+    figure = draw_animation(tmp_path / "play.gif", frames, {"A backbone with a very long name": frames}, STYLE, WHERE)
+    title = next(text for text in texts(figure) if text.startswith("A backbone with"))
+    assert title.endswith("…")
 
 
-def test_styles_that_do_not_fit_into_one_palette_are_refused(tmp_path):
-    many = Style(scale=1, bounds=tuple(range(237)), colors=("#000000",) * 236, units="", interval=5)
+def test_styles_that_do_not_fit_into_the_palette_of_a_gif_are_refused(tmp_path):
+    many = Style(1, tuple(range(257)), tuple(f"#0000{blue:02x}" for blue in range(256)), "")
     with pytest.raises(ValueError, match="at most"):
-        draw_strip(tmp_path / "strip.png", np.zeros((2, 9, 9)), {"A": Styled(np.zeros((2, 9, 9)), many)}, STYLE)
+        draw_animation(tmp_path / "a.gif", np.zeros((2, 9, 9)), {"A": Styled(np.zeros((2, 9, 9)), many)}, STYLE, WHERE)
 
 
 def test_animation_of_a_full_sequence_is_a_small_file(tmp_path):
     rows = {label: storms(20, (128, 128), seed) for seed, label in enumerate(["Target", "Trend", "DiffCast"])}
-    draw_animation(tmp_path / "play.gif", storms(5, (128, 128), 9), rows, STYLE)
+    draw_animation(tmp_path / "play.gif", storms(5, (128, 128), 9), rows, STYLE, WHERE)
     assert (tmp_path / "play.gif").stat().st_size < 600_000
 
 
 @pytest.mark.parametrize("draw", [draw_strip, draw_animation])
 def test_pictures_contain_only_the_legend_and_grey_text(tmp_path, draw):
-    draw(tmp_path / "picture", storms(2, (16, 16), 0), {"Trend": storms(3, (16, 16), 1)}, STYLE)
-    image = Image.open(tmp_path / "picture")
+    path = tmp_path / ("strip.png" if draw is draw_strip else "play.gif")
+    draw(path, storms(2, (16, 16), 0), {"Trend": storms(3, (16, 16), 1)}, STYLE, WHERE)
+    image = Image.open(path)
     image.seek(image.n_frames - 1 if draw is draw_animation else 0)
     colors = {tuple(color) for color in np.unique(rgb(image).reshape(-1, 3), axis=0).tolist()}
     assert all(r == g == b for r, g, b in colors - set(COLORS))
@@ -251,23 +284,23 @@ def test_pictures_contain_only_the_legend_and_grey_text(tmp_path, draw):
 @pytest.mark.parametrize("draw", [draw_strip, draw_animation])
 def test_a_missing_folder_is_the_users_error(tmp_path, draw):
     (tmp_path / "file").touch()
-    for path in (tmp_path / "nowhere" / "picture", tmp_path / "file" / "picture"):
+    for path in (tmp_path / "nowhere" / "picture.png", tmp_path / "file" / "picture.png"):
         with pytest.raises(InputError, match=str(path)):
-            draw(path, storms(2, (9, 9), 0), {"Trend": storms(2, (9, 9), 1)}, STYLE)
+            draw(path, storms(2, (9, 9), 0), {"Trend": storms(2, (9, 9), 1)}, STYLE, WHERE)
 
 
 def test_a_failed_write_keeps_the_old_picture_and_leaves_nothing_behind(tmp_path, monkeypatch):
-    def disk_full(image, path, **options):
+    def disk_full(figure, path):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     (tmp_path / "strip.png").write_bytes(b"old")
-    monkeypatch.setattr(Image.Image, "save", disk_full)
+    monkeypatch.setattr(Figure, "savefig", disk_full)
     with pytest.raises(InputError, match="No space left on device"):
-        draw_strip(tmp_path / "strip.png", storms(2, (9, 9), 0), {"Trend": storms(2, (9, 9), 1)}, STYLE)
+        draw_strip(tmp_path / "strip.png", storms(2, (9, 9), 0), {"Trend": storms(2, (9, 9), 1)}, STYLE, WHERE)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("strip.png", b"old")]
 
 
 def test_frames_of_different_sizes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="one size"):
-        draw_strip(tmp_path / "strip.png", storms(2, (9, 9), 0), {"Trend": storms(2, (9, 8), 1)}, STYLE)
+        draw_strip(tmp_path / "strip.png", storms(2, (9, 9), 0), {"Trend": storms(2, (9, 8), 1)}, STYLE, WHERE)

@@ -1,7 +1,7 @@
-"""Forecasts drawn in the exact colours of a radar legend: a strip of lead times (PNG), an animation (GIF)."""
+"""Pictures of forecasts in the exact colours of a radar legend: strips of lead times and animations."""
 
 from utils.visualize.animation import draw_animation
 from utils.visualize.strip import draw_strip
-from utils.visualize.style import Style, Styled, render
+from utils.visualize.style import Coordinates, Style, Styled, render
 
-__all__ = ["Style", "Styled", "draw_animation", "draw_strip", "render"]
+__all__ = ["Coordinates", "Style", "Styled", "draw_animation", "draw_strip", "render"]

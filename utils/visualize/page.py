@@ -1,100 +1,118 @@
-"""The page of a picture: sizes, panels, text and legends."""
+"""The page of a picture: a figure on which panels, text, legends and a scale bar are placed by pixels."""
 
-from itertools import pairwise
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from einops import repeat
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import ImageFont
 
-from utils.files import replacing
-from utils.visualize.style import HATCH, INK, MISSING, OUTLINE, PAPER, Palette, Style
+from utils.visualize.style import MISSING, Style, render
 
+DPI = 64  # a power of two: sizes in pixels are exact in inches
 PANEL_SIZE = 200  # pixels that the sides of a panel have at least
 LEGEND_PANELS = 4  # height of a legend in panels at most
+OUTLINE, HATCH = 0x99, 0x7D  # greys
 
 
 class Page:
-    """Places panels, text and legends on 8-bit canvases of palette indices.
+    """Places panels, text and legends.
 
-    All sizes are in pixels and follow from the frame size `(H, W)`. Small frames are enlarged by a whole
-    factor, so that their pixels stay squares of one size. The text is as high as a panel's width / `text_share`.
+    All sizes are in pixels from the upper left corner and follow from the frame size `(H, W)`. Small frames are
+    enlarged by an integer factor. The text is as high as a panel's width / `text_share`. `titles` are what will stand
+    above panels and legends.
     """
 
-    def __init__(self, palette: Palette, frame_size: tuple[int, int], text_share: int):
-        self.palette = palette
+    def __init__(self, frame_size: tuple[int, int], text_share: int, titles: Iterable[str]):
         self.zoom = max(1, -(-PANEL_SIZE // min(frame_size)))
         self.height, self.width = (self.zoom * size for size in frame_size)
         self.text_size = min(max(self.width // text_share, 12), 36)
-        font = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-        self.font = ImageFont.truetype(font, self.text_size)
+        self.font = ImageFont.truetype(
+            Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), self.text_size
+        )
         self.line = 2 * self.text_size
+        further = max(title.count("\n") for title in titles)
+        self.titles = self.line + further * self.text_size * 5 // 4  # height of titles and units
         self.margin = self.text_size
         self.gap = self.text_size // 3
         self.column_step = self.width + self.gap
 
+    def open(self, width: int, height: int) -> Figure:
+        """Start an empty figure. The other methods draw on the last one."""
+        self.figure = Figure((width / DPI, height / DPI), dpi=DPI)
+        FigureCanvasAgg(self.figure)
+        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+        self.axes.set_axis_off()
+        return self.figure
+
     def text_width(self, *texts: str) -> int:
-        return max(int(self.font.getlength(text)) + 1 for text in texts)
+        """The width of the longest line."""
+        return max(math.ceil(self.font.getlength(line)) for text in texts for line in text.split("\n"))
 
     def legend_width(self, style: Style) -> int:
         """Width of `put_legend` with a margin on either side."""
-        beside_bar = self.text_size + self.gap + self.text_width("no data", *_bound_labels(style))
-        return 2 * self.margin + max(beside_bar, self.text_width(style.units))
+        bar = self.text_size + self.gap + self.text_width("no data", *style.labels)
+        return 2 * self.margin + max(bar, self.text_width(style.units))
 
-    def blank(self, width: int, height: int) -> Image.Image:
-        return Image.new("L", (width, height), PAPER)
+    def write(self, x: float, y: float, text: str, align: str = "left", valign: str = "center") -> Text:
+        """Write text at a point."""
+        size = self.text_size * 72 / DPI  # in points
+        return self.axes.text(
+            x, y, text, size=size, family="DejaVu Sans", ha=align, va=valign, linespacing=1.1, parse_math=False
+        )
 
-    def write(self, canvas: Image.Image, x: int, y: int, text: str, anchor: str) -> None:
-        ImageDraw.Draw(canvas).text((x, y), text, fill=INK, font=self.font, anchor=anchor)
-
-    def write_title(self, canvas: Image.Image, x: int, y: int, title: str) -> None:
-        """Write a title above the panel at `x`, `y`, cut where it would reach into the neighbour's."""
+    def write_title(self, x: int, y: int, title: str) -> None:
+        """Write a title above the panel at `x`, `y`. A title that is too long is cut."""
         while self.text_width(title) > self.width:
             title = title[:-2] + "…"
-        self.write(canvas, x + self.width // 2, y - self.line // 2, title, "mm")
+        self.write(x + self.width / 2, y - self.gap, title, "center", "bottom")
 
-    def put_panel(self, canvas: Image.Image, x: int, y: int, frame: np.ndarray) -> None:
-        """Place a frame of palette indices `(H, W)`, enlarged."""
-        self._put_framed(canvas, x, y, repeat(frame, "h w -> (h y) (w x)", y=self.zoom, x=self.zoom))
+    def put(self, x: int, y: int, rgb: np.ndarray) -> None:
+        """Place a picture, uint8 `(height, width, 3)`, within a thin outline."""
+        height, width = rgb.shape[:2]
+        outlined = np.pad(rgb, ((1, 1), (1, 1), (0, 0)), constant_values=OUTLINE)
+        extent = (x - 1, x + width + 1, y + height + 1, y - 1)
+        self.axes.imshow(outlined, extent=extent, interpolation="nearest", aspect="auto")
 
-    def put_legend(self, canvas: Image.Image, x: int, top: int, bottom: int, style: Style, missing: bool) -> None:
-        """Place a style's colour bar between two heights, low values at the bottom, the units above it."""
+    def panel(self, frame: np.ndarray, style: Style) -> np.ndarray:
+        """A frame `(H, W)` as uint8 RGB of the size of a panel, with missing data hatched."""
+        rgb = repeat(render(frame, style), "h w rgb -> (h y) (w x) rgb", y=self.zoom, x=self.zoom)
+        if not np.isnan(frame).any():
+            return rgb
+        return _hatched(rgb, repeat(np.isnan(frame), "h w -> (h y) (w x)", y=self.zoom, x=self.zoom))
+
+    def put_legend(self, x: int, top: int, bottom: int, style: Style, missing: bool) -> None:
+        """Place a style's colour bar between two heights, with the units above and low values at the bottom."""
         bottom = min(bottom, top + LEGEND_PANELS * self.height)
-        self.write(canvas, x, top - self.line // 2, style.units, "lm")
-        size, beside = self.text_size, x + self.text_size + self.gap
+        self.write(x, top - self.gap, style.units, valign="bottom")
+        size, right = self.text_size, x + self.text_size + self.gap
         if missing:
-            self._put_framed(canvas, x, bottom - size, np.full((size, size), MISSING, dtype=np.uint8))
-            self.write(canvas, beside, bottom - size // 2, "no data", "lm")
+            square = np.ones((size, size), dtype=bool)
+            self.put(x, bottom - size, _hatched(np.full((size, size, 3), MISSING, np.uint8), square))
+            self.write(right, bottom - size / 2, "no data")
             bottom -= self.line
         edges = np.linspace(bottom, top, len(style.bounds)).round().astype(int)
-        bar = np.empty((bottom - top, size), dtype=np.uint8)
-        for color, (low, high) in enumerate(pairwise(edges - top), start=self.palette.first[style]):
-            bar[high:low] = color
-        self._put_framed(canvas, x, top, bar)
+        bar = np.repeat(style.rgb[::-1], -np.diff(edges)[::-1], axis=0)
+        self.put(x, top, np.repeat(bar[:, None], size, axis=1))
         every = -(-self.line * len(edges) // (2 * (bottom - top)))  # leave out labels where they would overlap
-        for edge, label in list(zip(edges[1:-1].tolist(), _bound_labels(style), strict=True))[::every]:
-            self.write(canvas, beside, edge, label, "lm")
+        for edge, label in list(zip(edges[1:-1], style.labels, strict=True))[::every]:
+            self.write(right, edge, label)
 
-    def _put_framed(self, canvas: Image.Image, x: int, y: int, panel: np.ndarray) -> None:
-        """Place palette indices `(height, width)`, missing data hatched, within a thin outline."""
-        height, width = panel.shape
-        row, column = np.indices(panel.shape)
-        hatched = np.where((panel == MISSING) & ((row + column) % 8 < 2), np.uint8(HATCH), panel)
-        ImageDraw.Draw(canvas).rectangle((x - 1, y - 1, x + width, y + height), outline=OUTLINE)
-        canvas.paste(Image.fromarray(hatched), (x, y))
-
-
-def _bound_labels(style: Style) -> list[str]:
-    return [f"{bound:g}" for bound in style.bounds[1:-1]]
+    def put_scale(self, x: int, y: int, pixel_km: float) -> None:
+        """Place a bar of 1, 2 or 5 times a power of ten km, half as long as a panel at most, with its length."""
+        half = pixel_km * self.width / self.zoom / 2
+        power = 10.0 ** math.floor(math.log10(half))
+        length = power * max(digit for digit in (1, 2, 5) if digit * power <= half)
+        pixels, thickness = round(length / pixel_km * self.zoom), max(2, self.text_size // 5)
+        self.put(x, y - thickness // 2, np.zeros((thickness, pixels, 3), dtype=np.uint8))
+        self.write(x + pixels + self.gap, y, f"{length:g} km")
 
 
-def save(path: str | Path, canvases: list[Image.Image], palette: Palette, **options) -> None:
-    """Write one picture, or the frames of an animation, with the palette's colours.
-
-    Raises `InputError` if that fails; what was at `path` then stays.
-    """
-    for canvas in canvases:
-        canvas.putpalette(palette.rgb.tobytes())
-    with replacing(path) as temporary:
-        canvases[0].save(temporary, append_images=canvases[1:], **options)
+def _hatched(rgb: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    row, column = np.indices(missing.shape)
+    return np.where((missing & ((row + column) % 8 < 2))[..., None], np.uint8(HATCH), rgb)

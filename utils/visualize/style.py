@@ -1,19 +1,15 @@
-"""From values to colours: styles, and the palette that a picture's styles share."""
+"""What the frames of a picture mean: values and colours, times and distances."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import numpy as np
-from einops import repeat
 from numpy.typing import ArrayLike
 from PIL import ImageColor
 
-GREYS = 16  # palette indices 0 to 15: from black to white
-INK, OUTLINE, PAPER = 0, 9, GREYS - 1
-MISSING, HATCH = GREYS, GREYS + 1
-MISSING_COLORS = ("#dcdcdc", "#7d7d7d")
-MAX_COLORS = 256 - GREYS - len(MISSING_COLORS)
+MISSING = (0xDC, 0xDC, 0xDC)
 
 
 @dataclass(frozen=True)
@@ -21,60 +17,88 @@ class Style:
     """How frames are painted.
 
     A frame value `x` in [0, 1] stands for `offset + scale * x` in `units`. `colors[i]` paints values in
-    `[bounds[i], bounds[i + 1])`; the outermost colours also paint what lies beyond the outermost bounds.
+    `[bounds[i], bounds[i + 1])`. The outermost colours also paint values beyond the outermost bounds.
     """
 
     scale: float
     bounds: tuple[float, ...]  # ascending, in `units`
     colors: tuple[str, ...]  # "#rrggbb"
     units: str
-    interval: float  # minutes between frames
     offset: float = 0.0
+    meanings: tuple[str, ...] = ()  # further text of the inner bounds in the legend
 
     def __post_init__(self):
-        if len(self.colors) != len(self.bounds) - 1 or len(self.colors) > MAX_COLORS:
+        if len(self.colors) != len(self.bounds) - 1:
             raise ValueError(
                 f"{len(self.bounds)} bounds and {len(self.colors)} colours make no style: "
-                f"give one colour between each two neighbouring bounds, {MAX_COLORS} at most."
+                "give one colour between each two neighbouring bounds."
             )
+
+    @property
+    def rgb(self) -> np.ndarray:
+        """The colours, uint8 `(number, 3)`."""
+        return np.array([ImageColor.getrgb(color) for color in self.colors], dtype=np.uint8)
+
+    @property
+    def labels(self) -> list[str]:
+        """The text of the inner bounds in the legend."""
+        meanings = self.meanings or [""] * (len(self.bounds) - 2)
+        return [f"{bound:g} {meaning}".strip() for bound, meaning in zip(self.bounds[1:-1], meanings, strict=True)]
 
 
 class Styled(NamedTuple):
-    """Frames `(T, H, W)` that are painted in a style of their own."""
+    """Frames `(T, H, W)` with a style of their own."""
 
     frames: ArrayLike
     style: Style
 
 
+class Row(NamedTuple):
+    """Consecutive frames `(T, H, W)` with a label."""
+
+    label: str
+    style: Style
+    start: int  # frame intervals from the last input to the first of `frames`
+    frames: np.ndarray
+
+    @property
+    def has_missing(self) -> bool:
+        """Whether data are missing in a frame."""
+        return bool(np.isnan(self.frames).any())
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Times and distances of a picture's frames."""
+
+    interval: float  # minutes between frames
+    pixel_km: float
+    time: datetime | None = None  # of the last input in UTC, if frames have dates
+
+    def lead(self, step: int) -> str:
+        """The time in minutes from the last input to the frame `step` intervals later."""
+        return f"{step * self.interval:+g} min" if step else "0 min"
+
+    def valid(self, step: int, form: str) -> list[str]:
+        """The time of that frame, in a list that is empty if frames have no dates."""
+        return [] if self.time is None else [f"{self.time + timedelta(minutes=step * self.interval):{form}} UTC"]
+
+
 def render(frames: ArrayLike, style: Style) -> np.ndarray:
-    """Paint frames `(..., H, W)` in [0, 1] as uint8 RGB `(..., H, W, 3)`; NaN (missing data) becomes grey."""
-    palette = Palette([style])
-    return palette.rgb[palette.paint(frames, style)]
+    """Paint frames `(..., H, W)` in [0, 1] as uint8 RGB `(..., H, W, 3)`. NaN (missing data) becomes grey."""
+    # In float32, as scores compare with thresholds: a byte / 255 then reaches exactly the bound it stands on.
+    values = np.asarray(frames, dtype=np.float32) * np.float32(style.scale)
+    steps = np.subtract(style.bounds[1:-1], style.offset).astype(np.float32)
+    painted = style.rgb[np.searchsorted(steps, values, side="right")]
+    return np.where(np.isnan(values)[..., None], np.uint8(MISSING), painted)
 
 
-class Palette:
-    """The colours of one picture: greys for text, two for missing data, then those of each style.
-
-    A picture is drawn as palette indices in an 8-bit image that receives its colours when it is saved, so that no
-    colour is ever blended or dithered. The first indices run from black ink to white paper: smooth text blends along
-    them.
-    """
-
-    def __init__(self, styles: Iterable[Style]):
-        self.first: dict[Style, int] = {}  # index of the lowest colour
-        colors = list(MISSING_COLORS)
-        for style in dict.fromkeys(styles):
-            self.first[style] = GREYS + len(colors)
-            colors += style.colors
-        if GREYS + len(colors) > 256:
-            raise ValueError(f"the styles of one picture have {MAX_COLORS} colours together at most.")
-        greys = repeat(np.linspace(0, 255, GREYS), "grey -> grey rgb", rgb=3)
-        self.rgb = np.concatenate([greys, [ImageColor.getrgb(color) for color in colors]]).astype(np.uint8)
-
-    def paint(self, frames: ArrayLike, style: Style) -> np.ndarray:
-        """Palette indices, uint8, of frames of any shape."""
-        # In float32, as scores compare with thresholds: a byte / 255 then reaches exactly the bound it stands on.
-        values = np.asarray(frames, dtype=np.float32) * np.float32(style.scale)
-        steps = np.subtract(style.bounds[1:-1], style.offset).astype(np.float32)
-        index = self.first[style] + np.searchsorted(steps, values, side="right")
-        return np.where(np.isnan(values), MISSING, index).astype(np.uint8)
+def rows_of(inputs: ArrayLike, rows: Mapping[str, ArrayLike | Styled], style: Style) -> list[Row]:
+    """The inputs `(T_in, H, W)` as the first row and the forecasts `(T_out, H, W)` below."""
+    styled = {label: row if isinstance(row, Styled) else Styled(row, style) for label, row in rows.items()}
+    observed = np.asarray(inputs, dtype=np.float32)
+    forecasts = [Row(label, row.style, 1, np.asarray(row.frames, np.float32)) for label, row in styled.items()]
+    shapes = {row.frames.shape for row in forecasts}
+    if observed.ndim != 3 or len(shapes) != 1 or min(shapes)[1:] != observed.shape[1:]:
+        raise ValueError(f"inputs {observed.shape} and rows {sorted(shapes)} must be frames (T, H, W) of one size")
+    return [Row("Input", style, 1 - len(observed), observed), *forecasts]
