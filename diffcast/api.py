@@ -13,8 +13,8 @@ from dataset.sequences import Sequences
 from dataset.source import Source
 from diffcast.forecaster import Architecture, load_forecaster, place
 from diffcast.forecasting import forecasts
-from diffcast.forecasting.figure import draw_forecast
 from diffcast.forecasting.forecasts import ForecastSettings
+from diffcast.forecasting.pictures import draw_forecast
 from diffcast.loading import generators
 from diffcast.model import DiffCast
 from utils.checkpoint import existing
@@ -144,8 +144,8 @@ def draw(
 ) -> Figure:
     """Draw a forecast to a PNG, PDF or GIF file.
 
-    Frames lie in [0, 1], or are NaN where data are missing. The figure that is returned has a row each for the observed
-    frames, the future, the first three members and the mean of all.
+    Frames lie in [0, 1], or are NaN where data are missing. The suffix of the path determines the format, and a GIF is
+    an animation. The figure that is returned has the observed frames, the future, up to three members and their mean.
 
     Raises:
         InputError: the suffix is another one, or the file cannot be written.

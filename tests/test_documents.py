@@ -12,8 +12,8 @@ import pytest
 
 import run
 import sample_batch
-from benchmarks import skill_results
-from benchmarks.choices import table as choices_table
+from benchmarks.skill import results as skill_results
+from benchmarks.skill.choices import table as choices_table
 from dataset import check
 from dataset.frames.config import read_config
 from dataset.published import prepare

@@ -9,12 +9,15 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from dataset.source import Source, physical
+from utils.errors import InputError
 from utils.visualize import Coordinates, Style, Styled, draw_animation, draw_strip
 
+SUFFIXES = (".png", ".pdf", ".gif")
 MEMBERS_DRAWN = 8  # at most, of all ensembles together
 TITLES = {"simvp": "SimVP", "phydnet": "PhyDNet", "convgru": "ConvGRU"}
 
@@ -49,6 +52,32 @@ def draw_case(
             files.append(folder / f"{stem}.{suffix}")
             draw(files[-1], inputs, rows, style_of(source), Coordinates(source.interval, pixel_km, time))
     return files
+
+
+def draw_forecast(
+    path: Path,
+    observed: Tensor,  # (T_in, C, H, W)
+    future: Tensor | None,  # (T_out, C, H, W), if it was observed
+    ensemble: Tensor,  # (M, T_out, C, H, W)
+    source: Source,
+) -> Figure:
+    """Draw the first channel of one forecast to a PNG or PDF, or animate it in a GIF.
+
+    Frames are in [0, 1], NaN where data are missing. The rows are the future, up to three members, and the mean of all.
+    Raises `InputError` for another suffix, or if the file cannot be written.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path} must end in {', '.join(SUFFIXES)}.")
+    rows = {} if future is None else {"Target": _first_channel(future)}
+    members = _first_channel(ensemble)
+    if len(members) == 1:
+        rows["Forecast"] = members[0]
+    else:
+        rows |= {f"Member {number}": one for number, one in enumerate(members[:3], start=1)}
+        rows["Mean"] = members.mean(0)
+    draw = draw_animation if path.suffix == ".gif" else draw_strip
+    coordinates = Coordinates(source.interval, source.extent / observed.shape[-1])
+    return draw(path, _first_channel(observed), rows, style_of(source), coordinates)
 
 
 def title(name: str) -> str:
