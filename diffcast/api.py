@@ -138,7 +138,7 @@ def _check(model: nn.Module, observed: Tensor, members: int) -> None:
 def draw(
     path: str | Path,
     observed: Tensor,  # (T_in, C, H, W)
-    future: Tensor | None,  # (T_out, C, H, W); None if it is not known
+    future: Tensor | None,  # (T_out, C, H, W), if it was observed
     ensemble: Tensor,  # (M, T_out, C, H, W)
     source: Source,
 ) -> Figure:

@@ -3,7 +3,7 @@
     python -m diffcast.convert import diffcast_phydnet_sevir128.pt diffcast.safetensors
     python -m diffcast.convert export Exps/.../checkpoints/best.safetensors official.pt
 
-`import` writes what `sample_batch.py` and `run.py --ckpt_milestone` read; both also read official files directly.
+`import` writes weights for `sample_batch.py` and `run.py --ckpt_milestone`, which also read official files directly.
 `export` writes what the official code loads strictly, and refuses networks that it would compute otherwise. It adds
 our settings as one entry next to the weights, so that the way back changes nothing.
 """

@@ -14,7 +14,7 @@ class Description:
     """What a weights file says about itself."""
 
     path: Path
-    network: dict  # by the names of the options of `run.py`; official weights show some of them
+    network: dict  # by the names of the options of `run.py`, of which official weights determine a part
     metadata: dict  # besides, of our files: dataset, source, course
 
     def agreed(self, given: dict, stated: dict | None = None) -> dict:

@@ -140,7 +140,7 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     model.to(device)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            # A copy, because `contiguous` leaves the strides of a single channel as they are; those of its gradient
+            # A copy, because `contiguous` leaves the strides of a single channel as they are. Those of its gradient
             # would differ, and several processes would copy it at every step.
             weight = module.weight.data
             module.weight.data = torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight)
@@ -159,7 +159,7 @@ def describe(path: Path) -> Description:
 
 def load_forecaster(
     path: Path,  # our safetensors or an official checkpoint
-    backbone: str | None = None,  # as the user names it; a `module:Class` is imported only if it is named here
+    backbone: str | None = None,  # named by the user. A `module:Class` is imported only if it is named here
     img_size: int | None = None,
     frames_in: int | None = None,
     frames_out: int | None = None,

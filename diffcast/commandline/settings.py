@@ -63,7 +63,7 @@ class Purpose:
 
     @property
     def trackers(self) -> list[str]:
-        """Names of the trackers; a state of wandb asks for it too."""
+        """Names of the trackers. A mode of wandb implies wandb."""
         wandb = ["wandb"] if self.wandb_state != "disabled" and "wandb" not in self.log_with else []
         return [*self.log_with, *wandb]
 

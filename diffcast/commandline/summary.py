@@ -18,8 +18,8 @@ def summarise(model: nn.Module, training: TrainingSettings, forecasts: ForecastS
 
     A multiplication and an addition count as two operations.
 
-    Everything is measured on shapes alone (PyTorch's meta device), in float32; nothing is computed. A backward pass is
-    taken to cost two forward passes.
+    Everything is measured on PyTorch's meta device in float32, which computes no values. A backward pass is assumed to
+    cost two forward passes.
     """
     weights = sum(p.numel() for p in model.parameters())
     rows = [[f"parameters of {name}", f"{_count(part):,}"] for name, part in _parts(model).items()]

@@ -67,7 +67,7 @@ def evaluate(
     model: nn.Module,
     dataset: Sequences,
     settings: EvaluationSettings,
-    folder: Path,  # where results are written; with a number behind its name if it is another evaluation's
+    folder: Path,  # of the results; a number is appended if another evaluation has it
     name: str,  # of the forecaster in tables
     about: dict,  # JSON-ready, to be written to metrics.json with the scores
     dressed: Dressed | None = None,  # residuals that make an ensemble of the trend, scored beside
@@ -224,7 +224,9 @@ class Evaluator:
         return found
 
     def draw_cases(self) -> list[dict]:
-        """Draw the sequences with the best and the worst CRPS and some evenly between, of those with rain; JSON-ready.
+        """Draw sequences with rain: the best and the worst CRPS, and others between.
+
+        Returns a description of each sequence, JSON-ready.
 
         If no sequence has rain on the share `RAINY` of its observed pixels, all are candidates.
         """

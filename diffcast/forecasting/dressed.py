@@ -1,8 +1,8 @@
 """The dressed trend, an ensemble without learning.
 
 Any ensemble with about the right spread has a better CRPS than the trend alone. Dressing a deterministic forecast with
-its errors on past cases (Roulston and Smith 2003, Tellus A 55) gives such an ensemble for free; whole residual fields
-keep the structure of the errors in space and time.
+its errors on past cases (Roulston and Smith 2003, Tellus A 55) gives such an ensemble without training. Entire residual
+fields keep the structure of the errors in space and time. A generative model has to be better than this.
 """
 
 import logging
@@ -21,13 +21,13 @@ from models.backbone import without_gaps
 from utils.errors import InputError
 
 LOG = logging.getLogger(__name__)
-POOL = 256  # residual fields; at 20 frames of 128 x 128 they take 160 MiB
+POOL = 256  # residual fields, which take 160 MiB for 20 frames of 128 x 128
 
 
 class Dressed(nn.Module):
     """A backbone's trend plus residuals that it left in unrelated sequences.
 
-    The residuals `(P, T, C, H, W)`, truth minus trend, are in units of the frames; see `dress`, which makes them.
+    The residuals `(P, T, C, H, W)` are target minus trend, in units of the frames. `dress` computes them.
     """
 
     def __init__(self, backbone: Backbone, residuals: Tensor):

@@ -205,7 +205,8 @@ def coordinates(newest: Latest, config: FramesConfig, leads: int, members: int) 
 def quantities(members: Tensor, observed: Tensor, source: Source) -> dict[str, Variable]:
     """Return members, their mean and exceedance probabilities in physical units.
 
-    `members` are `(M, T, H, W)` in [0, 1], NaN where missing; `observed` `(H, W)` counts the frames that show a pixel.
+    `members` are `(M, T, H, W)` in [0, 1], NaN where data are missing. `observed` `(H, W)` is the
+    number of observed frames in which a pixel is valid.
     """
     chances = torch.stack([exceedance(members, source.scale, step) for step in source.steps])
     names = [name for units, name in STANDARD_NAMES.items() if same_units(units, source.units)]

@@ -82,7 +82,7 @@ class BadStep:
     step: int
     not_finite: str  # "loss" or "gradient norm"
     gradient_norm: str
-    batches: list[BadBatch]  # those of a loss that is not finite; all of the step if there is none
+    batches: list[BadBatch]  # those whose loss is not finite, or all of the step if there is none
 
 
 class Guard:

@@ -1,9 +1,9 @@
 """The training loop, for any forecaster.
 
-A training survives what interrupts it. SIGTERM, SIGINT and SIGUSR1 end it after the step with a checkpoint; several
-processes agree on that step when they next read their losses, at most `READ_INTERVAL` steps later. A step that is not
-finite is skipped, see `diffcast.training.guard`. Whatever else happens, the latest checkpoint is intact, and a training
-that is resumed from it equals the uninterrupted one to the bit.
+SIGTERM, SIGINT and SIGUSR1 end a training after the step with a checkpoint. Several processes agree on that step when
+they next read their losses, at most `READ_INTERVAL` steps later. A step that is not finite is skipped, see
+`diffcast.training.guard`. After any other end, the latest checkpoint is intact, and a training that is resumed from it
+equals the uninterrupted one to the bit.
 """
 
 import logging
@@ -35,7 +35,7 @@ from utils.preemption import Preemption, shield_worker
 from utils.weights import load_weights, save_weights
 
 LOG = logging.getLogger(__name__)
-READ_INTERVAL = 10  # steps between readings of the losses; each one waits for the device
+READ_INTERVAL = 10  # steps between readings of the losses, each of which waits for the device
 MAX_GRADIENT_NORM = 1.0
 
 
@@ -51,7 +51,7 @@ def train(
 ) -> bool:
     """Train a forecaster and write its checkpoints to `folder`.
 
-    Returns whether the training has come to its end; False means that a signal interrupted it, after a checkpoint.
+    Returns whether the training has come to its end. False means that a signal interrupted it, after a checkpoint.
     """
     trainer = Trainer(accelerator, model, train_set, valid_set, settings, folder, metadata)
     if resume is not None:
@@ -216,7 +216,7 @@ class Trainer:
         return terms
 
     def _update(self) -> Tensor:
-        """One optimiser step; returns the norm of the gradient before clipping."""
+        """Take one optimiser step, and return the norm of the gradient before clipping."""
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         if self.accelerator.scaler is None:  # which does the same itself
             skip_if_not_finite(self.optimizer.optimizer, norm)

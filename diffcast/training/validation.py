@@ -45,8 +45,8 @@ def validation_loss(
 
     Each sequence has the same noise at every validation and in any batch.
 
-    Sequences whose loss is not finite are left out, with a warning; if all are, so are the means (NaN). None, on all
-    processes, if one of them gave up.
+    A warning names the sequences whose loss is not finite, and the means leave them out. The means are NaN if no
+    sequence is left. Returns None on all processes if one of them gave up.
     """
     chosen = spread(len(valid_set), settings.valid_sequences)
     batches = EvaluationBatches(chosen, settings.batch_size, accelerator.process_index, accelerator.num_processes)
