@@ -1,4 +1,4 @@
-"""What the documents show runs, what they link to exists, and their numbers are the stored ones."""
+"""Commands, examples, links and numbers in the documents."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def of_language(language: str) -> list[Block]:
 
 
 def commands() -> list[str]:
-    """Every command of a block, and every complete one of `python` or `make` in the text."""
+    """Commands in blocks, and those of `python` and `make` in the text."""
     lines = [line for block in of_language("bash") for line in block.code.replace("\\\n", " ").splitlines()]
     current = "\n".join(text for name, text in DOCUMENTS.items() if name != "CHANGELOG.md")
     return sorted({*filter(None, lines), *re.findall(r"`((?:python|make) [^`]+)`", current)})
@@ -77,7 +77,7 @@ def test_commands_have_known_options(command, capsys):
 
 
 def check_python(words: list[str]) -> None:
-    """Parse the options of a command of `python` or `accelerate`; of the benchmarks and pytest, find the module."""
+    """Parse the options of a command; of benchmarks and pytest, find the module."""
     program = next(number for number, word in enumerate(words) if word == "-m" or word.endswith(".py"))
     name, *options = words[program + (words[program] == "-m") :]
     if name == "dataset":
