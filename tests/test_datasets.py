@@ -114,7 +114,7 @@ def slow_but(*fast: str, names=CASES) -> list:
     return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
 
 
-@pytest.fixture(scope="module", params=slow_but("sevir", "frames"))
+@pytest.fixture(scope="module", params=slow_but("frames"))
 def case(request, tmp_path_factory) -> Case:
     """A data set, made from raw files once for all tests."""
     return CASES[request.param](tmp_path_factory.mktemp(request.param))
@@ -186,6 +186,7 @@ def test_pictures_show_frames_without_padding_and_forecasts_where_the_radar_sees
         assert (frames.isnan() == unseen).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["frames"], indirect=True, scope="module")
 def test_a_training_does_not_go_on_with_values_of_another_meaning(case, tmp_path, capsys):
     run_case(case, tmp_path, "--cases", "0", "--eval_sequences", "1")
