@@ -15,7 +15,6 @@ from tests.diffcast.first_steps import first_steps
 from tests.tiny import BACKBONES, ROOT, arguments, read_losses, tiny_architecture
 from utils.pickles import load_pickle
 
-
 FORECASTERS = {
     f"{kind} {name}": (name, use_diff)
     for name in BACKBONES

@@ -252,6 +252,7 @@ def test_what_stands_in_missing_pixels_of_files_changes_no_training(tmp_path):
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.parametrize("case", CASES, indirect=True, scope="module")
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_no_two_splits_share_a_frame(case, data):
