@@ -218,33 +218,6 @@ def test_an_option_that_a_data_set_does_not_have_is_refused(tmp_path, name, opti
         build_dataset(name, "train", tmp_path, **option)
 
 
-class Garbled:
-    """A data set with noise where nothing is known."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getattr__(self, name):
-        return getattr(self.dataset, name)
-
-    def __getitem__(self, index):
-        frames, valid = self.dataset[index]
-        assert not valid.all()
-        return torch.where(valid, frames, torch.rand(frames.shape)), valid
-
-
-@trained_on("meteo", "cikm", "frames")
-def test_what_stands_in_missing_pixels_changes_no_score(case, finished, tmp_path, monkeypatch):
-    open_split = run.open_split
-    monkeypatch.setattr(run, "open_split", lambda *words: Garbled(open_split(*words)))
-    weights = finished / "checkpoints" / "best.safetensors"
-    garbled = run_case(case, tmp_path, "--eval", "--ckpt_milestone", str(weights))
-    assert scores_of(garbled) == scores_of(finished)
-
-
 @pytest.mark.slow
 def test_what_stands_in_missing_pixels_of_files_changes_no_training(tmp_path):
     outcomes = []
