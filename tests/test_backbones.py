@@ -15,18 +15,23 @@ from tests.diffcast.first_steps import first_steps
 from tests.tiny import BACKBONES, ROOT, arguments, read_losses, tiny_architecture
 from utils.pickles import load_pickle
 
+FORECASTERS = {
+    f"{kind} {name}": (name, use_diff)
+    for name in BACKBONES
+    for kind, use_diff in (("single", False), ("diffcast", True))
+}
 
-def forecasters(slow: tuple[str, ...] = ()) -> pytest.MarkDecorator:
-    """Run a test with each forecaster; those around the backbones in `slow` are slow."""
+
+def forecasters(*fast: str) -> pytest.MarkDecorator:
+    """Run a test with each forecaster; those that are not named are slow."""
     cases = [
-        pytest.param(name, use_diff, id=f"{kind} {name}", marks=pytest.mark.slow if name in slow else ())
-        for name in BACKBONES
-        for kind, use_diff in (("single", False), ("diffcast", True))
+        pytest.param(*case, id=name, marks=() if name in fast else pytest.mark.slow)
+        for name, case in FORECASTERS.items()
     ]
     return pytest.mark.parametrize(("backbone", "use_diff"), cases)
 
 
-@forecasters(slow=("simvp", "phydnet", "earthformer"))
+@forecasters("single convgru")
 def test_trains_saves_loads_and_evaluates(backbone, use_diff, storm_folder, tmp_path):
     options = [f"{name}={json.dumps(value)}" for name, value in BACKBONES[backbone].items()]
     words = ["--backbone", backbone, "--backbone_options", *options, *(["--use_diff"] if use_diff else [])]
@@ -50,7 +55,7 @@ def test_trains_saves_loads_and_evaluates(backbone, use_diff, storm_folder, tmp_
     assert torch.isfinite(model.eval().forecast(frames, generator=draws)).all()
 
 
-@forecasters()
+@forecasters(*FORECASTERS)
 def test_half_precision_stays_finite(backbone, use_diff):
     torch.manual_seed(0)
     model = tiny_architecture(backbone, use_diff).build().to(memory_format=torch.channels_last)
@@ -81,7 +86,6 @@ def on_two_processes(tmp_path_factory):
     return load_file(out)
 
 
-@pytest.mark.slow
 @forecasters()
 def test_parts_of_a_batch_with_gaps_train_as_the_whole(backbone, use_diff, on_two_processes):
     whole, accumulated = (first_steps(backbone, use_diff, batches) for batches in (1, 2))

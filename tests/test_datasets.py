@@ -109,12 +109,13 @@ def frames(folder: Path, garbage: int = 0) -> Case:
 CASES = {build.__name__: build for build in (sevir, sevir_lr, shanghai, meteo, cikm, frames)}
 
 
-def slow_but(*fast: str, names=CASES) -> list:
-    """Names of data sets as parameters of a test, those that are not in `fast` slow."""
-    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
+def trained_on(*names: str) -> pytest.MarkDecorator:
+    """Run a test with a training on each of these data sets; all but the folder of frames are slow."""
+    cases = [pytest.param(name, marks=() if name == "frames" else pytest.mark.slow) for name in names]
+    return pytest.mark.parametrize("case", cases, indirect=True, scope="module")
 
 
-@pytest.fixture(scope="module", params=slow_but("sevir", "frames"))
+@pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory) -> Case:
     """A data set, made from raw files once for all tests."""
     return CASES[request.param](tmp_path_factory.mktemp(request.param))
@@ -136,6 +137,7 @@ def scores_of(folder: Path) -> dict:
     return json.loads((folder / "evaluation_best" / "metrics.json").read_text())["scores"]
 
 
+@trained_on(*CASES)
 def test_raw_files_lead_to_scores(case, finished):
     losses = read_losses(finished)
     assert len(losses) == 6
@@ -151,6 +153,7 @@ def test_raw_files_lead_to_scores(case, finished):
     assert len(list((finished / "evaluation_best").glob("case_*.gif"))) == 1
 
 
+@trained_on(*CASES)
 def test_weights_and_scores_tell_the_data_they_are_of(case, finished):
     scored = json.loads((finished / "evaluation_best" / "metrics.json").read_text())["source"]
     for weights in (finished / "checkpoints").glob("**/*.safetensors"):
@@ -160,7 +163,7 @@ def test_weights_and_scores_tell_the_data_they_are_of(case, finished):
         assert told == {"units": "dBZ", "offset": -10, "scale": 60, "thresholds": [10, 20, 30], "interval": 5}
 
 
-@pytest.mark.parametrize("case", ["frames"], indirect=True, scope="module")
+@trained_on("frames")
 def test_thresholds_are_in_the_units_of_the_source(case, finished):
     counts = scores_of(finished)["persistence"]["counts"]
     dataset = build_dataset(case.name, "test", case.path, case.size)
@@ -172,7 +175,7 @@ def test_thresholds_are_in_the_units_of_the_source(case, finished):
     assert expected.min() > 0
 
 
-@pytest.mark.parametrize("case", ["frames"], indirect=True, scope="module")
+@trained_on("frames")
 def test_pictures_show_frames_without_padding_and_forecasts_where_the_radar_sees(case, finished, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(evaluation, "draw_case", lambda *words: drawn.append(words) or [])
@@ -187,7 +190,8 @@ def test_pictures_show_frames_without_padding_and_forecasts_where_the_radar_sees
         assert (frames.isnan() == unseen).all()
 
 
-@pytest.mark.parametrize("case", ["frames"], indirect=True, scope="module")
+@pytest.mark.slow
+@trained_on("frames")
 def test_a_training_does_not_go_on_with_values_of_another_meaning(case, tmp_path, capsys):
     run_case(case, tmp_path, "--cases", "0", "--eval_sequences", "1")
     config = yaml.safe_load((case.path / "frames.yaml").read_text())
