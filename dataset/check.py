@@ -25,7 +25,7 @@ from dataset.sevir.reader import Sevir, SevirLR
 from utils.errors import InputError
 from utils.processors import loading_processes
 
-logger = logging.getLogger(__name__)
+LOG = logging.getLogger(__name__)
 
 READERS: dict[str, type[Sevir]] = {"sevir": Sevir, "synthetic": Sevir, "sevir_lr": SevirLR}
 # data path and reading processes; those of SEVIR's layout take the split scheme too
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Check a data set; exits with status 1 if something is wrong and stays so."""
     args = build_parser().parse_args(arguments)
     report = check(args.dataset, args.data_path, args.split_scheme, loading_processes(args.num_workers))
-    logger.info("%s", format_report(report))
+    LOG.info("%s", format_report(report))
     faults = fix(report) if args.fix and report.faults else report.faults
     if faults:
         sys.exit(1)

@@ -14,7 +14,6 @@ from utils.errors import InputError
 from utils.files import replacing
 
 EXCLUSIONS = "exclusions.txt"
-MAX_BYTES = 2**24  # two hundred thousand ids with their reasons; SEVIR has twenty thousand
 
 
 def exclusions_path(data_path: str | Path) -> Path:
@@ -26,34 +25,23 @@ def exclusions_path(data_path: str | Path) -> Path:
 def read_exclusions(data_path: str | Path) -> dict[str, str]:
     """Ids and reasons (empty if none is given); nothing if there is no file.
 
-    Raises `InputError` if the file cannot be read as UTF-8 or is larger than `MAX_BYTES`.
+    Raises `InputError` if the file cannot be read as UTF-8.
     """
     path = exclusions_path(data_path)
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        text = content.decode("utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read {path} ({reason_of(error, path)}); it should hold ids, one a line.") from None
-    if len(content) > MAX_BYTES:
-        raise InputError(f"{path} is larger than {MAX_BYTES} bytes; it should hold ids, one a line.")
     lines = (line.partition("\t") for line in text.splitlines() if not line.startswith("#"))
     return {excluded.strip(): reason.strip() for excluded, _, reason in lines if excluded.strip()}
 
 
 def write_exclusions(data_path: str | Path, exclusions: Mapping[str, str]) -> Path:
-    """Replace the file by these ids and reasons, whole or not at all; returns its path.
-
-    Reasons are left out if the file would be too large with them; `InputError` if it still is.
-    """
+    """Replace the file by these ids and reasons, whole or not at all; returns its path."""
     path = exclusions_path(data_path)
-    content = "".join(f"{excluded}\t{exclusions[excluded]}\n" for excluded in sorted(exclusions)).encode()
-    if len(content) > MAX_BYTES:
-        content = "".join(f"{excluded}\n" for excluded in sorted(exclusions)).encode()
-    if len(content) > MAX_BYTES:
-        raise InputError(f"{path} would name {len(exclusions)} items, too many; get the data again, or another part.")
+    lines = (f"{excluded}\t{exclusions[excluded]}\n" for excluded in sorted(exclusions))
     with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_text("".join(lines), encoding="utf-8")
     return path

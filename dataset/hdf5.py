@@ -20,7 +20,7 @@ import h5py
 
 from utils.errors import InputError
 
-logger = logging.getLogger(__name__)
+LOG = logging.getLogger(__name__)
 
 MAX_CHUNK, MAX_CHUNKS = 2**26, 2**12  # bytes of a chunk; chunks that one reading touches
 MAX_INFLATED = 2**28  # bytes that HDF5 may make of one chunk
@@ -135,7 +135,7 @@ def patiently(read: Callable[[], T]) -> T:
         except READ_ERRORS as error:
             if _number_of(error) not in TRANSIENT:
                 raise
-            logger.warning("%s; trying again in %g s", error, pause)
+            LOG.warning("%s; trying again in %g s", error, pause)
             time.sleep(pause)
     return read()
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import run
 import sample_batch
-from dataset.demo_sequences import read_sequences, write_sequence
+from dataset.demo_sequences import read_sequences
 from dataset.synthetic.storms import storms
 from diffcast.forecaster import Architecture
 from tests.tiny import arguments, tiny_architecture
@@ -23,6 +23,13 @@ def weights(storm_folder, tmp_path_factory):
     exp_dir = tmp_path_factory.mktemp("exps")
     run.main(arguments(storm_folder, exp_dir, "--use_diff", "--training_steps", "2", "--eval_sequences", "1"))
     return str(exp_dir / "Diffsimvp_sevir/checkpoints/best.safetensors")
+
+
+def write_sequence(folder, inputs, targets):
+    for name, frames in (("inputs", inputs), ("targets", targets)):
+        (folder / name).mkdir(parents=True)
+        for number, frame in enumerate(frames):
+            Image.fromarray(frame).save(folder / name / f"{number:02d}.png")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from torch import Tensor
 from dataset.frames.config import FramesConfig
 from dataset.frames.files import read_frame
 from dataset.frames.values import StoredFrame
+from dataset.source import Source
 from utils.errors import InputError
 
 
@@ -64,6 +65,11 @@ class Encoder:
         grid = Grid.fitting(frame.values.shape, img_size)
         levels = 255 if _bytes_suffice(frame, config) else fine_levels(config)
         return cls(config, grid, frame.kind, levels)
+
+    @property
+    def source(self) -> Source:
+        """What values of the pictures stand for."""
+        return self.config.source(widening=self.grid.size[1] / self.grid.fitted[1])
 
     @property
     def dtype(self) -> np.dtype:

@@ -5,7 +5,6 @@ import tokenize
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dataset.frames.config import FramesConfig
 from dataset.frames.readers.knmi import is_knmi, read_knmi
@@ -13,10 +12,10 @@ from dataset.frames.readers.netcdf import read_netcdf
 from dataset.frames.readers.odim import is_odim, read_odim
 from dataset.frames.values import Meaning, StoredFrame, agreed, physical
 from dataset.hdf5 import open_hdf5, own_dataset, patiently, reason_of, refuse_bombs, refuse_endless_heaps
+from dataset.png import read_png
 from utils.errors import InputError
 
 MAX_PIXELS = 2**26  # of a frame: 8192 x 8192
-GREY = ("L", "I;16", "I;16B", "I")
 NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 FAULTS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SyntaxError, OverflowError, EOFError)
 FAULTS += (tokenize.TokenError,)  # which NumPy's reading of a header may end in
@@ -34,8 +33,6 @@ def read_frame(path: Path, config: FramesConfig) -> StoredFrame:
             frame = patiently(lambda: read(path, config))
     except InputError:
         raise
-    except Image.DecompressionBombError:
-        raise InputError(f"{path} cannot be used: it declares far more than {MAX_PIXELS} pixels.") from None
     except FAULTS as error:
         raise InputError(f"{path} cannot be used ({reason_of(error, path)}); replace or remove it.") from None
     frame.values[np.isneginf(frame.values)] = config.range[0]
@@ -43,25 +40,7 @@ def read_frame(path: Path, config: FramesConfig) -> StoredFrame:
 
 
 def _read_png(path: Path, config: FramesConfig) -> StoredFrame:
-    with Image.open(path, formats=("PNG",)) as image:
-        _check(image.size[::-1], "uint16")
-        stored = _grey_levels(image)
-    return physical(stored, agreed(path, Meaning(), config))
-
-
-def _grey_levels(image: Image.Image) -> np.ndarray:
-    """Pixels `(H, W)` of a grey picture, whether it says so itself, or its palette or its three bands do."""
-    if image.mode in GREY:
-        return np.array(image)
-    coarse = any("16" in tile[3] for tile in image.tile)  # bands of 16 bits, of which Pillow keeps 8
-    if image.mode not in ("1", "P", "RGB") or coarse:
-        raise ValueError(f"its mode is {image.mode}{' of 16 bits' * coarse}: save it as 8- or 16-bit grey")
-    # all of a palette, or else a picture of dry weather would pass where one of rain does not
-    colors = np.reshape(image.getpalette() or [], (-1, 3))
-    bands = np.asarray(image.convert("RGB"))
-    if (colors != colors[:, :1]).any() or (bands != bands[..., :1]).any():
-        raise ValueError("it is coloured: save it as 8- or 16-bit grey")
-    return bands[..., 0].copy()
+    return physical(read_png(path, MAX_PIXELS), agreed(path, Meaning(), config))
 
 
 def _read_npy(path: Path, config: FramesConfig) -> StoredFrame:

@@ -7,24 +7,19 @@
 """
 
 import logging
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from dataset.checking import TELLING
-from dataset.exclusions import exclusions_path, read_exclusions
 from dataset.frames.cache import Cache, open_cache
 from dataset.frames.config import FramesConfig, read_config
-from dataset.frames.encoding import Encoder, Grid
-from dataset.frames.names import frame_id, moment, on_marks, seconds, times_of
+from dataset.frames.names import frame_id, seconds
 from dataset.sequences import SPLITS, Sequences, check_split
-from dataset.source import Source
 from utils.errors import InputError
 
-logger = logging.getLogger(__name__)
+LOG = logging.getLogger(__name__)
 
 
 class Runs(NamedTuple):
@@ -72,7 +67,7 @@ class Frames(Sequences):
         stride: int,  # frames
     ):
         self.cache, self.seq_len, self.stride = cache, seq_len, stride
-        self.source = _source(config, cache.encoder.grid)
+        self.source = cache.encoder.source
         self.frames = np.flatnonzero(split_numbers(cache.times, config) == SPLITS.index(split))
         self.runs = Runs.of(cache.times[self.frames], round(config.interval * 60))
         self.windows = self.runs.windows(seq_len, stride)
@@ -84,7 +79,7 @@ class Frames(Sequences):
             )
         run_of_window = np.searchsorted(self.runs.begins, self.windows, "right") - 1
         self.event_ids = [self._name(begin) for begin in self.runs.begins[np.unique(run_of_window)]]
-        logger.info("%s, %s: %s", config.folder, split, self.describe())
+        LOG.info("%s, %s: %s", config.folder, split, self.describe())
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -142,100 +137,12 @@ def open_frames(
     return Frames(open_cache(config, img_size, packed_path), config, split, seq_len, stride or config.stride)
 
 
-class Latest(NamedTuple):
-    """The newest frames of a folder, and where they lie in the picture."""
-
-    frames: Tensor  # float32 (T, 1, H, W) in [0, 1], NaN where nothing is known
-    times: tuple[datetime, ...]  # naive, UTC
-    grid: Grid  # `grid.crop` takes the padding from a forecast
-    source: Source
-    early: int  # number of frames that were left out because the clock says that they are of the future
-    copies: tuple[datetime, ...]  # times of frames with echo that are no different from the one before
-
-
-def latest(
-    path: str | Path | FramesConfig,  # folder that holds frames.yaml, such a file, or what it says
-    frames_in: int,  # frames
-    img_size: int | tuple[int, int],  # pixels, or height and width
-    now: datetime | None = None,  # UTC if naive; None: the clock's
-    max_age: float = 3,  # intervals
-) -> Latest:
-    """Read the newest `frames_in` frames, equal to what training would see of them.
-
-    Excluded frames, and those dated more than one interval after `now`, are left out. Raises `InputError` if the newest
-    frame is older than `max_age` intervals, one of the others is missing, one cannot be used, or all are the same.
-    """
-    config = path if isinstance(path, FramesConfig) else read_config(path)
-    live, now = now is None, now or datetime.now(timezone.utc)
-    now = now if now.tzinfo is None else now.astimezone(timezone.utc).replace(tzinfo=None)
-    names, early = _newest(config, frames_in, now, max_age)
-    times = tuple(names)
-    encoder = Encoder.of(config, names[times[0]], img_size)
-    encoded = [encoder.encode(name) for name in names.values()]
-    frames = encoder.decode(*(np.stack(part) for part in zip(*encoded, strict=True)))
-    source = _source(config, encoder.grid)
-    copies = _copies(frames, times, source)
-    if copies and copies == times[1:]:
-        raise InputError(
-            f"the newest {frames_in} frames in {config.folder}, up to {times[-1]:%Y-%m-%d %H:%M} UTC, are all the "
-            "same; see whether the radar is stuck."
-        )
-    return Latest(frames, times, encoder.grid, source, early if live else 0, copies)
-
-
-def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float) -> tuple[dict, int]:
-    """The newest frames in a row, as nominal times with those in the names, and how many are of the future.
-
-    The oldest comes first. Messages do not tell how old a frame is: a watch repeats those that change.
-    """
-    interval = timedelta(minutes=config.interval)
-    try:
-        listed = np.array(sorted(seconds(time) for time, _ in config.pattern.walk(config.folder)), np.int64)
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename or config.folder}: {error.strerror}.") from None
-    if not len(listed):
-        raise InputError(f"{config.folder} holds no frame like {config.pattern.text}; correct pattern or folder.")
-    found = listed[listed <= seconds(now + interval)]
-    excluded = np.isin(found, times_of(read_exclusions(config.file)))
-    marks, counts = on_marks(found, excluded, round(60 * config.interval), config.tolerance)
-    names = dict(zip(map(moment, marks[counts]), map(moment, found[counts]), strict=True))
-    newest = max(names, default=None)
-    if newest is None:
-        raise InputError(f"{config.folder} holds no frame like {config.pattern.text} until {now:%Y-%m-%d %H:%M} UTC.")
-    if now - newest > max_age * interval:
-        raise InputError(
-            f"the newest frame in {config.folder} is of {newest:%Y-%m-%d %H:%M} UTC, which is more than {max_age:g} "
-            f"intervals ({max_age * config.interval:g} minutes) ago; see whether frames arrive, named in UTC."
-        )
-    times = tuple(newest - n * interval for n in reversed(range(frames_in)))
-    gap = next((time for time in times if time not in names), None)
-    if gap is not None:
-        why = f"excluded by {exclusions_path(config.file)}" if seconds(gap) in marks[excluded] else "missing"
-        raise InputError(
-            f"{config.folder / config.pattern.name_of(gap)} is {why}: a forecast from {newest:%Y-%m-%d %H:%M} UTC "
-            f"needs the last {frames_in} frames without a gap."
-        )
-    return {time: names[time] for time in times}, len(listed) - len(found)
-
-
 def _spacing(times: np.ndarray) -> str:
     """How far apart frames are, most of them; `times` in seconds."""
     if len(times) < 2:
         return ""
     low, high = (f"{minutes:.3g}" for minutes in np.quantile(np.diff(times) / 60, (0.1, 0.9)))
     return f", their spacing {low if low == high else f'{low} to {high}'} minutes"
-
-
-def _copies(frames: Tensor, times: tuple[datetime, ...], source: Source) -> tuple[datetime, ...]:
-    """Times of the frames `(T, 1, H, W)` with echo that are no different from the one before."""
-    telling = (source.scale * frames >= source.steps[0]).sum(dim=(1, 2, 3)) >= TELLING
-    stored = frames.nan_to_num(nan=0.0)
-    same = (stored[1:] == stored[:-1]).flatten(1).all(dim=1)
-    return tuple(time for time, copy in zip(times[1:], (telling[1:] & same).tolist(), strict=True) if copy)
-
-
-def _source(config: FramesConfig, grid: Grid) -> Source:
-    return config.source(grid.size[1] / grid.fitted[1])
 
 
 def split_numbers(times: np.ndarray, config: FramesConfig) -> np.ndarray:

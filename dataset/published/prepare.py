@@ -31,16 +31,16 @@ from typing import IO, NamedTuple
 
 import h5py
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from dataset.hdf5 import reason_of
+from dataset.png import read_png
 from dataset.published.reader import LAYOUTS, MAX_SIDE
 from dataset.source import METEONET
 from utils.errors import InputError
 from utils.files import replacing, writable_folder
 
-logger = logging.getLogger(__name__)
+LOG = logging.getLogger(__name__)
 
 Windows = Iterator[tuple[str, np.ndarray]]  # split and frames, uint8 (T, H, W)
 
@@ -132,11 +132,11 @@ def read_shanghai(raw: Path) -> Windows:
     folders = sorted({path.parent for path in raw.glob("*/*.png")}, key=_natural)
     if not folders:
         raise InputError(f"{raw} holds no folder of PNG frames; pass the folder that holds one per period.")
-    shape = _read_png(next(folders[0].glob("*.png"))).shape
+    shape = _read_bytes(next(folders[0].glob("*.png"))).shape
     with tqdm(total=len(folders), desc="folders", disable=None) as bar:
         for split, group in _by_split(folders).items():
             for folder in group:
-                frames = (_read_png(path, shape) for path in sorted(folder.glob("*.png"), key=_natural))
+                frames = (_read_bytes(path, shape) for path in sorted(folder.glob("*.png"), key=_natural))
                 for window in rainy_windows(frames, lambda frame: frame.mean() > SHANGHAI_RAIN, split):
                     yield split, window
                 bar.update()
@@ -147,16 +147,13 @@ def _natural(path: Path) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
 
 
-def _read_png(path: Path, shape: tuple[int, int] | None = None) -> np.ndarray:
+def _read_bytes(path: Path, shape: tuple[int, int] | None = None) -> np.ndarray:
     """A grey picture, uint8 `(H, W)`; `InputError` if it has another `shape` than the one given."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            if image.mode != "L" or max(image.size) > MAX_SIDE or image.size[::-1] != (shape or image.size[::-1]):
-                found = f"{image.width} by {image.height} pixels of mode {image.mode}"
-                raise InputError(f"{path} has {found}; pictures must be 8-bit grey (L), small and of one size.")
-            return np.asarray(image)
-    except (OSError, Image.DecompressionBombError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as a PNG picture ({reason_of(error, path)}); get it again.") from None
+    frame = read_png(path)
+    if frame.dtype != np.uint8 or frame.shape != (shape or frame.shape):
+        found = f"{frame.shape[1]} by {frame.shape[0]} pixels of {frame.dtype}"
+        raise InputError(f"{path} has {found}; pictures must be 8-bit grey and of one size.")
+    return frame
 
 
 class Archive(NamedTuple):
@@ -347,4 +344,4 @@ def main(arguments: list[str] | None = None) -> None:
     """Prepare one archive."""
     options = vars(build_parser().parse_args(arguments))
     counts = prepare(**options)
-    logger.info("%s is complete: %s", options["out"], ", ".join(f"{n} {split} windows" for split, n in counts.items()))
+    LOG.info("%s is complete: %s", options["out"], ", ".join(f"{n} {split} windows" for split, n in counts.items()))

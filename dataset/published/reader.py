@@ -30,7 +30,7 @@ from dataset.sequences import Sequences, check_split
 from dataset.source import CIKM, METEONET, SHANGHAI, Source
 from utils.errors import InputError
 
-logger = logging.getLogger(__name__)
+LOG = logging.getLogger(__name__)
 
 VALID_SHARE = 10  # a tenth of the training windows, the last in time, where a file has no validation split
 MAX_SIDE = 2048  # pixels: a larger frame is a damaged or hostile file
@@ -109,7 +109,7 @@ class RadarH5(Sequences):
         with open_file(self.path, self.source) as file:
             self._names, self.frame_shape, self.excluded = self._windows(file, split)
         self.event_ids = [window_id(name) for name in self._names]
-        logger.info("%s %s: %s", self.source.name, split, self.describe())
+        LOG.info("%s %s: %s", self.source.name, split, self.describe())
 
     def __len__(self) -> int:
         return len(self.event_ids)

@@ -1,8 +1,5 @@
 """Which SEVIR events exist, and to which split each belongs: reads CATALOG.csv.
 
-A catalogue is read in bounded time and memory: at most `MAX_BYTES` and `MAX_LINES`, and at most ten bytes of memory
-for each of its own.
-
 Catalogue and splits: Veillette et al., "SEVIR: a storm event imagery dataset", NeurIPS 2020.
 """
 
@@ -11,8 +8,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple, TextIO
+from pathlib import Path
+from typing import NamedTuple
 
 from dataset.exclusions import EXCLUSIONS, read_exclusions
 from dataset.hdf5 import file_size, reason_of
@@ -23,14 +20,9 @@ COLUMNS = ("id", "file_name", "file_index", "img_type", "time_utc", "pct_missing
 BOX = ("llcrnrlat", "llcrnrlon", "urcrnrlat", "urcrnrlon")  # degrees; read where given
 EVENT_TYPE, SYNTHETIC_TYPE = "event_type", "Synthetic"  # what `dataset.synthetic.writer` calls its events
 
-MAX_BYTES = 2**27  # three times SEVIR's own
-MAX_LINES = 10**6  # SEVIR has 76,005 rows
-MAX_LINE = 2**16  # characters
-
 INCOMPLETE = "pct_missing is not 0"
 REPEATED = "id occurs more than once"
 UNREADABLE = "unreadable catalogue row"
-OUTSIDE = "file lies outside the data folder"
 EXCLUDED = f"excluded by {EXCLUSIONS}"
 
 
@@ -60,7 +52,7 @@ SCHEMES = {
 
 
 class Event(NamedTuple):
-    """One usable vil row of the catalogue."""
+    """Where and when an event is."""
 
     id: str
     file: str  # relative to the folder that holds vil/
@@ -68,8 +60,17 @@ class Event(NamedTuple):
     time: datetime  # naive, UTC
 
 
+class Row(NamedTuple):
+    """One vil row of the catalogue."""
+
+    id: str
+    event: Event | None  # None: the row cannot be read
+    fault: str = ""  # why the event cannot be used; empty: it can
+    detail: str = ""
+
+
 def catalog_path(data_path: str | Path) -> Path:
-    """Path of the catalogue in a data folder; `InputError` if either is missing, or the catalogue too large."""
+    """Path of the catalogue in a data folder; `InputError` if either is missing."""
     folder, path = Path(data_path), Path(data_path, "CATALOG.csv")
     size = file_size(path)
     if size is None:
@@ -77,8 +78,6 @@ def catalog_path(data_path: str | Path) -> Path:
             raise InputError(f"{folder} holds no CATALOG.csv; download SEVIR there or pass another data folder.")
         fault = "is no folder" if folder.exists() else "does not exist"
         raise InputError(f"The data folder {folder} {fault}; pass the folder that holds CATALOG.csv.")
-    if size > MAX_BYTES:
-        raise InputError(f"{path} is no catalogue: it has more than {MAX_BYTES} bytes; download it again.")
     return path
 
 
@@ -88,45 +87,40 @@ def files_root(data_path: str | Path) -> Path:
     return data if data.is_dir() else data.parent
 
 
+def read_rows(data_path: str | Path) -> list[Row]:
+    """Read all VIL rows, in the catalogue's order, and why some of them cannot be used.
+
+    That is so for rows with missing pixels, events that `exclusions.txt` names, all copies of an id that occurs more
+    than once among the complete rows, and rows that cannot be read. Raises `InputError` if the catalogue cannot.
+    """
+    rows, excluded = [], read_exclusions(data_path)
+    for row in catalog_rows(data_path):
+        try:
+            event, missing = parse(row)
+            rows.append(Row(event.id, event, INCOMPLETE if missing != 0 else ""))
+        except (OverflowError, ValueError) as error:
+            rows.append(Row(row["id"], None, UNREADABLE, str(error)))
+    copies = Counter(row.id for row in rows if not row.fault)
+    for number, row in enumerate(rows):
+        if row.id in excluded and row.fault != INCOMPLETE:
+            rows[number] = row._replace(fault=EXCLUDED)
+        elif copies[row.id] > 1 and not row.fault:
+            rows[number] = row._replace(fault=REPEATED, detail=f"{copies[row.id]} times")
+    return rows
+
+
 def read_events(data_path: str | Path, split: str, split_scheme: str) -> tuple[list[Event], Counter[str]]:
-    """Read the complete VIL events of one split, in the catalogue's order.
+    """Read the usable events of one split, and count the other rows by reason.
 
-    Left out are rows with missing pixels, events that `exclusions.txt` names, all copies of an id that occurs
-    more than once among the complete rows, and rows that cannot be used safely. The second result counts the
-    rows left out by reason; rows whose time is unreadable count in every split.
-
-    Raises `InputError` if the catalogue cannot be read or the split or scheme does not exist.
+    Rows whose time is unreadable count in every split. Raises `InputError` if the catalogue cannot be read or the split
+    or scheme does not exist.
     """
     check_split(split)
     if split_scheme not in SCHEMES:
         raise InputError(f"Unknown split scheme '{split_scheme}'; choose one of {', '.join(SCHEMES)}.")
-    scheme, skipped, events = SCHEMES[split_scheme], Counter(), []
-    excluded = read_exclusions(data_path)
-    for row in catalog_rows(data_path):
-        try:
-            event, missing = parse(row)
-        except (OverflowError, ValueError):
-            skipped[EXCLUDED if row["id"] in excluded else UNREADABLE] += 1
-            continue
-        if missing == 0:
-            events.append(event)
-        elif scheme.split_of(event.time) == split:
-            skipped[INCOMPLETE] += 1
-
-    copies = Counter(event.id for event in events)
-    kept = []
-    for event in events:
-        if scheme.split_of(event.time) != split:
-            continue
-        if event.id in excluded:
-            skipped[EXCLUDED] += 1
-        elif copies[event.id] > 1:
-            skipped[REPEATED] += 1
-        elif not is_inside(event.file):
-            skipped[OUTSIDE] += 1
-        else:
-            kept.append(event)
-    return kept, skipped
+    splits = SCHEMES[split_scheme]
+    rows = [row for row in read_rows(data_path) if row.event is None or splits.split_of(row.event.time) == split]
+    return [row.event for row in rows if not row.fault], Counter(row.fault for row in rows if row.fault)
 
 
 def is_synthetic(data_path: str | Path) -> bool:
@@ -139,7 +133,7 @@ def catalog_rows(data_path: str | Path, types: Collection[str] = ("vil",)) -> It
     path = catalog_path(data_path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(_lines(file, path))
+            rows = csv.reader(file)
             header = next(rows, [])
             if lacking := [column for column in COLUMNS if column not in header]:
                 raise InputError(f"{path} lacks the column(s) {', '.join(lacking)}; download the catalogue again.")
@@ -150,17 +144,6 @@ def catalog_rows(data_path: str | Path, types: Collection[str] = ("vil",)) -> It
                     yield {column: row[place] if place < len(row) else "" for column, place in places.items()}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(path, error) from error
-
-
-def _lines(file: TextIO, path: Path) -> Iterator[str]:
-    for _ in range(MAX_LINES):
-        line = file.readline(MAX_LINE)
-        if len(line) == MAX_LINE:
-            raise InputError(f"{path} is no catalogue: a line has {MAX_LINE} characters or more; download it again.")
-        if not line:
-            return
-        yield line
-    raise InputError(f"{path} is no catalogue: it has more than {MAX_LINES} lines; download it again.")
 
 
 def parse(row: dict[str, str]) -> tuple[Event, float]:
@@ -179,13 +162,6 @@ def _whole(text: str) -> int:
     if not number.is_integer():
         raise ValueError(f"{text} is no whole number")
     return int(number)
-
-
-def is_inside(file_name: str) -> bool:
-    """Whether a file name of the catalogue stays in the data folder, on any operating system."""
-    # judged by its text alone: symbolic links inside the data folder are the user's own and welcome
-    paths = PurePosixPath(file_name), PureWindowsPath(file_name)
-    return not any(path.root or path.drive or ".." in path.parts for path in paths)
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

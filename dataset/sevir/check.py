@@ -25,21 +25,17 @@ from dataset.checking import (
     sound,
     stuck,
 )
-from dataset.exclusions import read_exclusions
 from dataset.hdf5 import READ_ERRORS, LayoutError, OpenFiles, file_size, reason_of
 from dataset.sevir.catalog import (
     BOX,
     EXCLUDED,
     INCOMPLETE,
-    OUTSIDE,
-    REPEATED,
     SCHEMES,
-    UNREADABLE,
     Event,
+    SplitScheme,
     catalog_rows,
     files_root,
-    is_inside,
-    parse,
+    read_rows,
 )
 from dataset.sevir.reader import OTHER_ID, OUT_OF_RANGE, WRONG_LAYOUT, Sevir, open_frames, read_frames, stored_ids
 
@@ -55,8 +51,7 @@ def check(reader: type[Sevir], data_path: str | Path, split_scheme: str = "offic
     Of two events that share data the one of the later split is not at fault.
     """
     root, splits = files_root(data_path), SCHEMES[split_scheme]
-    rows = list(catalog_rows(data_path))
-    events, faults, counts = _read_rows(rows, set(read_exclusions(data_path)), splits)
+    events, faults, counts = _read_rows(data_path, splits)
     sound_events, at_fault = _check_files(root, events, reader.event_frames)
     faults += [Fault(event.id, splits.split_of(event.time), *fault) for event, fault in at_fault]
 
@@ -67,39 +62,23 @@ def check(reader: type[Sevir], data_path: str | Path, split_scheme: str = "offic
     usable = sound(names, faults)
     faults += same_frames([names[number] for number in usable], digests[usable, 0])
     duration = timedelta(minutes=(reader.event_frames - 1) * reader.source.interval)
-    faults += _shared_weather(sound_events, _boxes(rows), duration, splits)
+    faults += _shared_weather(sound_events, _boxes(data_path), duration, splits)
     counts["usable events"] = Counter(names[number][1] for number in sound(names, faults))
     return report
 
 
-def _read_rows(rows: list[dict[str, str]], excluded: set[str], splits) -> tuple[list[Event], list[Fault], dict]:
-    """The complete events that are not excluded and have an id and a file of their own, and what is to be told."""
-    complete, faults, counts = [], [], defaultdict(Counter)
-    for row in rows:
-        try:
-            event, missing = parse(row)
-        except (OverflowError, ValueError) as error:
-            if row["id"] not in excluded:
-                faults.append(Fault(row["id"], "", UNREADABLE, str(error)))
-            continue
-        split = splits.split_of(event.time)
+def _read_rows(data_path: str | Path, splits: SplitScheme) -> tuple[list[Event], list[Fault], dict[str, Counter[str]]]:
+    """The usable events, the faults of the other rows, and the numbers of what is normal."""
+    events, faults, counts = [], [], defaultdict(Counter)
+    for row in read_rows(data_path):
+        split = splits.split_of(row.event.time) if row.event else ""
         counts["vil rows"][split] += 1
-        if missing != 0:
-            counts[INCOMPLETE][split] += 1
-        elif event.id in excluded:
-            counts[EXCLUDED][split] += 1
+        if row.fault in (INCOMPLETE, EXCLUDED):
+            counts[row.fault][split] += 1
+        elif row.fault:
+            faults.append(Fault(row.id, split, row.fault, row.detail))
         else:
-            complete.append(event)
-
-    copies = Counter(event.id for event in complete)
-    events = []
-    for event in complete:
-        if copies[event.id] > 1:
-            faults.append(Fault(event.id, splits.split_of(event.time), REPEATED, f"{copies[event.id]} times"))
-        elif not is_inside(event.file):
-            faults.append(Fault(event.id, splits.split_of(event.time), OUTSIDE, event.file))
-        else:
-            events.append(event)
+            events.append(row.event)
     return events, faults, counts
 
 
@@ -163,10 +142,10 @@ def look_at(frames: np.ndarray, echo: float) -> Look:
     return Look(faults, int(blank.sum()), (0 if empty else digest_of(frames),))
 
 
-def _boxes(rows: Iterable[dict[str, str]]) -> dict[str, np.ndarray]:
+def _boxes(data_path: str | Path) -> dict[str, np.ndarray]:
     """Corners of each event in degrees, south, west, north, east, as far as the catalogue has them."""
     boxes = {}
-    for row in rows:
+    for row in catalog_rows(data_path):
         try:
             boxes[row["id"]] = np.array([float(row[column]) for column in BOX])
         except (KeyError, ValueError):

@@ -21,14 +21,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from dataset.sevir.catalog import catalog_rows, is_inside
+from dataset.sevir.catalog import catalog_rows
 from utils.errors import InputError
 from utils.files import writable_folder
 
@@ -43,7 +43,7 @@ TIMEOUT = 60  # seconds without an answer
 PIECE = 2**20  # bytes
 TRANSIENT = (429, 500, 502, 503, 504)  # HTTP status: try again
 
-logger = logging.getLogger(__name__)
+LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -98,6 +98,12 @@ def _select(names: set[str], types: Sequence[str], years: Sequence[int]) -> list
     if unsafe := [name for name in found if not (is_inside(name) and name.isprintable())]:
         raise InputError(f"{CATALOG} names a file {unsafe[0]!r}, which is not safe to write; check --url.")
     return found
+
+
+def is_inside(file_name: str) -> bool:
+    """Whether a file name of the catalogue stays in the data folder, on any operating system."""
+    paths = PurePosixPath(file_name), PureWindowsPath(file_name)
+    return not any(path.root or path.drive or ".." in path.parts for path in paths)
 
 
 def fetch(base_url: str, file: RemoteFile, out: Path, progress: Callable[[int], object] = lambda _: None) -> Path:
@@ -189,7 +195,7 @@ def _persistently(action: Callable[[], T], position: Callable[[], int] = lambda:
             if failures == ATTEMPTS:
                 raise InputError(f"{error}; the same command goes on from here.") from None
             pause = FIRST_PAUSE * 2 ** (failures - 1)
-            logger.warning("%s; trying again in %g s", error, pause)
+            LOG.warning("%s; trying again in %g s", error, pause)
             time.sleep(pause)
 
 
@@ -288,8 +294,8 @@ def main(arguments: list[str] | None = None) -> None:
         files = find_files(base_url, Path(out), args.types, args.years)
         if args.dry_run:
             for file in files:
-                logger.info("%10s  %s", format_bytes(file.size), file.key)
-        logger.info("%d files, %s", len(files), format_bytes(sum(file.size for file in files)))
+                LOG.info("%10s  %s", format_bytes(file.size), file.key)
+        LOG.info("%d files, %s", len(files), format_bytes(sum(file.size for file in files)))
         if not args.dry_run:
             download(base_url, files, args.out)
-            logger.info("%s is complete", args.out)
+            LOG.info("%s is complete", args.out)

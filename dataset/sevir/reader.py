@@ -44,7 +44,7 @@ from dataset.sevir.catalog import (
 from dataset.source import VIL_10MIN
 from utils.errors import InputError
 
-logger = logging.getLogger(__name__)
+LOG = logging.getLogger(__name__)
 
 WRONG_LAYOUT = "file is not ids and square uint8 frames [N, H, W, frames of an event]"
 OUT_OF_RANGE = "file_index is out of range"
@@ -96,7 +96,7 @@ class Sevir(EventWindows):
         super().__init__(ids, skipped, seq_len, stride, is_synthetic(data_path))
         self._files = EventFiles(files_root(data_path), img_size, self.event_frames)
         faulty = set(self.skipped) - {INCOMPLETE, REPEATED, EXCLUDED}
-        logger.log(logging.WARNING if faulty else logging.INFO, "%s split: %s", split, self.describe())
+        LOG.log(logging.WARNING if faulty else logging.INFO, "%s split: %s", split, self.describe())
 
     def read(self, event: int, first: int, stop: int) -> Tensor:
         """Frames `first` to `stop` of an event, resized to whole bytes, as uint8 `(T, 1, H, W)`."""

@@ -50,7 +50,7 @@ PLACE = {  # the same for all events: 384 km around the centre of SEVIR's projec
     "proj": "+proj=laea +lat_0=38 +lon_0=-98 +units=m +a=6370997.0 +ellps=sphere",
 }
 
-logger = logging.getLogger(__name__)
+LOG = logging.getLogger(__name__)
 
 
 def ensure(folder: str | Path) -> None:
@@ -64,7 +64,7 @@ def ensure(folder: str | Path) -> None:
         return
     with _exclusive(folder):
         if not (folder / CATALOG).exists():
-            logger.info("%s has no %s: generating %d synthetic events", folder, CATALOG, DEFAULT["events"])
+            LOG.info("%s has no %s: generating %d synthetic events", folder, CATALOG, DEFAULT["events"])
             _write(folder, **DEFAULT)
 
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from dataset.frames.config import FramesConfig
+from dataset.frames.latest import Latest, latest
 from dataset.frames.names import seconds
-from dataset.frames.reader import Latest, latest
 from dataset.source import Source
 from dataset.units import same_units
 from diffcast.evaluation.results import data_differences, describe_source

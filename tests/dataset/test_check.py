@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import DATASETS, build_dataset, exclusions, hdf5
+from dataset import DATASETS, build_dataset, hdf5
 from dataset.check import CHECKS, check, main
-from dataset.exclusions import EXCLUSIONS, read_exclusions, write_exclusions
+from dataset.exclusions import EXCLUSIONS, read_exclusions
 from dataset.sevir import reader as sevir_module
 from dataset.sevir.packed import Packed, pack
 from dataset.sevir.reader import Sevir
@@ -210,15 +210,6 @@ def test_fix_lets_the_loaders_live_with_a_truncated_file(sevir):
 def test_fix_says_when_a_row_has_no_id_to_exclude(sevir):
     change_row(sevir, "B", id="no id")
     assert command(sevir, "--fix") == 1
-
-
-def test_exclusions_that_could_not_be_read_again_are_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(exclusions, "MAX_BYTES", 20)
-    write_exclusions(tmp_path, {"A": "bad", "B": "a reason that is too long"})
-    assert read_exclusions(tmp_path) == {"A": "", "B": ""}
-    with pytest.raises(InputError, match=r"exclusions\.txt would name 11 items, too many"):
-        write_exclusions(tmp_path, dict.fromkeys("ABCDEFGHIJK", ""))
-    assert len(read_exclusions(tmp_path)) == 2
 
 
 def failing(monkeypatch, times, number=errno.EIO):

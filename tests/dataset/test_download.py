@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dataset.sevir import download
-from dataset.sevir.download import RemoteFile, fetch, look_up, main
+from dataset.sevir.download import RemoteFile, fetch, is_inside, look_up, main
 from utils.errors import InputError
 
 H5 = "data/vil/2019/SEVIR_VIL_STORMEVENTS_2019_0101_0630.h5"
@@ -270,3 +270,10 @@ def test_a_redirection_is_followed_with_the_range_and_one_in_a_circle_is_one_sen
             look_up(front.url, H5)
         front.shutdown()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/etc/passwd", "vil/../../x", "\\\\host\\x", "C:\\x", "C:x", "vil\\..\\..\\x"]
+)
+def test_no_file_name_leads_out_of_the_folder(name):
+    assert not is_inside(name)

@@ -14,7 +14,7 @@ from PIL import Image
 from dataset.demo_sequences import read_sequences
 from dataset.frames.config import read_config
 from dataset.frames.files import read_frame
-from dataset.frames.reader import latest
+from dataset.frames.latest import latest
 from tests.dataset.archive import START, Archive
 from utils.errors import InputError
 
@@ -321,7 +321,7 @@ def test_sequences_of_pictures_follow_the_same_rules(tmp_path):
     (sequence,) = read_sequences(tmp_path, 1, 1, 2)
     assert sequence.inputs[0, 0].tolist() == (GREYS > 50).tolist()
     bands_of_16_bits(path)
-    with pytest.raises(InputError, match="not an 8-bit picture"):
+    with pytest.raises(InputError, match="of 16 bits"):
         read_sequences(tmp_path, 1, 1, 1)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dataset.frames.config import FramesConfig, read_config
+from dataset.frames.latest import latest
 from dataset.frames.names import NamePattern
-from dataset.frames.reader import latest
 from tests.dataset.archive import START, STEP, Archive, absurd, all_missing, hostile, truncated, unended, wrong_size
 from tests.tiny import ROOT
 from utils.errors import InputError
@@ -34,7 +34,7 @@ def test_declared_sizes_are_checked_before_memory_is_used(tmp_path, monkeypatch)
         archive.open()
     archive.configure(pattern="%Y%m%d%H%M.png").add([0], shape=(64, 64))
     monkeypatch.setattr("dataset.frames.files.MAX_PIXELS", 4000)
-    with pytest.raises(InputError, match="64 x 64 pixels are more"):
+    with pytest.raises(InputError, match="64 x 64 pixels; use at most 4000"):
         archive.open()
 
 

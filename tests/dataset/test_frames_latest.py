@@ -5,7 +5,7 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pytest
 
-from dataset.frames.reader import latest
+from dataset.frames.latest import latest
 from tests.dataset.archive import START, STEP
 from utils.errors import InputError
 

@@ -10,8 +10,8 @@ import torch
 from dataset.check import check
 from dataset.exclusions import write_exclusions
 from dataset.frames.encoding import Encoder
+from dataset.frames.latest import latest
 from dataset.frames.names import NamePattern, find_frames, seconds
-from dataset.frames.reader import latest
 from tests.dataset.archive import START, STEP, Archive, truncated
 from utils.errors import InputError
 

@@ -244,14 +244,14 @@ def test_a_broken_meteonet_file_is_named_and_nothing_is_left(tmp_path, write, me
     "write",
     [
         lambda path: path.write_bytes(path.read_bytes()[:-30]),
-        lambda path: Image.new("RGB", SHAPE[::-1]).save(path),
+        lambda path: Image.new("RGB", SHAPE[::-1], "red").save(path),
         lambda path: Image.new("I;16", SHAPE[::-1]).save(path),
         lambda path: Image.new("L", (5, 5)).save(path),
     ],
 )
 def test_a_broken_shanghai_picture_is_named_and_nothing_is_left(shanghai, write):
     write(shanghai.raw / "period_3" / "7.png")
-    with pytest.raises(InputError, match=r"period_3.7\.png (cannot be read|has \d+ by \d+ pixels)"):
+    with pytest.raises(InputError, match=r"period_3.7\.png (cannot be read|is coloured|has \d+ by \d+ pixels)"):
         prepare("shanghai", shanghai.raw, shanghai.out)
     assert [path.name for path in shanghai.out.parent.iterdir()] == ["raw"]
 

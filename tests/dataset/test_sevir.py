@@ -158,8 +158,6 @@ def test_whole_numbers_may_have_the_point_that_pandas_gives_a_column_with_gaps(s
         ({"file_index": "inf"}, "unreadable catalogue row"),
         ({"time_utc": "soon"}, "unreadable catalogue row"),
         ({"file_name": "vil/2018/gone.h5"}, "file is missing"),
-        ({"file_name": "../data/vil/2018/SEVIR_VIL_2018.h5"}, "file lies outside the data folder"),
-        ({"file_name": "/etc/passwd"}, "file lies outside the data folder"),
         ({"file_index": "2"}, "file_index is out of range"),
         ({"file_index": "-1"}, "file_index is out of range"),
         ({"file_index": "0"}, "id in the file differs from the catalogue's"),

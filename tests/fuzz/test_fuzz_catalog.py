@@ -1,14 +1,13 @@
 import csv
 import io
-import os
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset.exclusions import EXCLUSIONS
+from dataset.sequences import SPLITS
 from dataset.sevir import catalog
-from dataset.sevir.catalog import SCHEMES, SPLITS, Event, is_inside, read_events
+from dataset.sevir.catalog import SCHEMES, Event, read_events
 from dataset.sevir.reader import Sevir
 from tests.dataset.conftest import COLUMNS, SevirFolder
 from tests.fuzz.children import ACCEPTED, INPUTS, REFUSED, fuzz, mutate
@@ -45,7 +44,7 @@ def test_rows_of_any_text_are_used_or_counted(sevir, rows):
     for split in SPLITS:
         events, skipped = read_events(sevir.path, split, "official")
         assert len(events) + sum(skipped.values()) <= vil
-        assert all(is_inside(event.file) and "/" not in event.id for event in events)
+        assert all("/" not in event.id for event in events)
         try:
             Sevir(sevir.path, split, 16)
         except InputError:
@@ -72,8 +71,6 @@ def test_mutated_catalogues_are_read_or_refused(sevir):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b",".join(c.encode() for c in COLUMNS) + b"," * 2**16, "a line has"),
-        (b",".join(c.encode() for c in COLUMNS) + b"\n" + b"x\n" * 10**6, "more than 1000000 lines"),
         (b",".join(c.encode() for c in COLUMNS) + b'\n"' + b"x\n" * 10**5, "field limit"),
         (b"", "lacks the column"),
     ],
@@ -82,26 +79,6 @@ def test_absurd_catalogues_are_refused(sevir, content, reason):
     (sevir.path / "CATALOG.csv").write_bytes(content)
     with pytest.raises(InputError, match=reason):
         read_events(sevir.path, "train", "official")
-
-
-@pytest.mark.parametrize(("name", "limit"), [("CATALOG.csv", catalog.MAX_BYTES), (EXCLUSIONS, 2**24)])
-def test_a_huge_file_is_refused_unread(sevir, name, limit):
-    sevir.write_catalog()
-    path = sevir.path / name
-    path.touch()
-    os.truncate(path, 2**40)
-    try:
-        with pytest.raises(InputError, match=f"{limit} bytes"):
-            read_events(sevir.path, "train", "official")
-    finally:
-        path.unlink()
-
-
-@pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "/etc/passwd", "vil/../../x", "\\\\host\\x", "C:\\x", "C:x", "vil\\..\\..\\x"]
-)
-def test_no_file_name_leads_out_of_the_folder(name):
-    assert not is_inside(name)
 
 
 @pytest.mark.parametrize("event_id", ["../A", "A/B", ".A", "A\nB", "A\tB", "A\\B", "", "A" * 65])
