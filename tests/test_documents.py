@@ -77,7 +77,7 @@ def test_commands_have_known_options(command, capsys):
 
 
 def check_python(words: list[str]) -> None:
-    """Parse the options of a command; of benchmarks and pytest, find the module."""
+    """Parse the options of a command, or find its module."""
     program = next(number for number, word in enumerate(words) if word == "-m" or word.endswith(".py"))
     name, *options = words[program + (words[program] == "-m") :]
     if name == "dataset":
