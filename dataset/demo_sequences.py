@@ -21,7 +21,7 @@ class Sequence(NamedTuple):
 
 
 def read_sequences(folder: str | Path, frames_in: int, frames_out: int, img_size: int) -> list[Sequence]:
-    """All sequences in a folder, by name, or the one that the folder is, resized to `img_size`.
+    """Read the sequences in a folder, or a folder that is one.
 
     The last `frames_in` inputs and the first `frames_out` targets of each are used. Raises `InputError` if there is no
     sequence, one has fewer frames than that, or a frame is not a square 8-bit grey PNG of the sequence's size.

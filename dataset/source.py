@@ -1,4 +1,4 @@
-"""What the rest of the project needs to know about the values of a data source."""
+"""Scale, thresholds, colours and units of data sources."""
 
 from dataclasses import dataclass, replace
 

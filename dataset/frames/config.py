@@ -1,4 +1,4 @@
-"""What `frames.yaml` says about a folder of frames; `resources/frames_example.yaml` is one with all its keys."""
+"""The settings in `frames.yaml`; `resources/frames_example.yaml` shows all its keys."""
 
 import math
 import os
@@ -25,7 +25,7 @@ REQUIRED = ("pattern", "interval", "range", "units", "thresholds", "extent_km")
 
 @dataclass(frozen=True)
 class FramesConfig:
-    """Where the frames of a folder are, what their values mean, and which dates the splits have.
+    """Names, values and splits of the frames of a folder.
 
     A stored value `v` is `v * scale + offset` in `units`; `range` in those units becomes [0, 1], what lies beyond is
     clipped. Made, and checked, by `read_config`.
@@ -70,14 +70,17 @@ class FramesConfig:
 
 
 def _legend(first: float, last: float, number: int) -> list[float]:
-    """Equal steps from one value to another, rounded to two digits of a step."""
+    """Equal steps between two values, rounded to two digits."""
     step = (last - first) / (number - 1)
     digits = 1 - math.floor(math.log10(step))
     return [first, *(round(first + step * i, digits) for i in range(1, number - 1)), last]
 
 
 def read_config(path: str | Path) -> FramesConfig:
-    """Read a YAML file, or `frames.yaml` in a folder; raises `InputError` with the key that is wrong."""
+    """Read a YAML file, or `frames.yaml` in a folder.
+
+    Raises `InputError` that names the wrong key.
+    """
     path = Path(path)
     file = path / CONFIG if os.path.isdir(path) else path
     content = _load(file)
@@ -217,7 +220,7 @@ def _split(value: Any) -> tuple[datetime, datetime]:
 
 
 def _time(value: Any) -> datetime:
-    """A date or a time of YAML or ISO 8601 as a naive time in UTC."""
+    """Convert a date or time to a naive time in UTC."""
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     if not isinstance(value, datetime):

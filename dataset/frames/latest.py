@@ -17,7 +17,7 @@ from utils.errors import InputError
 
 
 class Latest(NamedTuple):
-    """The newest frames of a folder, and where they lie in the picture."""
+    """The newest frames of a folder and their grid."""
 
     frames: Tensor  # float32 (T, 1, H, W) in [0, 1], NaN where nothing is known
     times: tuple[datetime, ...]  # naive, UTC
@@ -34,7 +34,7 @@ def latest(
     now: datetime | None = None,  # UTC if naive; None: the clock's
     max_age: float = 3,  # intervals
 ) -> Latest:
-    """Read the newest `frames_in` frames, equal to what training would see of them.
+    """Read the newest `frames_in` frames as training would see them.
 
     Excluded frames, and those dated more than one interval after `now`, are left out. Raises `InputError` if the newest
     frame is older than `max_age` intervals, one of the others is missing, one cannot be used, or all are the same.
@@ -58,7 +58,7 @@ def latest(
 
 
 def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float) -> tuple[dict, int]:
-    """The newest frames in a row, as nominal times with those in the names, and how many are of the future.
+    """Nominal and stored times of the newest frames; number of future frames.
 
     The oldest comes first. Messages do not tell how old a frame is: a watch repeats those that change.
     """
@@ -93,7 +93,7 @@ def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float)
 
 
 def _copies(frames: Tensor, times: tuple[datetime, ...], source: Source) -> tuple[datetime, ...]:
-    """Times of the frames `(T, 1, H, W)` with echo that are no different from the one before."""
+    """Times of frames with echo that equal the frame before."""
     telling = (source.scale * frames >= source.steps[0]).sum(dim=(1, 2, 3)) >= TELLING
     stored = frames.nan_to_num(nan=0.0)
     same = (stored[1:] == stored[:-1]).flatten(1).all(dim=1)
