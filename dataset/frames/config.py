@@ -160,25 +160,15 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _factor(value: Any) -> float:
-    number = _number(value)
-    if number == 0:
-        raise ValueError
-    return number
+def _number_that(fits: Callable[[float], bool]) -> Callable[[Any], float]:
+    """A check for numbers that fulfil a condition."""
 
+    def check(value: Any) -> float:
+        if not fits(_number(value)):
+            raise ValueError
+        return _number(value)
 
-def _positive(value: Any) -> float:
-    number = _number(value)
-    if number <= 0:
-        raise ValueError
-    return number
-
-
-def _interval(value: Any) -> float:
-    minutes = _positive(value)
-    if not (minutes * 60).is_integer():
-        raise ValueError
-    return minutes
+    return check
 
 
 def _stride(value: Any) -> int:
@@ -236,14 +226,20 @@ def _list(value: Any) -> list:
     return value
 
 
+_positive = _number_that(lambda number: number > 0)
+_interval = _number_that(lambda minutes: minutes > 0 and (60 * minutes).is_integer())
+
 _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "name": (_text, "what is measured, as pictures call it"),
     "folder": (_text, "the folder that the pattern counts from"),
     "pattern": (lambda value: NamePattern(_text(value)), "how the time stands in a frame's name"),
-    "interval": (_interval, "the minutes between frames, whole seconds above 0"),
+    "interval": (
+        _interval,
+        "the minutes between frames, whole seconds above 0",
+    ),
     "tolerance": (_positive, "the seconds above 0 that names may be off the full interval"),
     "variable": (_text, "the name of the data set in HDF5 or NetCDF-4 files"),
-    "scale": (_factor, "the factor from stored to physical values, not 0"),
+    "scale": (_number_that(bool), "the factor from stored to physical values, not 0"),
     "offset": (_number, "what is added to get physical values"),
     "missing": (_missing, "one stored value or a list of them"),
     "units": (_text, "the units of physical values"),

@@ -25,12 +25,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from dataset.sevir.catalog import catalog_rows
 from utils.errors import InputError
-from utils.files import writable_folder
+from utils.files import locked, writable_folder
 
 SEVIR_URL = "https://sevir.s3.amazonaws.com"
 CATALOG = "CATALOG.csv"
@@ -155,12 +154,8 @@ def download(base_url: str, files: list[RemoteFile], out: Path) -> None:
 @contextlib.contextmanager
 def _alone_in(out: Path) -> Iterator[Path]:
     """Create the output folder and keep other downloads out of it."""
-    out = writable_folder(out, "the download")
-    try:
-        with FileLock(out / ".download.lock", timeout=0):
-            yield out
-    except Timeout:
-        raise InputError(f"another download to {out} is running; wait for it or choose another --out.") from None
+    with locked(writable_folder(out, "the download"), "wait for its end or choose another --out"):
+        yield out
 
 
 def _receive(base_url: str, file: RemoteFile, target, progress: Callable[[int], object]) -> None:
@@ -263,13 +258,9 @@ def _writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def format_bytes(count: float) -> str:
+def format_bytes(count: int) -> str:
     """A number of bytes in words."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+    return tqdm.format_sizeof(count, "B")
 
 
 def build_parser() -> argparse.ArgumentParser:
