@@ -35,7 +35,7 @@ class RowCache:
         folder: Path,
         index: dict,  # JSON-ready: what rows depend on, besides the items
         layout: dict[str, tuple[np.dtype, tuple[int, ...]]],  # type and shape of a row in each array
-        identity: np.dtype,  # what tells an item from others, and from itself after a change
+        identity: np.dtype,  # identifies an item and its version
     ):
         self.folder = folder
         self.index = index
@@ -120,7 +120,7 @@ class RowCache:
         return self.folder / f"{name}.bin"
 
     def __getstate__(self):
-        return {**self.__dict__, "_arrays": None}  # pickling a memory map would copy the whole cache
+        return {**self.__dict__, "_arrays": None}  # pickling a memory map would copy the cache
 
 
 @contextlib.contextmanager
@@ -142,7 +142,7 @@ def read_index(folder: Path) -> dict | None:
 def rows_of(
     wanted: np.ndarray,  # records of items
     records: np.ndarray,  # of rows
-    key: str,  # field that tells items apart
+    key: str,  # field that identifies items
     unchanged: Callable[[np.ndarray, np.ndarray], np.ndarray],  # wanted and stored records -> bool
 ) -> np.ndarray:
     """Find the last row of each item, -1 if it is outdated."""

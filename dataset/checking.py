@@ -28,8 +28,8 @@ PASSING = {MISSING_FILE, UNFINISHED}  # kinds of faults that may be gone tomorro
 
 FRESH = 60  # seconds
 DETAILS = 5  # frames that a detail names
-TELLING = 20  # pixels with echo that tell a frame from all others
-MOST_LISTED = 100  # faults; the table counts all
+DISTINCT = 20  # pixels with echo that identify a frame
+MOST_LISTED = 100  # faults that are listed one by one
 MOST_REASON = 100  # characters
 
 T = TypeVar("T")

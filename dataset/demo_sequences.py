@@ -1,4 +1,4 @@
-"""Sequences as folders of grey PNG frames: `<sequence>/inputs/*.png` and, if known, `<sequence>/targets/*.png`."""
+"""Sequences as folders of grey PNG frames: `<sequence>/inputs/*.png` and optionally `<sequence>/targets/*.png`."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ class Sequence(NamedTuple):
 
     name: str
     inputs: Tensor
-    targets: Tensor | None  # None: the future is not known
+    targets: Tensor | None  # None: no frames of the future are given
 
 
 def read_sequences(folder: str | Path, frames_in: int, frames_out: int, img_size: int) -> list[Sequence]:

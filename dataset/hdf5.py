@@ -203,8 +203,8 @@ def reason_of(error: Exception, path: Path) -> str:
 
 def _number_of(error: Exception) -> int | None:
     """The operating system's number of an error, also from HDF5's text."""
-    told = re.search(r"\berrno = (\d+)", str(error))
-    return error.errno if isinstance(error, OSError) and error.errno else int(told[1]) if told else None
+    found = re.search(r"\berrno = (\d+)", str(error))
+    return error.errno if isinstance(error, OSError) and error.errno else int(found[1]) if found else None
 
 
 def refuse_endless_heaps(path: Path) -> None:

@@ -20,7 +20,7 @@ class Source:
     interval: float  # minutes between frames
     extent: float  # width of a frame in km
     offset: float = 0.0
-    synthetic: bool = False  # made by `dataset.synthetic.writer`, which results and pictures tell
+    synthetic: bool = False  # made by `dataset.synthetic.writer`; results and pictures say so
 
     @property
     def steps(self) -> tuple[float, ...]:

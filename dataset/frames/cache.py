@@ -76,7 +76,7 @@ def open_cache(config: FramesConfig, img_size: int | tuple[int, int], packed_pat
 def listed_frames(config: FramesConfig) -> tuple[np.ndarray, np.ndarray]:
     """List the frames of a folder that count, and the excluded ones.
 
-    Exclusions stand beside the YAML file, as in `frames.exclusions.txt`. Raises `InputError` if nothing is left.
+    Exclusions are next to the YAML file, as in `frames.exclusions.txt`. Raises `InputError` if nothing is left.
     """
     found = find_frames(config.folder, config.pattern)
     excluded = np.isin(found["time"], times_of(read_exclusions(config.file)))

@@ -12,8 +12,8 @@ from dataset.checking import (
     BAD_FRAMES,
     BLANK,
     CONSTANT,
+    DISTINCT,
     SAME_FRAMES,
-    TELLING,
     UNFINISHED,
     Fault,
     Report,
@@ -40,7 +40,7 @@ ALL_MISSING = "frame without a valid pixel"
 FAR_OUT = "most values more than a whole range beyond the range"
 FAR_PIXELS = "pixels more than a whole range beyond the range"
 
-SEQUENCE = 25  # frames; what a training reads unless told otherwise
+SEQUENCE = 25  # frames; default of a training
 LOOKS = np.dtype(
     [("form", "u4"), ("lowest", "f8"), ("highest", "f8"), ("digest", "u8"), ("far", "u4"), ("pixels", "u4")]
 )
@@ -53,7 +53,7 @@ class Look(NamedTuple):
     readable: bool
     lowest: float = np.nan  # in units, of valid pixels; NaN if there is none
     highest: float = np.nan
-    digest: int = 0  # 0 if it does not tell the frame from others
+    digest: int = 0  # 0 if the frame has too little echo to be identified
     far: int = 0  # pixels more than a whole range beyond the range
     pixels: int = 0  # that are valid
 
@@ -128,8 +128,8 @@ def look_at(frame: StoredFrame, config: FramesConfig) -> Look:
     form, valid = f"{height} x {width} {frame.kind}", frame.values[~np.isnan(frame.values)]
     if not valid.size:
         return Look(form, True)
-    telling = np.count_nonzero(valid >= config.thresholds[0]) >= TELLING
-    digest = digest_of(frame.values) if telling else 0
+    distinct = np.count_nonzero(valid >= config.thresholds[0]) >= DISTINCT
+    digest = digest_of(frame.values) if distinct else 0
     low, high = config.range
     far = np.count_nonzero((valid < 2 * low - high) | (valid > 2 * high - low))
     return Look(form, True, float(valid.min()), float(valid.max()), digest, far, valid.size)
@@ -184,11 +184,11 @@ def _count_sequences(config: FramesConfig, present: np.ndarray, usable: np.ndarr
     for split in dict.fromkeys(splits):
         runs = Runs.of(usable[splits_usable == split], interval)
         sequences = len(runs.windows(SEQUENCE, config.stride))
-        whole = _sequences_without_gaps(present[splits == split], interval, config.stride)
+        possible = _sequences_without_gaps(present[splits == split], interval, config.stride)
         counts["gaps"][split] = runs.gaps
         counts["frames missing in gaps"][split] = runs.missing
         counts[f"sequences of {SEQUENCE} frames"][split] = sequences
-        counts["sequences lost to gaps"][split] = max(0, whole - sequences)
+        counts["sequences lost to gaps"][split] = max(0, possible - sequences)
     return counts
 
 

@@ -34,7 +34,7 @@ class FramesConfig:
     file: Path  # the YAML file itself
     folder: Path  # that the pattern's names count from
     pattern: NamePattern
-    interval: float  # minutes between the frames of a sequence, whole seconds
+    interval: float  # minutes between the frames of a sequence, a multiple of a second
     range: tuple[float, float]
     units: str
     thresholds: tuple[float, ...]
@@ -235,7 +235,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "pattern": (lambda value: NamePattern(_text(value)), "how the time stands in a frame's name"),
     "interval": (
         _interval,
-        "the minutes between frames, whole seconds above 0",
+        "the minutes between frames, a multiple of a second above 0",
     ),
     "tolerance": (_positive, "the seconds above 0 that names may be off the full interval"),
     "variable": (_text, "the name of the data set in HDF5 or NetCDF-4 files"),
@@ -249,5 +249,5 @@ _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "colors": (_colors, 'a list of colours like "#1f8a44"'),
     "extent_km": (_positive, "the width of a frame in km"),
     "split": (_split, "two dates, valid_from before test_from"),
-    "stride": (_stride, "the frames between sequences, a whole number from 1"),
+    "stride": (_stride, "the frames between sequences, an integer from 1"),
 }

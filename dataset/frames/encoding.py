@@ -49,8 +49,8 @@ class Grid:
 class Encoder:
     """Reads frames as integer levels; `level / levels` is in [0, 1].
 
-    Levels are bytes if the first frame's are and each of its values is a whole level, else 16 bits. What just reaches a
-    threshold still does as a level.
+    Levels are bytes if the first frame's are and all its values are exact levels, else 16 bits. A value that just
+    reaches a threshold still does so as a level.
     """
 
     config: FramesConfig

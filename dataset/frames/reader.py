@@ -25,9 +25,9 @@ LOG = logging.getLogger(__name__)
 class Runs(NamedTuple):
     """Runs of frames without a missing one."""
 
-    order: np.ndarray
-    begins: np.ndarray
-    lengths: np.ndarray
+    order: np.ndarray  # numbers of the frames, run after run
+    begins: np.ndarray  # positions in `order` at which runs begin
+    lengths: np.ndarray  # frames of each run
     gaps: int  # places where frames are missing
     missing: int  # frames missing there
 

@@ -68,8 +68,8 @@ def _scales(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[h5py.Dat
 
 
 def _way(coordinate: h5py.Dataset) -> str | None:
-    told = [text_of(coordinate, key) for key in ATTRIBUTES] + [coordinate.name.rpartition("/")[2]]
-    ways = (SIGNS.get(text.lower().replace("_", "")) for text in told)
+    texts = [text_of(coordinate, key) for key in ATTRIBUTES] + [coordinate.name.rpartition("/")[2]]
+    ways = (SIGNS.get(text.lower().replace("_", "")) for text in texts)
     return next(filter(None, ways), None)
 
 

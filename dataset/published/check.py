@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dataset.checking import (
     BAD_FRAMES,
     CONSTANT,
-    TELLING,
+    DISTINCT,
     Fault,
     Look,
     Report,
@@ -50,7 +50,7 @@ OUT_OF_RANGE = "values that no pixel can have"
 ALL_MISSING = "frame without a valid pixel"
 SHARED_FRAMES = "shares frames with a window of a later split"
 
-MOST_ABSENT = 10_000  # windows that are told one by one
+MOST_ABSENT = 10_000  # missing windows that are reported one by one
 
 
 class Window(NamedTuple):
@@ -161,8 +161,8 @@ def look_at(frames: np.ndarray, layout: Layout) -> Look:
         CONSTANT: (suspicious | constant) & ~empty,
     }
     faults = [(kind, list_frames(at_fault)) for kind, at_fault in signs.items() if at_fault.any()]
-    telling = ((frames >= echo) & valid).sum((1, 2)) >= TELLING
-    digests = [digest_of(frame) if tells else 0 for frame, tells in zip(frames, telling, strict=True)]
+    identified = ((frames >= echo) & valid).sum((1, 2)) >= DISTINCT
+    digests = [digest_of(frame) if distinct else 0 for frame, distinct in zip(frames, identified, strict=True)]
     return Look(faults, int(blank.sum()), (0 if constant else digest_of(frames), *digests))
 
 

@@ -246,10 +246,10 @@ def to_dbz(frame: np.ndarray) -> np.ndarray:
     """
     if frame.dtype == np.uint8:
         return frame
-    whole = frame.dtype.kind in "iu" and frame.dtype.itemsize > 1
-    if whole and (((frame >= 0) & (frame <= METEONET_MOST)) | (frame == METEONET_MISSING)).all():
+    integer = frame.dtype.kind in "iu" and frame.dtype.itemsize > 1
+    if integer and (((frame >= 0) & (frame <= METEONET_MOST)) | (frame == METEONET_MISSING)).all():
         return frame.astype(np.uint8)
-    if not whole or frame.min() not in (NO_DATA, NO_ECHO):
+    if not integer or frame.min() not in (NO_DATA, NO_ECHO):
         raise ValueError(f"its {frame.dtype} from {frame.min()} to {frame.max()} are neither whole dBZ nor tenths")
     dbz = (frame / 10).round().clip(0, METEONET_MOST)
     return np.where(frame == NO_DATA, METEONET_MISSING, dbz).astype(np.uint8)

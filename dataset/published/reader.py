@@ -51,8 +51,8 @@ class Layout:
     has_valid: bool = False  # a validation split of its own
 
     @property
-    def has_gaps(self) -> bool:
-        """Whether some pixels of an item may be unknown."""
+    def may_miss_pixels(self) -> bool:
+        """Whether pixels of an item may be missing."""
         return self.missing is not None or self.padded is not None
 
     def name_of(self, split: str, number: int) -> str:
@@ -84,7 +84,7 @@ class RadarH5(Sequences):
     the validation split. Windows overlap; those between the two splits that could share a frame with both are left
     out. The test split is nobody's validation split.
 
-    Windows that `<name>.exclusions.txt` beside the file names are left out; `excluded` is their number.
+    Windows that `<name>.exclusions.txt` next to the file names are left out; `excluded` is their number.
 
     Every window's shape is checked here. Raises `InputError` for a file of another layout, a wrong option, or a split
     without windows, and later for a window that cannot be read.
@@ -118,7 +118,7 @@ class RadarH5(Sequences):
         stored = torch.from_numpy(self._read(self._names[self.checked(index)]))[:, None]
         layout = self.layout
         frames = stored.clamp(max=layout.full).float()
-        if not layout.has_gaps:
+        if not layout.may_miss_pixels:
             return (resize(frames, self.size) / layout.full).clamp(0, 1)
         if layout.missing is not None:
             frames[stored == layout.missing] = torch.nan
@@ -248,7 +248,8 @@ def announced(file: h5py.File, layout: Layout, stored: str) -> int:
 def divide(count: int, frames: int) -> tuple[range, range]:
     """Numbers of the training and validation windows, in order of time.
 
-    No two windows start together, so windows `frames` apart have no frame in common, however densely they start.
+    There are `count` windows of `frames` frames. No two of them start together, so windows `frames` apart have no frame
+    in common, however densely they start.
     """
     first_valid = count - count // VALID_SHARE
     return range(first_valid - frames + 1), range(first_valid, count)

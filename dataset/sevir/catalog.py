@@ -162,14 +162,14 @@ def parse(row: dict[str, str]) -> tuple[Event, float]:
         time = time.astimezone(timezone.utc).replace(tzinfo=None)
     if not (EVENT_ID.fullmatch(row["id"]) and row["file_name"].isprintable()):
         raise ValueError("an id or a file name that is no text")
-    return Event(row["id"], row["file_name"], _whole(row["file_index"]), time), float(row["pct_missing"])
+    return Event(row["id"], row["file_name"], _integer(row["file_index"]), time), float(row["pct_missing"])
 
 
-def _whole(text: str) -> int:
+def _integer(text: str) -> int:
     """Read an integer, also `12.0`, as pandas writes columns with missing values."""
     number = float(text)
     if not number.is_integer():
-        raise ValueError(f"{text} is no whole number")
+        raise ValueError(f"{text} is not an integer")
     return int(number)
 
 

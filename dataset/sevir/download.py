@@ -65,7 +65,7 @@ def look_up(base_url: str, key: str) -> RemoteFile:
     """
     size, etag = _persistently(partial(_ask, f"{base_url}/{quote(key)}"))
     if not re.fullmatch("[0-9]{1,15}", size):
-        raise InputError(f"{base_url} does not tell the size of {key}; check --url.")
+        raise InputError(f"{base_url} does not give the size of {key}; check --url.")
     return RemoteFile(key, int(size), etag if re.fullmatch('"[0-9a-zA-Z-]+"', etag) else "")
 
 
@@ -111,8 +111,8 @@ def is_inside(file_name: str) -> bool:
 def fetch(base_url: str, file: RemoteFile, out: Path, progress: Callable[[int], object] = lambda _: None) -> Path:
     """Download the missing part of a file to `out/<key>`.
 
-    `progress` is told how many bytes more are there, or fewer if the server begins again. Raises `InputError` if the
-    server gives up, the file is larger than announced, or the disk cannot take it.
+    `progress` is called with the number of new bytes, which is negative if the server begins again. Returns the path.
+    Raises `InputError` if the server gives up, the file is larger than announced, or the disk cannot take it.
     """
     path = out / file.key
     if path.is_file() and path.stat().st_size == file.size:

@@ -50,7 +50,7 @@ WRONG_LAYOUT = "file is not ids and square uint8 frames [N, H, W, frames of an e
 OUT_OF_RANGE = "file_index is out of range"
 OTHER_ID = "id in the file differs from the catalogue's"
 
-MAX_EVENTS = 2**16  # in a file; SEVIR's hold some thousand
+MAX_EVENTS = 2**16  # in a file; SEVIR's hold several thousand
 MAX_SIDE = 2048  # pixels; SEVIR's frames have 384
 MAX_ID = 64  # bytes
 
@@ -138,7 +138,8 @@ class SevirLR(Sevir):
 def resize_bytes(frames: np.ndarray, size: int) -> Tensor:
     """Resize uint8 `(H, W, T)` to uint8 `(T, 1, size, size)`.
 
-    Rounding makes a resized frame storable in a byte without loss, so a cache of frames changes no item.
+    Interpolation is bilinear and antialiased. Rounding makes a resized frame storable in a byte without loss, so a
+    cache of frames changes no item.
     """
     frames = torch.from_numpy(np.ascontiguousarray(rearrange(frames, "h w t -> t 1 h w")))
     if frames.shape[-1] == size:

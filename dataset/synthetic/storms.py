@@ -49,7 +49,7 @@ def storms(events: int, frames: int = 49, size: int = 128, seed: int = 0, first:
 
 
 def to_bytes(latent: Tensor) -> Tensor:
-    """Map a standard normal field to VIL bytes, by `EXCEEDANCE`."""
+    """Map a standard normal field to VIL bytes by `EXCEEDANCE`."""
     quantiles = torch.distributions.Normal(0.0, 1.0).icdf(1 - torch.tensor(list(EXCEEDANCE.values())))
     levels = torch.tensor(list(EXCEEDANCE), dtype=torch.float32)
     slopes = levels.diff() / quantiles.diff()
@@ -73,8 +73,9 @@ def latent_storm(frames: int, size: int, generator: torch.Generator) -> Tensor:
 def evolving_field(frames: int, grid: int, pixel: float, generator: torch.Generator) -> Tensor:
     """Generate a periodic field `(frames, grid, grid)` that does not move.
 
-    Each Fourier mode is a critically damped AR(2) process: it decays as radar echoes do, whose correlation falls
-    slowly at first, unlike that of an AR(1) process. `pixel` is the spacing of the grid in km.
+    The field has variance 1 and renews itself. Each Fourier mode is a critically damped AR(2) process: it decays as
+    radar echoes do, whose correlation falls slowly at first, unlike that of an AR(1) process. `pixel` is the spacing of
+    the grid in km.
     """
     k = wavenumbers(grid, pixel)
     lifetime = LIFETIME * (LIFETIME_AT * k.clamp(min=1 / (grid * pixel))) ** -LIFETIME_POWER
@@ -92,8 +93,9 @@ def evolving_field(frames: int, grid: int, pixel: float, generator: torch.Genera
 def trajectories(frames: int, size: int, generator: torch.Generator) -> Tensor:
     """Positions of pixels in the unmoved field, `(frames, size, size, 2)`.
 
-    The wind is steady, so that a frame's positions are one step upstream of those of the frame before. The
-    field is unmoved in the middle of the sequence, which halves the strain that builds up towards its ends.
+    Coordinates are x and y in pixels. The wind is steady, so that a frame's positions are one step upstream of those of
+    the frame before. The field is unmoved in the middle of the sequence, which halves the strain that builds up towards
+    its ends.
     """
     pixel = VIL.extent / size
     draw = torch.rand(4, generator=generator)
@@ -111,7 +113,10 @@ def trajectories(frames: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def follow(wind: Tensor, position: Tensor, steps: int) -> list[Tensor]:
-    """Follow positions `(h, w, 2)` along a wind `(2, grid, grid)`."""
+    """Follow positions `(h, w, 2)` along a wind `(2, grid, grid)`.
+
+    The wind is periodic, in pixels per step. Returns the positions after 1 to `steps` steps.
+    """
     positions = [position]
     for _ in range(steps):
         step = sample_periodic(wind[None], positions[-1][None], mode="bilinear")[0]
@@ -126,9 +131,10 @@ def wavenumbers(grid: int, pixel: float) -> Tensor:
 
 
 def random_field(modes: Tensor, density: Tensor) -> Tensor:
-    """Turn white modes into real fields of variance 1.
+    """Turn white modes into real fields `(N, grid, grid)`.
 
-    `density` `(grid, grid // 2 + 1)` is the power spectrum, up to a factor.
+    The fields have variance 1 and mean 0. Modes are `(N, grid, grid // 2 + 1)`, and `density` `(grid, grid // 2 + 1)`
+    is their power spectrum, up to a factor.
     """
     grid = density.shape[0]
     density = density.clone()

@@ -18,11 +18,10 @@ UNITS = re.compile(r"\[(.+)\]\s*$")  # as in ACCUMULATED_PRECIPITATION_[MM]
 
 
 def is_knmi(data: h5py.Dataset) -> bool:
-    """Whether a calibration as in KNMI's files lies beside the data."""
-    beside = data.parent
-    return isinstance(beside.get("calibration", getlink=True), h5py.HardLink) and bool(
-        text_of(beside["calibration"], "calibration_formulas")
-    )
+    """Whether a calibration as in KNMI's files lies next to the data."""
+    group = data.parent
+    own = isinstance(group.get("calibration", getlink=True), h5py.HardLink)
+    return own and bool(text_of(group["calibration"], "calibration_formulas"))
 
 
 def read_knmi(data: h5py.Dataset, path: Path, config: FramesConfig) -> StoredFrame:
