@@ -8,23 +8,24 @@ from utils.errors import exit_on_input_error
 from utils.log import start_logging
 
 COMMANDS = {
-    "download": ("dataset.sevir.download", "fetch SEVIR"),
-    "prepare": ("dataset.published.prepare", "make the files of Shanghai, MeteoNet and CIKM from their raw archives"),
-    "pack": ("dataset.sevir.packed", "shrink SEVIR once to the resolution of the training"),
-    "check": ("dataset.check", "find what is wrong with a data set, and exclude it"),
-    "synthetic": ("dataset.synthetic.writer", "write synthetic storms in SEVIR's layout"),
+    "download": ("dataset.sevir.download", "download SEVIR"),
+    "prepare": ("dataset.published.prepare", "convert the raw archives of Shanghai, MeteoNet and CIKM to HDF5"),
+    "pack": ("dataset.sevir.packed", "cache SEVIR at working resolution, for fast training"),
+    "check": ("dataset.check", "find faults in a data set and exclude them from training"),
+    "synthetic": ("dataset.synthetic.writer", "write synthetic storms in SEVIR's file layout"),
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a command; `python -m dataset COMMAND -h` tells its options."""
-    commands = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+    """Run a command."""
+    commands = "\n".join(f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="python -m dataset",
-        description=f"{main.__doc__}\n\n{commands}",
+        description=f"Get, convert and check data sets.\n\n{commands}",
+        epilog="python -m dataset COMMAND -h lists the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the above")
     argv = sys.argv[1:] if argv is None else argv
     module, _ = COMMANDS[parser.parse_args(argv[:1]).command]
     start_logging()

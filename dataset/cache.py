@@ -1,4 +1,4 @@
-"""A cache of frames at working resolution: rows of equal size on disk that only ever grow.
+"""A cache of frames at working resolution.
 
 A cache is a folder. `index.json` says what the rows were made from, each `<array>.bin` holds a part of every row, and
 `records.bin` which item a row is of. A row counts once its record is there. An interrupted run therefore goes on where
@@ -25,14 +25,17 @@ BATCH = 64  # rows that are flushed together
 
 
 class RowCache:
-    """The rows of a folder; memory maps are opened by each process that reads and never pickled."""
+    """Rows of equal size in a folder; rows are only added.
+
+    Each process that reads opens memory maps of its own. They are not pickled.
+    """
 
     def __init__(
         self,
         folder: Path,
         index: dict,  # JSON-ready: what rows depend on, besides the items
         layout: dict[str, tuple[np.dtype, tuple[int, ...]]],  # type and shape of a row in each array
-        identity: np.dtype,  # what tells an item from others, and from itself after a change
+        identity: np.dtype,  # identifies an item and its version
     ):
         self.folder = folder
         self.index = index
@@ -53,7 +56,7 @@ class RowCache:
             temporary.write_text(json.dumps(self.index), encoding="utf-8")
 
     def records(self) -> np.ndarray:
-        """Identity of the item of each complete row, and whether it is `usable`; none if the index does not fit."""
+        """Read the records of complete rows, none if the index is another."""
         if not self.fits():
             return np.zeros(0, self.record)
         try:
@@ -65,7 +68,11 @@ class RowCache:
         return np.frombuffer(content, self.record, min(len(content) // self.record.itemsize, *complete))
 
     def append(self, identities: np.ndarray, rows: Iterable[tuple[np.ndarray, ...] | None]) -> None:
-        """Add rows, a part for each array or None for an item without use; the disk holds them before their records."""
+        """Add rows.
+
+        A row has a part for each array, or is None for an item that cannot be used. The disk holds a row before its
+        record.
+        """
         written, rows = len(self.records()), iter(rows)
         nothing = [np.zeros(shape, dtype) for dtype, shape in self.layout.values()]
         with contextlib.ExitStack() as stack:
@@ -88,7 +95,10 @@ class RowCache:
                     os.fsync(files[name].fileno())
 
     def array(self, name: str) -> np.memmap:
-        """All rows of an array; raises `InputError` if they cannot be read or were made anew meanwhile."""
+        """Map all rows of an array into memory.
+
+        Raises `InputError` if they cannot be read, or if the cache was made anew meanwhile.
+        """
         if self._arrays is None:
             self._arrays = self._open()
         return self._arrays[name]
@@ -110,19 +120,19 @@ class RowCache:
         return self.folder / f"{name}.bin"
 
     def __getstate__(self):
-        return {**self.__dict__, "_arrays": None}  # pickling a memory map would copy the whole cache
+        return {**self.__dict__, "_arrays": None}  # pickling a memory map would copy the cache
 
 
 @contextlib.contextmanager
 def adding_to(folder: Path) -> Iterator[None]:
-    """Let one process at a time change the cache in a folder; the others wait."""
+    """Let one process at a time change the cache in a folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         yield
 
 
 def read_index(folder: Path) -> dict | None:
-    """What the rows of a folder were made from; None if there is no cache."""
+    """Read the index of a cache, None if there is no cache."""
     try:
         return json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -132,10 +142,10 @@ def read_index(folder: Path) -> dict | None:
 def rows_of(
     wanted: np.ndarray,  # records of items
     records: np.ndarray,  # of rows
-    key: str,  # field that tells items apart
+    key: str,  # field that identifies items
     unchanged: Callable[[np.ndarray, np.ndarray], np.ndarray],  # wanted and stored records -> bool
 ) -> np.ndarray:
-    """The last row of each item, -1 for one that has none or has changed since."""
+    """Find the last row of each item, -1 if it is outdated."""
     if not len(records):
         return np.full(len(wanted), -1)
     order = np.argsort(records[key], kind="stable")

@@ -1,11 +1,11 @@
-"""Walks a whole data set and reports what is wrong with it.
+"""Check a data set and report its faults.
 
     python -m dataset check --dataset sevir --data_path DIR
     python -m dataset check --dataset meteo --data_path meteo.h5 --fix
 
-Every file, event, window and frame is looked at. Exit status 0: all is well, 1: something is wrong. `--fix` adds what
-is at fault to the exclusions (`dataset.exclusions`), which all loaders honour; what is excluded is not looked at
-again. Of two that share data the one of the later split stays, so that scores stay comparable.
+The check reads every file, event, window and frame. The exit status is 1 if there are faults. `--fix` adds what is at
+fault to a list of exclusions, which all loaders and later checks leave out. If two items share data, the one of the
+later split stays, so that scores stay comparable.
 """
 
 import argparse
@@ -37,9 +37,10 @@ CHECKS: dict[str, Callable[..., Report]] = {
 
 
 def check(dataset: str, data_path: str | Path, split_scheme: str | None = None, workers: int = 0) -> Report:
-    """Look at all of a data set; raises `InputError` if there is nothing to look at.
+    """Check all of a data set.
 
-    `split_scheme` (None: official) is for data sets in SEVIR's layout alone.
+    Raises `InputError` if there is nothing to check. `split_scheme` (None: official) is for data sets in SEVIR's layout
+    alone.
     """
     if split_scheme is None:
         return CHECKS[dataset](data_path, workers=workers)
@@ -50,19 +51,21 @@ def check(dataset: str, data_path: str | Path, split_scheme: str | None = None, 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m dataset check", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", choices=tuple(CHECKS), default="sevir")
-    parser.add_argument("--data_path", type=Path, required=True, help="what training gets as --data_path")
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", choices=tuple(CHECKS), default="sevir", help="kind of data (default: %(default)s)")
+    parser.add_argument("--data_path", type=Path, required=True, help="the same path as for training")
     parser.add_argument(
         "--split", dest="split_scheme", choices=tuple(SCHEMES), help="dates of SEVIR's splits (default: official)"
     )
-    parser.add_argument("--fix", action="store_true", help="exclude what is at fault from now on")
-    parser.add_argument("--num_workers", type=int, default=4, help="reading processes (default: %(default)s)")
+    parser.add_argument("--fix", action="store_true", help="exclude what is at fault")
+    parser.add_argument("--num_workers", type=int, default=4, help="processes that read (default: %(default)s)")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Check a data set; exits with status 1 if something is wrong and stays so."""
+    """Check a data set and exit with status 1 if faults remain."""
     args = build_parser().parse_args(arguments)
     report = check(args.dataset, args.data_path, args.split_scheme, loading_processes(args.num_workers))
     LOG.info("%s", format_report(report))

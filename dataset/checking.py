@@ -1,4 +1,4 @@
-"""What the checks of all kinds of data sets share: faults, reports, exclusions, and signs of bad frames."""
+"""Faults, reports, exclusions and signs of bad frames, for all checks."""
 
 import hashlib
 import logging
@@ -28,8 +28,8 @@ PASSING = {MISSING_FILE, UNFINISHED}  # kinds of faults that may be gone tomorro
 
 FRESH = 60  # seconds
 DETAILS = 5  # frames that a detail names
-TELLING = 20  # pixels with echo that tell a frame from all others
-MOST_LISTED = 100  # faults; the table counts all
+DISTINCT = 20  # pixels with echo that identify a frame
+MOST_LISTED = 100  # faults that are listed one by one
 MOST_REASON = 100  # characters
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def collect(
     workers: int,
     unit: str,  # of the progress bar
 ) -> np.ndarray:
-    """Add what looks at all items find to a report; returns the digests `(N, digests)`."""
+    """Look at all items, extend the report, and return digests `(N, digests)`."""
     found = np.zeros((len(items), digests), np.uint64)
     for number, one in enumerate(parallel_map(look, items, workers, "checking", unit)):
         report.faults.extend(Fault(*names[number], *fault) for fault in one.faults)
@@ -85,13 +85,16 @@ def sound(names: list[tuple[str, str]], faults: list[Fault]) -> np.ndarray:
 
 
 def same_frames(names: Sequence[tuple[str, str]], digests: np.ndarray) -> Iterator[Fault]:
-    """Faults of the items, named by id and split, whose frames equal those of another."""
+    """Faults of the items whose frames equal those of another one."""
     for copy, kept in zip(*copies(digests, ranks_of(names)), strict=True):
         yield Fault(*names[copy], SAME_FRAMES, "{} ({})".format(*names[kept]))
 
 
 def fix(report: Report) -> list[Fault]:
-    """Add what is at fault to the exclusions; returns the faults that remain: without a usable id, or of PASSING."""
+    """Exclude what is at fault and return the faults that remain.
+
+    Faults without a usable id remain, and those that may pass.
+    """
     exclusions, remaining = read_exclusions(report.data_path), []
     for fault in report.faults:
         if EVENT_ID.fullmatch(fault.event) and fault.kind not in PASSING:
@@ -105,7 +108,7 @@ def fix(report: Report) -> list[Fault]:
 
 
 def format_report(report: Report) -> str:
-    """Faults one by one, the first MOST_LISTED of them, and a table of all by split."""
+    """List the first MOST_LISTED faults and a table of all."""
     lines = [
         " ".join(f"{fault.split or 'no split'} {fault.event!r}: {fault.kind} ({fault.detail})".split())
         for fault in report.faults[:MOST_LISTED]
@@ -129,7 +132,10 @@ def is_fresh(changed: float | np.ndarray) -> bool | np.ndarray:
 
 
 def digest_of(values: np.ndarray) -> int:
-    """64 bits that tell the values of arrays apart; equal ones among a million are one in ten million archives."""
+    """Hash the values of an array to 64 bits.
+
+    Among a million arrays, two different ones have the same hash once in ten million archives.
+    """
     return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(values), digest_size=8).digest(), "little")
 
 
@@ -140,7 +146,7 @@ def stuck(
     echo: float,  # least value that counts as weather
     joined: np.ndarray | bool = True,  # `(T - 1,)`: whether a frame follows the one before it without a gap
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which frames are blank, and which of all are constant for no good reason; two bool `(T,)`.
+    """Find blank frames and suspiciously constant ones, two bool `(T,)`.
 
     A blank frame is a quiet moment, unless it stands alone between two frames with echo: a drop-out. Every other frame
     whose pixels are all the same is at fault.
@@ -155,9 +161,9 @@ def stuck(
 
 
 def copies(digests: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the items that equal another one, rising, and of the one that each of them equals and that stays.
+    """Numbers of the copies, rising, and of their originals.
 
-    What stays is the first item of the latest split (`ranks`, from `ranks_of`), so that scores stay comparable. Items
+    The original is the first item of the latest split (`ranks`, from `ranks_of`), so that scores stay comparable. Items
     whose digest is 0 are unlike all others.
     """
     order = np.lexsort((np.arange(len(digests)), -ranks, digests))

@@ -1,4 +1,4 @@
-"""Sequences as folders of grey PNG frames: `<sequence>/inputs/*.png` and, if known, `<sequence>/targets/*.png`."""
+"""Sequences as folders of grey PNG frames: `<sequence>/inputs/*.png` and optionally `<sequence>/targets/*.png`."""
 
 import os
 from pathlib import Path
@@ -17,11 +17,11 @@ class Sequence(NamedTuple):
 
     name: str
     inputs: Tensor
-    targets: Tensor | None  # None: the future is not known
+    targets: Tensor | None  # None: no frames of the future are given
 
 
 def read_sequences(folder: str | Path, frames_in: int, frames_out: int, img_size: int) -> list[Sequence]:
-    """All sequences in a folder, by name, or the one that the folder is, resized to `img_size`.
+    """Read the sequences in a folder, or a folder that is one.
 
     The last `frames_in` inputs and the first `frames_out` targets of each are used. Raises `InputError` if there is no
     sequence, one has fewer frames than that, or a frame is not a square 8-bit grey PNG of the sequence's size.

@@ -1,6 +1,6 @@
-"""What the loaders leave out because its data are bad: `exclusions.txt` in the data folder.
+"""Bad data that loaders leave out: `exclusions.txt` in the data folder.
 
-Of a data set that is one file, `NAME.exclusions.txt` stands beside it. A line holds the id of an event, a window or a
+A data set that is a single file has `NAME.exclusions.txt` next to it. A line holds the id of an event, a window or a
 frame, then a tab and why it is there; lines that begin with `#` are remarks. `python -m dataset check --fix` writes
 the file; it may also be written by hand.
 """
@@ -17,13 +17,13 @@ EXCLUSIONS = "exclusions.txt"
 
 
 def exclusions_path(data_path: str | Path) -> Path:
-    """Where the exclusions of a data folder, or of a data set in one file, are."""
+    """Path of the exclusions of a data folder or of a file."""
     path = Path(data_path)
     return path.with_name(f"{path.stem}.{EXCLUSIONS}") if os.path.isfile(path) else path / EXCLUSIONS
 
 
 def read_exclusions(data_path: str | Path) -> dict[str, str]:
-    """Ids and reasons (empty if none is given); nothing if there is no file.
+    """Read excluded ids and their reasons, which may be empty.
 
     Raises `InputError` if the file cannot be read as UTF-8.
     """
@@ -39,7 +39,7 @@ def read_exclusions(data_path: str | Path) -> dict[str, str]:
 
 
 def write_exclusions(data_path: str | Path, exclusions: Mapping[str, str]) -> Path:
-    """Replace the file by these ids and reasons, whole or not at all; returns its path."""
+    """Replace the file by these ids and reasons and return its path."""
     path = exclusions_path(data_path)
     lines = (f"{excluded}\t{exclusions[excluded]}\n" for excluded in sorted(exclusions))
     with replacing(path) as temporary:

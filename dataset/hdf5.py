@@ -1,4 +1,4 @@
-"""Reading HDF5 files that may be damaged, hostile, or on a disk with moods."""
+"""HDF5 files that may be damaged, hostile or on a failing disk."""
 
 import contextlib
 import errno
@@ -38,11 +38,14 @@ T = TypeVar("T")
 
 
 class LayoutError(ValueError):
-    """An HDF5 file does not have the expected layout, or cannot be read safely."""
+    """An HDF5 file has another layout or is not safe to read."""
 
 
 class AccessError(InputError):
-    """A file cannot be read at present, and its content is not at fault: never a reason to leave it out for good."""
+    """A file cannot be read at present.
+
+    Its content is not at fault, so it must not be excluded for good.
+    """
 
     @classmethod
     def of(cls, path: Path, number: int) -> "AccessError":
@@ -54,7 +57,10 @@ class AccessError(InputError):
 
 
 def file_size(path: Path) -> int | None:
-    """Size of a file in bytes, None if there is none; `AccessError` if that cannot be told."""
+    """Size of a file in bytes, None if there is no file.
+
+    Raises `AccessError` if the disk does not answer.
+    """
     try:
         found = path.stat()
     except OSError as error:
@@ -80,7 +86,10 @@ def open_hdf5(path: Path, arriving: bool = False) -> h5py.File:
 
 
 def own_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset that lies in the file itself, compressed by gzip or LZF if at all; `LayoutError` for any other."""
+    """Open a dataset that lies in the file itself.
+
+    It may be compressed by gzip or LZF. Raises `LayoutError` for any other.
+    """
     steps = itertools.accumulate(name.split("/"), "{}/{}".format)
     own = all(isinstance(file.get(step, getlink=True), h5py.HardLink) for step in steps)
     if not own or not isinstance(file[name], h5py.Dataset):
@@ -95,7 +104,7 @@ def own_dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def refuse_bombs(data: h5py.Dataset, start: Sequence[int], stop: Sequence[int]) -> None:
-    """Raise `LayoutError` if reading a block would make HDF5 inflate a chunk to more than MAX_INFLATED bytes.
+    """Raise `LayoutError` if a chunk would inflate to over MAX_INFLATED bytes.
 
     HDF5 inflates all that is stored, whatever size of a chunk is declared.
     """
@@ -120,7 +129,7 @@ def _filters(data: h5py.Dataset) -> list[int]:
 
 
 def _inflates_to(data: h5py.Dataset, corner: tuple[int, ...], size: int) -> bool:
-    """Whether a gzip chunk inflates to `size` bytes or little more; inflates no more than that."""
+    """Whether a gzip chunk inflates to about `size` bytes."""
     try:
         return len(zlib.decompressobj().decompress(data.id.read_direct_chunk(corner)[1], size + 65)) <= size + 64
     except zlib.error:
@@ -128,7 +137,7 @@ def _inflates_to(data: h5py.Dataset, corner: tuple[int, ...], size: int) -> bool
 
 
 def patiently(read: Callable[[], T]) -> T:
-    """Call `read`, and after a transient I/O error call it again, as often as PAUSES has it."""
+    """Call `read`, and repeat it after transient I/O errors."""
     for pause in PAUSES:
         try:
             return read()
@@ -141,7 +150,10 @@ def patiently(read: Callable[[], T]) -> T:
 
 
 class OpenFiles:
-    """HDF5 files that stay open for reading, in each process its own; pickling leaves them behind."""
+    """HDF5 files that stay open for reading.
+
+    Each process opens its own. Pickling leaves them behind.
+    """
 
     def __init__(self, open_file: Callable[[Path], h5py.HLObject]):
         self._open_file = open_file
@@ -149,7 +161,7 @@ class OpenFiles:
         self._pid = os.getpid()
 
     def read(self, path: Path, read: Callable[[h5py.HLObject], T]) -> T:
-        """What `read` gets from what `open_file` gives; `patiently`, and after an error from a file opened anew."""
+        """Call `read` on an open file, and reopen it after errors."""
         return patiently(lambda: self._attempt(path, read))
 
     def _attempt(self, path: Path, read: Callable[[h5py.HLObject], T]) -> T:
@@ -177,7 +189,7 @@ class OpenFiles:
 
 
 def reason_of(error: Exception, path: Path) -> str:
-    """Say in one line what is wrong with the content of a file that could not be read.
+    """Describe in one line why the content cannot be read.
 
     Raises `AccessError` if nothing is: if the operating system refused to open or to read the file.
     """
@@ -190,13 +202,13 @@ def reason_of(error: Exception, path: Path) -> str:
 
 
 def _number_of(error: Exception) -> int | None:
-    """The operating system's number of an error, which HDF5 may tell in words alone."""
-    told = re.search(r"\berrno = (\d+)", str(error))
-    return error.errno if isinstance(error, OSError) and error.errno else int(told[1]) if told else None
+    """The operating system's number of an error, also from HDF5's text."""
+    found = re.search(r"\berrno = (\d+)", str(error))
+    return error.errno if isinstance(error, OSError) and error.errno else int(found[1]) if found else None
 
 
 def refuse_endless_heaps(path: Path) -> None:
-    """Raise `LayoutError` for a file whose texts of variable length would make HDF5 2.0 search for their end for ever.
+    """Raise `LayoutError` for texts that HDF5 2.0 would search for ever.
 
     https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, "Global Heap".
     """

@@ -1,4 +1,4 @@
-"""The contract of all data sets: frames in sequences that have names, belong to events, and fall into splits."""
+"""The contract of all data sets: sequences, events and splits."""
 
 import re
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ EVENT_FRAMES = 49  # of SEVIR: 4 hours, a frame every 5 minutes
 class Sequences(Dataset):
     """The sequences of one split; a subclass implements `__len__`, `__getitem__` and `sequence_id`.
 
-    An item is a float32 tensor `(seq_len, 1, H, W)` in [0, 1], NaN where nothing is known: where radar data is missing
-    or a frame is padded. `source` says what values stand for, and `event_ids` names the events of the sequences.
+    An item is a float32 tensor `(seq_len, 1, H, W)` in [0, 1], NaN where radar data is missing or
+    a frame is padded. `source` says what values stand for, and `event_ids` names the events of the sequences.
     """
 
     source: Source
@@ -28,15 +28,18 @@ class Sequences(Dataset):
         raise TypeError(f"{type(self).__name__} does not say how many sequences it has; implement `__len__`.")
 
     def sequence_id(self, index: int) -> str:
-        """Name of a sequence, unique in its split and fit for names of files."""
+        """Unique name of a sequence, fit for names of files."""
         raise TypeError(f"{type(self).__name__} does not name its sequences; implement `sequence_id`.")
 
     def event_of(self, index: int) -> str:
-        """Name of the event that a sequence belongs to; sequences of an event resemble each other."""
+        """Name of the event of a sequence.
+
+        Sequences of an event resemble each other.
+        """
         return self.sequence_id(index)
 
     def stored(self, index: int) -> Tensor:
-        """An item in the form that passes from process to process, smaller if possible; `decode` undoes it."""
+        """An item in a compact form, which passes between processes."""
         return self[index]
 
     def decode(self, stored: Tensor) -> Tensor:
@@ -44,7 +47,7 @@ class Sequences(Dataset):
         return stored
 
     def crop(self, frames: Tensor) -> Tensor:
-        """Frames `(..., H, W)` like those of an item, such as a forecast, without their padding."""
+        """Crop frames `(..., H, W)`, such as a forecast, to the unpadded part."""
         return frames
 
     def checked(self, index: int) -> int:
@@ -55,7 +58,7 @@ class Sequences(Dataset):
 
 
 class EventWindows(Sequences):
-    """Windows of `seq_len` frames, one every `stride` frames, over events of `event_frames` frames.
+    """Windows of `seq_len` frames, every `stride` frames of an event.
 
     An item is whole bytes / 255. A subclass says where frames come from by implementing `read`. Items count event by
     event. `skipped` is the number of catalogue rows left out, by reason.
@@ -81,7 +84,7 @@ class EventWindows(Sequences):
         self.windows_per_event = (self.event_frames - seq_len) // stride + 1
 
     def read(self, event: int, first: int, stop: int) -> Tensor:
-        """Frames `first` to `stop` (exclusive) of an event as uint8 `(stop - first, 1, H, W)`."""
+        """Read frames of an event, uint8 `(stop - first, 1, H, W)`."""
         raise TypeError(f"{type(self).__name__} does not say where its frames come from; implement `read`.")
 
     def __len__(self) -> int:
@@ -109,7 +112,7 @@ class EventWindows(Sequences):
         return self.event_ids[self._window(index)[0]]
 
     def describe(self) -> str:
-        """Name of the source, and numbers of events, sequences and skipped rows, in one line."""
+        """Numbers of events, sequences and skipped rows in one line."""
         skipped = "; ".join(f"{count} x {reason}" for reason, count in self.skipped.items())
         number = f"{len(self.event_ids)} events, {len(self)} sequences"
         return f"{self.source.name}, {number}, skipped rows: {skipped or 'none'}"

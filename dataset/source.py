@@ -1,4 +1,4 @@
-"""What the rest of the project needs to know about the values of a data source."""
+"""Scale, thresholds, colours and units of data sources."""
 
 import math
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ class Source:
     interval: float  # minutes between frames
     extent: float  # width of a frame in km
     offset: float = 0.0
-    synthetic: bool = False  # made by `dataset.synthetic.writer`, which results and pictures tell
+    synthetic: bool = False  # made by `dataset.synthetic.writer`; results and pictures say so
 
     @property
     def steps(self) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Spellings of physical units: `mm/h`, `mm h-1` and `kg m-2 hr^-1` are the same."""
+"""Spellings of physical units, such as `mm/h` and `kg m-2 hr^-1`."""
 
 import re
 from collections import Counter
@@ -18,7 +18,10 @@ def same_units(one: str, other: str) -> bool:
 
 
 def _factors(text: str) -> Counter | str:
-    """Exponents by unit, with water of 1 kg m-2 as 1 mm; the text itself if it is no product of units."""
+    """Exponents by unit, or the text itself if it has none.
+
+    Water of 1 kg m-2 is 1 mm.
+    """
     text = " ".join(text.lower().split())
     product = re.sub(" ?(/|\\bper\\b) ?", " /", text).replace("**", "").replace("^", "")
     factors = Counter()

@@ -7,7 +7,10 @@ LONGEST = 80  # characters of a text
 
 
 def numbers_of(holder: h5py.HLObject, key: str) -> tuple[float, ...]:
-    """Numbers of an attribute, none if it is absent; raises ValueError if it is anything else."""
+    """Read the numbers of an attribute, none if it is absent.
+
+    Raises ValueError if it is anything but numbers.
+    """
     if key not in holder.attrs:
         return ()
     numbers = np.asarray(holder.attrs[key])
@@ -17,7 +20,10 @@ def numbers_of(holder: h5py.HLObject, key: str) -> tuple[float, ...]:
 
 
 def number_of(holder: h5py.HLObject, key: str) -> float | None:
-    """The one number of an attribute, None if it is absent; raises ValueError if it is anything else."""
+    """Read the single number of an attribute, None if it is absent.
+
+    Raises ValueError if it is anything but a single number.
+    """
     numbers = numbers_of(holder, key)
     if len(numbers) > 1:
         raise ValueError(f"its attribute {key} is not one number")
@@ -25,7 +31,7 @@ def number_of(holder: h5py.HLObject, key: str) -> float | None:
 
 
 def text_of(holder: h5py.HLObject, key: str) -> str:
-    """Text of an attribute in one printable line, empty if it is absent or no text."""
+    """Read a text attribute as a printable line, empty if absent."""
     text = np.ravel(holder.attrs[key])[:1].tolist() if key in holder.attrs else []
     text = text[0] if text else ""
     text = text.decode(errors="replace") if isinstance(text, bytes) else text

@@ -1,4 +1,4 @@
-"""The cache of decoded frames, so that training reads bytes from a memory map and not pictures."""
+"""The cache of decoded frames, which training reads in place of files."""
 
 import logging
 from collections.abc import Iterator
@@ -40,14 +40,17 @@ class Cache:
         self._cache, self._rows = rows, own[usable]
 
     def read(self, frames: np.ndarray) -> Tensor:
-        """Frames by their numbers in `times`: float32 `(T, 1, H, W)` in [0, 1], NaN where nothing is known."""
+        """Read frames by their numbers in `times`.
+
+        They are float32 `(T, 1, H, W)` in [0, 1], NaN where no data is valid.
+        """
         levels, bits = (self._cache.array(name)[self._rows[frames]] for name in ("levels", "valid"))
         valid = np.unpackbits(bits, axis=-1, count=levels.shape[-1]).view(bool)
         return self.encoder.decode(levels, valid)
 
 
 def open_cache(config: FramesConfig, img_size: int | tuple[int, int], packed_path: str | Path | None = None) -> Cache:
-    """Open the cache of a folder's present frames; those that are new or changed are decoded first.
+    """Open the cache of a folder and decode new or changed frames.
 
     It lies in `packed_path` or `<folder>/packed`, and is made anew if it was made with other settings. Several
     processes may call this at once: one decodes, the others wait. Raises `InputError` if there is no frame, the first
@@ -71,9 +74,9 @@ def open_cache(config: FramesConfig, img_size: int | tuple[int, int], packed_pat
 
 
 def listed_frames(config: FramesConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The frames of a folder (see `find_frames`) that count, and those that are excluded.
+    """List the frames of a folder that count, and the excluded ones.
 
-    Exclusions stand beside the YAML file, as in `frames.exclusions.txt`. Raises `InputError` if nothing is left.
+    Exclusions are next to the YAML file, as in `frames.exclusions.txt`. Raises `InputError` if nothing is left.
     """
     found = find_frames(config.folder, config.pattern)
     excluded = np.isin(found["time"], times_of(read_exclusions(config.file)))
@@ -93,7 +96,7 @@ def listed_frames(config: FramesConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _current(folder: Path, config: FramesConfig, img_size, found: np.ndarray, excluded: int) -> Cache | None:
-    """What a cache that was made with these settings holds of the frames; None if there is none, or no usable frame."""
+    """The cache if it has these settings and a usable frame."""
     encoder = _stored_encoder(folder, config, img_size)
     cache = Cache(encoder, _row_cache(folder, encoder), found, excluded) if encoder else None
     return cache if cache and len(cache.times) else None
@@ -129,7 +132,7 @@ def _append(encoder: Encoder, rows: RowCache, found: np.ndarray) -> None:
 
 
 def _encoded(encoder: Encoder, times: np.ndarray, faults: list[str], bar: tqdm) -> Iterator[tuple | None]:
-    """Levels and packed validity of each frame, None if it cannot be used; BATCH frames at a time."""
+    """Levels and packed validity of each frame, None if it is unusable."""
 
     def encode(time: int) -> tuple[np.ndarray, np.ndarray] | None:
         try:
@@ -154,7 +157,7 @@ def _row_cache(folder: Path, encoder: Encoder) -> RowCache:
 
 
 def _rows_of(found: np.ndarray, records: np.ndarray) -> np.ndarray:
-    """Row of each frame found, -1 for one that is not there or has changed since."""
+    """Row of each frame, -1 if it is new or has changed."""
     return rows_of(found, records, "time", lambda a, b: (a["size"] == b["size"]) & (a["mtime"] == b["mtime"]))
 
 
@@ -178,7 +181,7 @@ def _index(encoder: Encoder) -> dict:
 
 
 def _stored_encoder(folder: Path, config: FramesConfig, img_size) -> Encoder | None:
-    """The encoder of the cache in a folder; None if there is none or it was made with other settings."""
+    """The encoder of a cache, None if the cache has other settings."""
     index = read_index(folder)
     try:
         grid = Grid.fitting(tuple(index["stored"]), img_size)

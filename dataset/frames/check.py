@@ -12,8 +12,8 @@ from dataset.checking import (
     BAD_FRAMES,
     BLANK,
     CONSTANT,
+    DISTINCT,
     SAME_FRAMES,
-    TELLING,
     UNFINISHED,
     Fault,
     Report,
@@ -40,7 +40,7 @@ ALL_MISSING = "frame without a valid pixel"
 FAR_OUT = "most values more than a whole range beyond the range"
 FAR_PIXELS = "pixels more than a whole range beyond the range"
 
-SEQUENCE = 25  # frames; what a training reads unless told otherwise
+SEQUENCE = 25  # frames; default of a training
 LOOKS = np.dtype(
     [("form", "u4"), ("lowest", "f8"), ("highest", "f8"), ("digest", "u8"), ("far", "u4"), ("pixels", "u4")]
 )
@@ -53,15 +53,16 @@ class Look(NamedTuple):
     readable: bool
     lowest: float = np.nan  # in units, of valid pixels; NaN if there is none
     highest: float = np.nan
-    digest: int = 0  # 0 if it does not tell the frame from others
+    digest: int = 0  # 0 if the frame has too little echo to be identified
     far: int = 0  # pixels more than a whole range beyond the range
     pixels: int = 0  # that are valid
 
 
 def check(data_path: str | Path, workers: int = 0) -> Report:
-    """Look at every file; raises `InputError` for mistakes in `frames.yaml` and folders without frames.
+    """Check every file of a folder.
 
-    Of two equal frames the one of the later split, or else the first, is not at fault.
+    Raises `InputError` for mistakes in `frames.yaml` and for folders without frames. Of two equal frames the one of the
+    later split, or else the first, is not at fault.
     """
     config = read_config(data_path)
     listed, excluded = listed_frames(config)
@@ -90,7 +91,7 @@ def check(data_path: str | Path, workers: int = 0) -> Report:
 
 
 def _splits_of(times: np.ndarray, config: FramesConfig) -> np.ndarray:
-    """Name of the split of each frame, empty if the configuration has none."""
+    """Split of each frame, empty if `frames.yaml` has no splits."""
     names = np.array(SPLITS, object)
     return names[split_numbers(times, config)] if config.split else np.full(len(times), "", object)
 
@@ -98,7 +99,7 @@ def _splits_of(times: np.ndarray, config: FramesConfig) -> np.ndarray:
 def _look_at_all(
     config: FramesConfig, times: np.ndarray, workers: int
 ) -> tuple[list[str], np.ndarray, list[tuple[int, str]]]:
-    """Sizes and types that occur, a row of LOOKS per frame, and number and reason of what cannot be read.
+    """Forms that occur, a row of LOOKS per frame, and unreadable frames.
 
     `form` is a place among the sizes and types, the first of which is empty and that of unreadable frames.
     """
@@ -127,8 +128,8 @@ def look_at(frame: StoredFrame, config: FramesConfig) -> Look:
     form, valid = f"{height} x {width} {frame.kind}", frame.values[~np.isnan(frame.values)]
     if not valid.size:
         return Look(form, True)
-    telling = np.count_nonzero(valid >= config.thresholds[0]) >= TELLING
-    digest = digest_of(frame.values) if telling else 0
+    distinct = np.count_nonzero(valid >= config.thresholds[0]) >= DISTINCT
+    digest = digest_of(frame.values) if distinct else 0
     low, high = config.range
     far = np.count_nonzero((valid < 2 * low - high) | (valid > 2 * high - low))
     return Look(form, True, float(valid.min()), float(valid.max()), digest, far, valid.size)
@@ -137,7 +138,7 @@ def look_at(frame: StoredFrame, config: FramesConfig) -> Look:
 def _judge(
     config: FramesConfig, listed: np.ndarray, splits: np.ndarray, forms: list[str], looks: np.ndarray
 ) -> Iterator[tuple[int, str, str]]:
-    """Number, kind and detail of each fault of the frames that can be read."""
+    """Number, kind and detail of each fault of readable frames."""
     usual = int(np.bincount(looks["form"], minlength=len(forms))[1:].argmax()) + 1 if len(forms) > 1 else 0
     for number in np.flatnonzero((looks["form"] != usual) & (looks["form"] > 0)):
         yield number, UNLIKE, f"{forms[looks['form'][number]]} instead of {forms[usual]}"
@@ -159,7 +160,7 @@ def _judge(
 def _count_far(
     config: FramesConfig, looks: np.ndarray, splits: np.ndarray, usable: np.ndarray
 ) -> dict[str, Counter[str]]:
-    """Pixels of usable frames far beyond the range, which are clipped, by split; nothing if there is none."""
+    """Number of clipped pixels far beyond the range, by split."""
     far = usable & (looks["far"] > 0)
     if not far.any():
         return {}
@@ -171,28 +172,28 @@ def _count_far(
 
 
 def _quiet(config: FramesConfig) -> float:
-    """Highest value of a frame without echo: the lowest of the range, as far as it survives rounding."""
+    """Highest value of a frame without echo, with a margin for rounding."""
     low, high = config.range
     return low + 1e-6 * (high - low)
 
 
 def _count_sequences(config: FramesConfig, present: np.ndarray, usable: np.ndarray) -> dict[str, Counter[str]]:
-    """Gaps, sequences and lost sequences by split; times of all files and of the usable ones in seconds."""
+    """Count gaps, sequences and lost sequences by split; times in seconds."""
     counts, interval = defaultdict(Counter), round(config.interval * 60)
     splits, splits_usable = _splits_of(present, config), _splits_of(usable, config)
     for split in dict.fromkeys(splits):
         runs = Runs.of(usable[splits_usable == split], interval)
         sequences = len(runs.windows(SEQUENCE, config.stride))
-        whole = _sequences_without_gaps(present[splits == split], interval, config.stride)
+        possible = _sequences_without_gaps(present[splits == split], interval, config.stride)
         counts["gaps"][split] = runs.gaps
         counts["frames missing in gaps"][split] = runs.missing
         counts[f"sequences of {SEQUENCE} frames"][split] = sequences
-        counts["sequences lost to gaps"][split] = max(0, whole - sequences)
+        counts["sequences lost to gaps"][split] = max(0, possible - sequences)
     return counts
 
 
 def _sequences_without_gaps(times: np.ndarray, interval: int, stride: int) -> int:
-    """Number of sequences if every frame between the first and the last were there and could be used."""
+    """Number of sequences if no frame were missing or unusable."""
     _, phase = np.unique(times % interval, return_inverse=True)
     first, last = np.full(phase.max() + 1, times.max()), np.full(phase.max() + 1, times.min())
     np.minimum.at(first, phase, times)

@@ -1,4 +1,4 @@
-"""What `frames.yaml` says about a folder of frames; `resources/frames_example.yaml` is one with all its keys."""
+"""The settings in `frames.yaml`; `resources/frames_example.yaml` shows all its keys."""
 
 import math
 import os
@@ -25,7 +25,7 @@ REQUIRED = ("pattern", "interval", "range", "units", "thresholds", "extent_km")
 
 @dataclass(frozen=True)
 class FramesConfig:
-    """Where the frames of a folder are, what their values mean, and which dates the splits have.
+    """Names, values and splits of the frames of a folder.
 
     A stored value `v` is `v * scale + offset` in `units`; `range` in those units becomes [0, 1], what lies beyond is
     clipped. Made, and checked, by `read_config`.
@@ -34,7 +34,7 @@ class FramesConfig:
     file: Path  # the YAML file itself
     folder: Path  # that the pattern's names count from
     pattern: NamePattern
-    interval: float  # minutes between the frames of a sequence, whole seconds
+    interval: float  # minutes between the frames of a sequence, a multiple of a second
     range: tuple[float, float]
     units: str
     thresholds: tuple[float, ...]
@@ -70,14 +70,17 @@ class FramesConfig:
 
 
 def _legend(first: float, last: float, number: int) -> list[float]:
-    """Equal steps from one value to another, rounded to two digits of a step."""
+    """Equal steps between two values, rounded to two digits."""
     step = (last - first) / (number - 1)
     digits = 1 - math.floor(math.log10(step))
     return [first, *(round(first + step * i, digits) for i in range(1, number - 1)), last]
 
 
 def read_config(path: str | Path) -> FramesConfig:
-    """Read a YAML file, or `frames.yaml` in a folder; raises `InputError` with the key that is wrong."""
+    """Read a YAML file, or `frames.yaml` in a folder.
+
+    Raises `InputError` that names the wrong key.
+    """
     path = Path(path)
     file = path / CONFIG if os.path.isdir(path) else path
     content = _load(file)
@@ -157,25 +160,15 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _factor(value: Any) -> float:
-    number = _number(value)
-    if number == 0:
-        raise ValueError
-    return number
+def _number_that(fits: Callable[[float], bool]) -> Callable[[Any], float]:
+    """A check for numbers that fulfil a condition."""
 
+    def check(value: Any) -> float:
+        if not fits(_number(value)):
+            raise ValueError
+        return _number(value)
 
-def _positive(value: Any) -> float:
-    number = _number(value)
-    if number <= 0:
-        raise ValueError
-    return number
-
-
-def _interval(value: Any) -> float:
-    minutes = _positive(value)
-    if not (minutes * 60).is_integer():
-        raise ValueError
-    return minutes
+    return check
 
 
 def _stride(value: Any) -> int:
@@ -217,7 +210,7 @@ def _split(value: Any) -> tuple[datetime, datetime]:
 
 
 def _time(value: Any) -> datetime:
-    """A date or a time of YAML or ISO 8601 as a naive time in UTC."""
+    """Convert a date or time to a naive time in UTC."""
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     if not isinstance(value, datetime):
@@ -233,14 +226,20 @@ def _list(value: Any) -> list:
     return value
 
 
+_positive = _number_that(lambda number: number > 0)
+_interval = _number_that(lambda minutes: minutes > 0 and (60 * minutes).is_integer())
+
 _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "name": (_text, "what is measured, as pictures call it"),
     "folder": (_text, "the folder that the pattern counts from"),
     "pattern": (lambda value: NamePattern(_text(value)), "how the time stands in a frame's name"),
-    "interval": (_interval, "the minutes between frames, whole seconds above 0"),
+    "interval": (
+        _interval,
+        "the minutes between frames, a multiple of a second above 0",
+    ),
     "tolerance": (_positive, "the seconds above 0 that names may be off the full interval"),
     "variable": (_text, "the name of the data set in HDF5 or NetCDF-4 files"),
-    "scale": (_factor, "the factor from stored to physical values, not 0"),
+    "scale": (_number_that(bool), "the factor from stored to physical values, not 0"),
     "offset": (_number, "what is added to get physical values"),
     "missing": (_missing, "one stored value or a list of them"),
     "units": (_text, "the units of physical values"),
@@ -250,5 +249,5 @@ _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "colors": (_colors, 'a list of colours like "#1f8a44"'),
     "extent_km": (_positive, "the width of a frame in km"),
     "split": (_split, "two dates, valid_from before test_from"),
-    "stride": (_stride, "the frames between sequences, a whole number from 1"),
+    "stride": (_stride, "the frames between sequences, an integer from 1"),
 }

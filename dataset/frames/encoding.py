@@ -1,4 +1,4 @@
-"""From a stored frame to the levels that the cache keeps and a model sees."""
+"""Stored frames become the levels that a model sees."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +17,7 @@ from utils.errors import InputError
 
 @dataclass(frozen=True)
 class Grid:
-    """How frames of one size get into a picture of another: shrunk if they must be, then padded right and below.
+    """Frames of any size in a picture of another, shrunk and padded.
 
     All sizes are `(height, width)` in pixels; the shape of pixels never changes.
     """
@@ -28,7 +28,7 @@ class Grid:
 
     @classmethod
     def fitting(cls, stored: tuple[int, int], img_size: int | tuple[int, int]) -> "Grid":
-        """The grid that brings stored frames into a square or `(height, width)` picture."""
+        """The grid from stored frames to a square or `(height, width)`."""
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         if len(size) != 2 or min(size) < 1:
             raise InputError(f"img_size {img_size} is not possible; give pixels, or height and width.")
@@ -47,10 +47,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Reads frames as whole levels: `level / levels` is the value in [0, 1].
+    """Reads frames as integer levels; `level / levels` is in [0, 1].
 
-    Levels are bytes if the first frame's are and each of its values is a whole level, else 16 bits. What just reaches a
-    threshold still does as a level.
+    Levels are bytes if the first frame's are and all its values are exact levels, else 16 bits. A value that just
+    reaches a threshold still does so as a level.
     """
 
     config: FramesConfig
@@ -60,7 +60,10 @@ class Encoder:
 
     @classmethod
     def of(cls, config: FramesConfig, first: datetime, img_size: int | tuple[int, int]) -> "Encoder":
-        """The encoder of a folder whose frames are all like its first; `InputError` if that cannot be read."""
+        """The encoder that fits the first frame of a folder.
+
+        Raises `InputError` if that frame cannot be read.
+        """
         frame = read_frame(config.folder / config.pattern.name_of(first), config)
         grid = Grid.fitting(frame.values.shape, img_size)
         levels = 255 if _bytes_suffice(frame, config) else fine_levels(config)
@@ -77,11 +80,11 @@ class Encoder:
         return np.dtype("u1" if self.levels == 255 else "<u2")
 
     def encode(self, time: datetime) -> tuple[np.ndarray, np.ndarray]:
-        """Levels and validity (bool) of the frame at a time, both `grid.fitted`; levels are 0 where not valid.
+        """Read levels and validity (bool) of a frame, both `grid.fitted`.
 
-        Shrinking is bilinear and antialiased. It weighs valid pixels only, and a pixel of the result is valid if more
-        than half of its weight was. Raises `InputError` for a file that cannot be used, is unlike the first or holds
-        no valid pixel.
+        Levels are 0 where not valid. Shrinking is bilinear and antialiased. It weighs valid pixels only, and a pixel of
+        the result is valid if more than half of its weight was. Raises `InputError` for a file that cannot be used, is
+        unlike the first or holds no valid pixel.
         """
         path = self.config.folder / self.config.pattern.name_of(time)
         frame = read_frame(path, self.config)
@@ -97,13 +100,16 @@ class Encoder:
         return np.rint(values * self.levels).astype(self.dtype), valid
 
     def decode(self, levels: np.ndarray, valid: np.ndarray) -> Tensor:
-        """Float32 frames `(T, 1, *grid.size)` in [0, 1], NaN where not valid, from encoded `(T, *grid.fitted)`."""
+        """Decode `(T, *grid.fitted)` to float32 frames `(T, 1, *grid.size)` in [0, 1].
+
+        They are NaN where not valid.
+        """
         frames = torch.from_numpy(levels.astype(np.float32)) / self.levels
         return self.grid.pad(frames.masked_fill(~torch.from_numpy(valid), torch.nan)[:, None])
 
 
 def fine_levels(config: FramesConfig) -> int:
-    """The most levels of 16 bits that make each threshold a whole one and keep it in float32; 65535 if none do.
+    """The most 16-bit levels that hold every threshold exactly, or 65535.
 
     Otherwise rain of exactly 1 mm/h might count as less.
     """

@@ -1,4 +1,7 @@
-"""One frame from one file: PNG, NPY, HDF5 or NetCDF-4. No file is trusted: sizes are checked before memory is used."""
+"""A frame from a file of PNG, NPY, HDF5 or NetCDF-4.
+
+No file is trusted. Sizes are checked before memory is used.
+"""
 
 import math
 import tokenize
@@ -22,10 +25,10 @@ FAULTS += (tokenize.TokenError,)  # which NumPy's reading of a header may end in
 
 
 def read_frame(path: Path, config: FramesConfig) -> StoredFrame:
-    """Read one frame in units; what is dry has the lowest value of the range, what is missing NaN.
+    """Read a frame in physical units.
 
-    Raises `InputError` that names the file if it is damaged, too large, not a single frame, or contradicts
-    `frames.yaml`.
+    Dry pixels have the lowest value of the range, missing ones are NaN. Raises `InputError` that names the file if it
+    is damaged, too large, not a single frame, or contradicts `frames.yaml`.
     """
     read = {".png": _read_png, ".npy": _read_npy}.get(config.pattern.suffix, _read_hdf5)
     try:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from dataset.checking import TELLING
+from dataset.checking import DISTINCT
 from dataset.exclusions import exclusions_path, read_exclusions
 from dataset.frames.config import FramesConfig, read_config
 from dataset.frames.encoding import Encoder, Grid
@@ -17,9 +17,9 @@ from utils.errors import InputError
 
 
 class Latest(NamedTuple):
-    """The newest frames of a folder, and where they lie in the picture."""
+    """The newest frames of a folder and their grid."""
 
-    frames: Tensor  # float32 (T, 1, H, W) in [0, 1], NaN where nothing is known
+    frames: Tensor  # float32 (T, 1, H, W) in [0, 1], NaN where no data is valid
     times: tuple[datetime, ...]  # naive, UTC
     grid: Grid  # `grid.crop` takes the padding from a forecast
     source: Source
@@ -34,7 +34,7 @@ def latest(
     now: datetime | None = None,  # UTC if naive; None: the clock's
     max_age: float = 3,  # intervals
 ) -> Latest:
-    """Read the newest `frames_in` frames, equal to what training would see of them.
+    """Read the newest `frames_in` frames as training would see them.
 
     Excluded frames, and those dated more than one interval after `now`, are left out. Raises `InputError` if the newest
     frame is older than `max_age` intervals, one of the others is missing, one cannot be used, or all are the same.
@@ -58,9 +58,9 @@ def latest(
 
 
 def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float) -> tuple[dict, int]:
-    """The newest frames in a row, as nominal times with those in the names, and how many are of the future.
+    """Nominal and stored times of the newest frames; number of future frames.
 
-    The oldest comes first. Messages do not tell how old a frame is: a watch repeats those that change.
+    The oldest comes first. Messages do not say how old a frame is, because a watch repeats messages that change.
     """
     interval = timedelta(minutes=config.interval)
     try:
@@ -93,8 +93,8 @@ def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float)
 
 
 def _copies(frames: Tensor, times: tuple[datetime, ...], source: Source) -> tuple[datetime, ...]:
-    """Times of the frames `(T, 1, H, W)` with echo that are no different from the one before."""
-    telling = (source.scale * frames >= source.steps[0]).sum(dim=(1, 2, 3)) >= TELLING
+    """Times of frames with echo that equal the frame before."""
+    distinct = (source.scale * frames >= source.steps[0]).sum(dim=(1, 2, 3)) >= DISTINCT
     stored = frames.nan_to_num(nan=0.0)
     same = (stored[1:] == stored[:-1]).flatten(1).all(dim=1)
-    return tuple(time for time, copy in zip(times[1:], (telling[1:] & same).tolist(), strict=True) if copy)
+    return tuple(time for time, copy in zip(times[1:], (distinct[1:] & same).tolist(), strict=True) if copy)

@@ -18,10 +18,10 @@ FRAME_ID = "%Y%m%dT%H%M%S"
 
 
 class NamePattern:
-    """A file name with its folders in which `%Y %y %m %d %j %H %M %S` stand for parts of a time, as in `strftime`.
+    """A file name with parts of a time, as in `strftime`.
 
-    A part may stand there more than once and must then say the same. Raises `InputError` for other directives, and for
-    names that could leave the folder.
+    The directives are `%Y %y %m %d %j %H %M %S`. A part may stand there more than once and must then say the same.
+    Raises `InputError` for other directives, and for names that could leave the folder.
     """
 
     def __init__(self, text: str):
@@ -49,7 +49,7 @@ class NamePattern:
         return time.strftime(self.text)
 
     def time_of(self, name: str) -> datetime | None:
-        """Time of the frame with a name; None if the name is another or its time does not exist."""
+        """Time of the frame with a name, None if there is none."""
         match = self._levels[-1].fullmatch(name)
         if match is None:
             return None
@@ -85,7 +85,7 @@ class NamePattern:
 
 
 def find_frames(folder: Path, pattern: NamePattern) -> np.ndarray:
-    """Every frame's `time` and nominal time `mark`, both as its name has it, `size` and `mtime`, in order of time.
+    """Find `time`, nominal time `mark`, `size` and `mtime` of every frame.
 
     Times are seconds since 1970 (UTC), sizes bytes, times of modification ns; all are int64.
 
@@ -102,10 +102,10 @@ def find_frames(folder: Path, pattern: NamePattern) -> np.ndarray:
 
 
 def on_marks(times: np.ndarray, excluded: np.ndarray, interval: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """The nominal time of each frame, and whether the frame counts there; all in seconds, `times` rising.
+    """The nominal time of each frame, and whether the frame counts.
 
-    A nominal time is a multiple of the interval since 1970. Of the frames within the tolerance that are not excluded,
-    the nearest one counts. Without a tolerance the times are nominal.
+    All times are in seconds, and `times` rise. A nominal time is a multiple of the interval since 1970. Of the frames
+    within the tolerance that are not excluded, the nearest one counts. Without a tolerance the times are nominal.
     """
     marks = np.rint(times / interval).astype(np.int64) * interval if tolerance else times
     distances = np.abs(times - marks)
@@ -132,7 +132,7 @@ def frame_id(time: int) -> str:
 
 
 def times_of(ids: Iterable[str]) -> list[int]:
-    """Seconds since 1970 of frames by their ids; what is no id is passed over."""
+    """Seconds since 1970 of frames by their ids; others are ignored."""
     times = []
     for one in ids:
         with contextlib.suppress(ValueError):
@@ -141,7 +141,7 @@ def times_of(ids: Iterable[str]) -> list[int]:
 
 
 def _expression(text: str, part: str, seen: set[str]) -> str:
-    """Regular expression of one part of a pattern; `seen` are the directives that have come before."""
+    """Regular expression of a part of a pattern, after `seen` directives."""
     expression = ""
     for piece in re.findall("%.?|[^%]+", part):
         directive = piece[1:]

@@ -1,4 +1,4 @@
-"""Anybody's radar: a folder of PNG, NPY, NetCDF-4 or HDF5 frames with a time in each name.
+"""Own radar data: a folder of frames with times in their names.
 
     data/my_radar/frames.yaml
     data/my_radar/2023/05/01/radar_202305010000.png ...
@@ -23,17 +23,17 @@ LOG = logging.getLogger(__name__)
 
 
 class Runs(NamedTuple):
-    """Frames in a row: `order` lists them run after run, a run begins at each of `begins` and has `lengths` frames."""
+    """Runs of frames without a missing one."""
 
-    order: np.ndarray
-    begins: np.ndarray
-    lengths: np.ndarray
+    order: np.ndarray  # numbers of the frames, run after run
+    begins: np.ndarray  # positions in `order` at which runs begin
+    lengths: np.ndarray  # frames of each run
     gaps: int  # places where frames are missing
     missing: int  # frames missing there
 
     @classmethod
     def of(cls, times: np.ndarray, interval: int) -> "Runs":
-        """The longest runs of frames exactly `interval` apart; `times` and `interval` in seconds.
+        """Find the longest runs of frames exactly `interval` seconds apart.
 
         Frames between, as in an archive of 5 minutes read every 10, make runs of their own.
         """
@@ -45,7 +45,10 @@ class Runs(NamedTuple):
         return cls(order, begins, np.diff(np.append(begins, len(times))), len(lost), int(lost.sum()))
 
     def windows(self, length: int, stride: int) -> np.ndarray:
-        """Positions in `order` at which windows of `length` frames begin, `stride` frames apart within a run."""
+        """Positions in `order` at which windows of `length` frames begin.
+
+        They are `stride` frames apart within a run.
+        """
         place = np.arange(len(self.order)) - np.repeat(self.begins, self.lengths)
         left = np.repeat(self.lengths, self.lengths) - place
         return np.flatnonzero((place % stride == 0) & (left >= length))
@@ -93,11 +96,14 @@ class Frames(Sequences):
         return self._name(self._first(index))
 
     def event_of(self, index: int) -> str:
-        """Day of a sequence's first frame: sequences of a day overlap, or see the same weather."""
+        """Day of a sequence's first frame.
+
+        Sequences of a day overlap, or show the same weather.
+        """
         return self.sequence_id(index)[:8]
 
     def crop(self, frames: Tensor) -> Tensor:
-        """Frames `(..., H, W)` without the padding that brought them to the size of the picture."""
+        """Crop frames `(..., H, W)` to the part without padding."""
         return self.cache.encoder.grid.crop(frames)
 
     def describe(self) -> str:
@@ -123,7 +129,7 @@ def open_frames(
     stride: int | None = None,  # frames between sequences; None: that of frames.yaml
     packed_path: str | Path | None = None,  # folder for the cache; None: <folder>/packed
 ) -> Frames:
-    """Open one split of a folder; frames that are not in its cache yet are decoded first.
+    """Open one split of a folder and decode its new frames.
 
     Raises `InputError` for mistakes in `frames.yaml`, unusable frames, wrong options, or a split without sequences.
     """
@@ -146,5 +152,5 @@ def _spacing(times: np.ndarray) -> str:
 
 
 def split_numbers(times: np.ndarray, config: FramesConfig) -> np.ndarray:
-    """Place in SPLITS of the split that each frame belongs to; `times` in seconds since 1970."""
+    """Index in SPLITS of each frame; `times` in seconds since 1970."""
     return np.searchsorted([seconds(begin) for begin in config.split], times, "right")

@@ -1,4 +1,4 @@
-"""Which way the rows and columns of a NetCDF grid go, told by their coordinates."""
+"""Direction of the rows and columns of a NetCDF grid."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,10 @@ ATTRIBUTES = ("standard_name", "axis", "units")
 
 
 def turned(values: np.ndarray, file: h5py.File, data: h5py.Dataset) -> np.ndarray:
-    """Turn values `(H, W)` so that row 0 is the north edge and column 0 the west one, where coordinates tell."""
+    """Turn values `(H, W)` with north up and west left.
+
+    Values without coordinates stay as they are.
+    """
     rows, columns = (next(_ways(file, data, axis), (None, 0)) for axis in (0, 1))
     if (rows[0], columns[0]) == (EAST, NORTH):
         values, rows, columns = values.T, columns, rows
@@ -31,7 +34,7 @@ def turned(values: np.ndarray, file: h5py.File, data: h5py.Dataset) -> np.ndarra
 
 
 def _ways(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[tuple[str, int]]:
-    """What each coordinate along an axis of the frame measures, and whether it rises (above 0) or falls."""
+    """Direction of each coordinate along an axis, and its sign."""
     frame, along = data.shape[-2:], (NORTH, EAST)[axis]
     for name in _names(file, data, data.ndim - 2 + axis):
         coordinate = own_dataset(file, name.strip("/"))
@@ -47,7 +50,7 @@ def _ways(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[tuple[str,
 
 
 def _names(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[str]:
-    """Names of the coordinates of a dimension, and of those that a curved grid has besides."""
+    """Names of the coordinates of a dimension and of curved grids."""
     yield from (scale.name for scale in _scales(file, data, axis) if scale.name)
     for name in text_of(data, "coordinates").split():
         if "/" not in name and data.parent.get(name, getlink=True) is not None:
@@ -55,7 +58,7 @@ def _names(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[str]:
 
 
 def _scales(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[h5py.Dataset]:
-    """Datasets that are said to measure a dimension; `data.dims` would crash on lists that are none."""
+    """Scales of a dimension; `data.dims` would crash on invalid lists."""
     if "DIMENSION_LIST" in data.attrs:
         listed = data.attrs["DIMENSION_LIST"]
         kind = h5py.check_vlen_dtype(data.attrs.get_id("DIMENSION_LIST").dtype)
@@ -65,13 +68,13 @@ def _scales(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[h5py.Dat
 
 
 def _way(coordinate: h5py.Dataset) -> str | None:
-    told = [text_of(coordinate, key) for key in ATTRIBUTES] + [coordinate.name.rpartition("/")[2]]
-    ways = (SIGNS.get(text.lower().replace("_", "")) for text in told)
+    texts = [text_of(coordinate, key) for key in ATTRIBUTES] + [coordinate.name.rpartition("/")[2]]
+    ways = (SIGNS.get(text.lower().replace("_", "")) for text in texts)
     return next(filter(None, ways), None)
 
 
 def _counts_pixels(coordinate: h5py.Dataset, line: np.ndarray) -> bool:
-    """Whether a coordinate says nothing but the pixels' numbers, which count from the top."""
+    """Whether a coordinate only counts pixels, from the top."""
     return not any(text_of(coordinate, key) for key in ATTRIBUTES) and any(
         np.array_equal(line, np.arange(first, first + len(line))) for first in (0, 1)
     )

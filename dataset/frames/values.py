@@ -1,4 +1,4 @@
-"""From stored values to physical ones, by what a file says of them and what `frames.yaml` does."""
+"""Conversion of stored values to physical ones."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ class StoredFrame(NamedTuple):
 
 
 class Meaning(NamedTuple):
-    """What a file says about its stored values; None, or nothing, where it says nothing."""
+    """Metadata of a file about its stored values."""
 
     scale: float | None = None
     offset: float | None = None
@@ -33,7 +33,10 @@ class Meaning(NamedTuple):
 
 
 def agreed(path: Path, meaning: Meaning, config: FramesConfig) -> Meaning:
-    """Join what a file and `frames.yaml` say; raises `InputError` that names both values if they contradict."""
+    """Join the metadata of a file and of `frames.yaml`.
+
+    Raises `InputError` that names both values if they contradict.
+    """
     scale = _agreed(path, "scale", meaning.scale, config.scale, config, 1.0)
     offset = _agreed(path, "offset", meaning.offset, config.offset, config, 0.0)
     if not (math.isfinite(scale) and math.isfinite(offset) and scale):
@@ -63,7 +66,7 @@ def physical(stored: np.ndarray, meaning: Meaning) -> StoredFrame:
 
 
 def unknown(stored: np.ndarray) -> np.ndarray:
-    """Where stored values are none: NaN, plus infinity, and what masked arrays are filled with."""
+    """Mask of NaN, plus infinity and fill values of masked arrays."""
     if stored.dtype.kind != "f":
         return stored == MASKED_INTEGER
     return np.isnan(stored) | ((np.abs(stored) >= MASKED_FLOAT) & ~np.isneginf(stored))

@@ -1,4 +1,4 @@
-"""Checks a published file of Shanghai, MeteoNet or CIKM radar: every window that it holds or announces."""
+"""Check of a published file of Shanghai, MeteoNet or CIKM radar."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dataset.checking import (
     BAD_FRAMES,
     CONSTANT,
-    TELLING,
+    DISTINCT,
     Fault,
     Look,
     Report,
@@ -50,7 +50,7 @@ OUT_OF_RANGE = "values that no pixel can have"
 ALL_MISSING = "frame without a valid pixel"
 SHARED_FRAMES = "shares frames with a window of a later split"
 
-MOST_ABSENT = 10_000  # windows that are told one by one
+MOST_ABSENT = 10_000  # missing windows that are reported one by one
 
 
 class Window(NamedTuple):
@@ -84,7 +84,7 @@ def check(name: str, data_path: str | Path, workers: int = 0) -> Report:
 def _list_windows(
     file: h5py.File, layout: Layout, excluded: set[str], path: Path
 ) -> tuple[list[Window], list[Fault], dict[str, Counter[str]]]:
-    """The windows of right type and shape that are not excluded, and what is to be told."""
+    """Windows to look at, faults of the others, and counts."""
     windows, faults, counts = [], [], defaultdict(Counter)
     for stored in ("train", "valid", "test") if layout.has_valid else ("train", "test"):
         try:
@@ -112,7 +112,7 @@ def _list_windows(
 
 
 def _splits_of(stored: str, count: int, layout: Layout) -> list[str]:
-    """The split that each window of a stored one belongs to, empty where it belongs to none."""
+    """Split of each window of a stored split, empty for none."""
     if stored == "test" or layout.has_valid:
         return [stored] * count
     train, valid = divide(count, layout.frames)
@@ -122,7 +122,7 @@ def _splits_of(stored: str, count: int, layout: Layout) -> list[str]:
 def _fitting(
     file: h5py.File, layout: Layout, windows: list[Window], held: set[str]
 ) -> tuple[list[Window], list[Fault]]:
-    """The windows of right type and of the size that most have; faults of the others."""
+    """Windows of the right type and usual size; faults of others."""
     sizes, faults = {}, []
     for window in tqdm(windows, "windows", unit="window", disable=None):
         if window.name not in held:
@@ -148,7 +148,7 @@ def _look(files: OpenFiles, path: Path, layout: Layout, window: Window) -> Look:
 
 
 def look_at(frames: np.ndarray, layout: Layout) -> Look:
-    """Look at the frames of a window, uint8 `(T, H, W)`, leaving missing pixels out of account."""
+    """Look at the valid pixels of a window, uint8 `(T, H, W)`."""
     valid = frames != layout.missing if layout.missing is not None else np.ones(frames.shape, bool)
     lowest, highest = frames.min((1, 2), where=valid, initial=255), frames.max((1, 2), where=valid, initial=0)
     echo = min(layout.source.thresholds) * layout.full / layout.source.scale
@@ -161,8 +161,8 @@ def look_at(frames: np.ndarray, layout: Layout) -> Look:
         CONSTANT: (suspicious | constant) & ~empty,
     }
     faults = [(kind, list_frames(at_fault)) for kind, at_fault in signs.items() if at_fault.any()]
-    telling = ((frames >= echo) & valid).sum((1, 2)) >= TELLING
-    digests = [digest_of(frame) if tells else 0 for frame, tells in zip(frames, telling, strict=True)]
+    identified = ((frames >= echo) & valid).sum((1, 2)) >= DISTINCT
+    digests = [digest_of(frame) if distinct else 0 for frame, distinct in zip(frames, identified, strict=True)]
     return Look(faults, int(blank.sum()), (0 if constant else digest_of(frames), *digests))
 
 
@@ -172,7 +172,7 @@ def _same(names: list[tuple[str, str]], digests: np.ndarray) -> Iterator[Fault]:
 
 
 def _shared(names: list[tuple[str, str]], digests: np.ndarray) -> Iterator[Fault]:
-    """Windows with a frame that a window of a later split has too."""
+    """Windows that share a frame with one of a later split."""
     frames = digests.shape[1] - 1
     ranks = np.repeat(ranks_of(names), frames)
     copy, kept = copies(digests[:, 1:].ravel(), ranks)

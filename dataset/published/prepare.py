@@ -1,11 +1,11 @@
-"""Make the HDF5 files that `dataset.published.reader` reads from the raw archives as published.
+"""Convert raw archives of Shanghai, MeteoNet and CIKM to HDF5 files.
 
     python -m dataset prepare shanghai RAW OUT.h5    RAW: a folder of grey PNG frames per period
     python -m dataset prepare meteonet RAW OUT.h5    RAW: the .npz files of one region and one product
     python -m dataset prepare cikm RAW OUT.h5        RAW: train.txt and the test files
 
-OUT appears once all of it is written. What is read is read piece by piece, so memory does not grow with the archive,
-and nothing in an archive is ever executed.
+OUT appears when it is complete. Memory does not grow with the archive, because it is read piece by piece. Nothing in an
+archive is ever executed.
 """
 
 import argparse
@@ -61,10 +61,10 @@ MAX_DATES, MAX_LINE = 2**24, 2**23  # bytes; a month's dates need a hundredth of
 
 
 def prepare(archive: str, raw: str | Path, out: str | Path, **options) -> Counter[str]:
-    """Write the windows of a raw archive (a name of ARCHIVES) to an HDF5 file; returns their number in each split.
+    """Write the windows of a raw archive to an HDF5 file.
 
-    Raises `InputError` if the file exists or cannot be written, if the archive is not as published, or if a split
-    would be empty.
+    Returns the number of windows in each split. Raises `InputError` if the file exists or cannot be written, if the
+    archive is not as published, or if a split would be empty.
     """
     name, read = ARCHIVES[archive]
     layout, raw, out = LAYOUTS[name], Path(raw), Path(out)
@@ -107,7 +107,7 @@ def rainy_windows(
     is_rainy: Callable[[np.ndarray], bool],
     split: str,
 ) -> Iterator[np.ndarray]:
-    """Cut frames into windows, uint8 `(WINDOW, H, W)`, and keep those whose sixth frame is rainy."""
+    """Yield windows uint8 `(WINDOW, H, W)` whose sixth frame is rainy."""
     buffer, advance = [], ADVANCE_TRAIN if split == "train" else ADVANCE
     for frame in frames:
         if frame is None:
@@ -122,13 +122,16 @@ def rainy_windows(
 
 
 def _by_split(items: list) -> dict[str, list]:
-    """The first items for training, the others, at least one, for the test."""
+    """The first items for training, at least one for the test."""
     first_test = int(TRAIN_SHARE * len(items))
     return {"train": items[:first_test], "test": items[first_test:]}
 
 
 def read_shanghai(raw: Path) -> Windows:
-    """Windows of the Shanghai archive: folders, and the frames in each, in the order of the numbers in their names."""
+    """Windows of the Shanghai archive, a folder of PNG frames per period.
+
+    Folders and frames are in the order of the numbers in their names.
+    """
     folders = sorted({path.parent for path in raw.glob("*/*.png")}, key=_natural)
     if not folders:
         raise InputError(f"{raw} holds no folder of PNG frames; pass the folder that holds one per period.")
@@ -148,7 +151,10 @@ def _natural(path: Path) -> list[str | int]:
 
 
 def _read_bytes(path: Path, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """A grey picture, uint8 `(H, W)`; `InputError` if it has another `shape` than the one given."""
+    """Read a grey picture, uint8 `(H, W)`.
+
+    Raises `InputError` if it has another `shape` than a given one.
+    """
     frame = read_png(path)
     if frame.dtype != np.uint8 or frame.shape != (shape or frame.shape):
         found = f"{frame.shape[1]} by {frame.shape[0]} pixels of {frame.dtype}"
@@ -166,7 +172,10 @@ class Archive(NamedTuple):
 
 
 def read_meteonet(raw: Path) -> Windows:
-    """Windows of MeteoNet's radar files, as whole dBZ with 255 for missing pixels; none spans a gap in time."""
+    """Windows of the MeteoNet archive, .npz files of one region.
+
+    Values are integer dBZ, 255 where missing. No window spans a missing frame.
+    """
     archives = sorted((_inspect(path) for path in raw.rglob("*.npz")), key=lambda archive: archive.dates[0])
     if not archives:
         raise InputError(f"{raw} holds no .npz file; unpack the archives there.")
@@ -211,7 +220,7 @@ def _inspect(path: Path) -> Archive:
 
 
 def _read_frames(archive: Archive) -> Iterator[np.ndarray]:
-    """The frames of a file, one at a time, uint8 `(H, W)` in whole dBZ."""
+    """Frames of a file, uint8 `(H, W)` in integer dBZ."""
     with _opened(archive.path) as file:
         stream, _, dtype = _open_array(file, "data")
         for _ in archive.dates:
@@ -237,10 +246,10 @@ def to_dbz(frame: np.ndarray) -> np.ndarray:
     """
     if frame.dtype == np.uint8:
         return frame
-    whole = frame.dtype.kind in "iu" and frame.dtype.itemsize > 1
-    if whole and (((frame >= 0) & (frame <= METEONET_MOST)) | (frame == METEONET_MISSING)).all():
+    integer = frame.dtype.kind in "iu" and frame.dtype.itemsize > 1
+    if integer and (((frame >= 0) & (frame <= METEONET_MOST)) | (frame == METEONET_MISSING)).all():
         return frame.astype(np.uint8)
-    if not whole or frame.min() not in (NO_DATA, NO_ECHO):
+    if not integer or frame.min() not in (NO_DATA, NO_ECHO):
         raise ValueError(f"its {frame.dtype} from {frame.min()} to {frame.max()} are neither whole dBZ nor tenths")
     dbz = (frame / 10).round().clip(0, METEONET_MOST)
     return np.where(frame == NO_DATA, METEONET_MISSING, dbz).astype(np.uint8)
@@ -284,7 +293,7 @@ def pickled_datetimes(content: bytes) -> list[datetime]:
 
 
 def read_cikm(raw: Path, level: int = 1) -> Windows:
-    """Windows of the CIKM 2017 archive at one of its four heights, 1 being the lowest."""
+    """Windows of the CIKM 2017 archive at one of four heights."""
     train, test = (sorted(raw.rglob(pattern)) for pattern in ("train*.txt", "test*.txt"))
     if not train or not test:
         raise InputError(f"{raw} lacks train.txt or the test files; unpack the archive there.")
@@ -297,7 +306,10 @@ def read_cikm(raw: Path, level: int = 1) -> Windows:
 
 
 def _lines(paths: list[Path]) -> Iterator[tuple[str, bytes]]:
-    """Place and content of every line that is not blank; one that is too long comes in pieces."""
+    """Name and content of every line that is not blank.
+
+    A line that is too long comes in pieces.
+    """
     for path in paths:
         try:
             with path.open("rb") as file:
@@ -309,7 +321,7 @@ def _lines(paths: list[Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def _parse_line(where: str, line: bytes) -> np.ndarray:
-    """The frames of a line, uint8 of `CIKM_SHAPE`: name, rainfall and values, separated by commas or spaces."""
+    """Frames of a line (name, rainfall, values), uint8 of `CIKM_SHAPE`."""
     values = line.split(b",", 2)[-1].replace(b",", b" ")
     try:
         frames = np.fromstring(values, np.int64, sep=" ").reshape(CIKM_SHAPE)
@@ -329,14 +341,18 @@ ARCHIVES: dict[str, tuple[str, Callable[..., Windows]]] = {  # name of the layou
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m dataset prepare", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     archives = parser.add_subparsers(dest="archive", required=True)
     for name, (_, read) in ARCHIVES.items():
-        archive = archives.add_parser(name, help=read.__doc__.split("\n")[0])
-        archive.add_argument("raw", type=Path, help="folder of the raw files")
+        archive = archives.add_parser(name, help=read.__doc__.split("\n")[0], description=read.__doc__)
+        archive.add_argument("raw", type=Path, help="folder with the raw files")
         archive.add_argument("out", type=Path, help="HDF5 file to write")
         if name == "cikm":
-            archive.add_argument("--level", type=int, choices=(1, 2, 3, 4), default=1, help="height: 0.5 to 3.5 km")
+            archive.add_argument(
+                "--level", type=int, choices=(1, 2, 3, 4), default=1, help="1 for 0.5 km to 4 for 3.5 km (default: 1)"
+            )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Shanghai, MeteoNet and CIKM radar sequences, read from the HDF5 files that DiffCast's authors published.
+"""Sequences of Shanghai, MeteoNet and CIKM from published HDF5 files.
 
 Yu et al., "DiffCast: a unified framework via residual diffusion for precipitation nowcasting", CVPR 2024.
 `python -m dataset prepare` makes the same files from the raw archives.
@@ -51,8 +51,8 @@ class Layout:
     has_valid: bool = False  # a validation split of its own
 
     @property
-    def has_gaps(self) -> bool:
-        """Whether some pixels of an item may be unknown."""
+    def may_miss_pixels(self) -> bool:
+        """Whether pixels of an item may be missing."""
         return self.missing is not None or self.padded is not None
 
     def name_of(self, split: str, number: int) -> str:
@@ -60,7 +60,7 @@ class Layout:
         return self.window.format(split=split, number=self.first + number)
 
     def misfit(self, window: h5py.Dataset) -> str:
-        """How a window's type or shape differs from what it should be; empty if it does not."""
+        """Difference of a window from the expected type and shape, or nothing."""
         limit, (shape, dtype) = self.padded or MAX_SIDE, (window.shape, window.dtype)
         fits = len(shape) == 3 and shape[0] == self.frames and all(0 < side <= limit for side in shape[1:])
         if fits and dtype == np.uint8:
@@ -84,7 +84,7 @@ class RadarH5(Sequences):
     the validation split. Windows overlap; those between the two splits that could share a frame with both are left
     out. The test split is nobody's validation split.
 
-    Windows that `<name>.exclusions.txt` beside the file names are left out; `excluded` is their number.
+    Windows that `<name>.exclusions.txt` next to the file names are left out; `excluded` is their number.
 
     Every window's shape is checked here. Raises `InputError` for a file of another layout, a wrong option, or a split
     without windows, and later for a window that cannot be read.
@@ -118,7 +118,7 @@ class RadarH5(Sequences):
         stored = torch.from_numpy(self._read(self._names[self.checked(index)]))[:, None]
         layout = self.layout
         frames = stored.clamp(max=layout.full).float()
-        if not layout.has_gaps:
+        if not layout.may_miss_pixels:
             return (resize(frames, self.size) / layout.full).clamp(0, 1)
         if layout.missing is not None:
             frames[stored == layout.missing] = torch.nan
@@ -127,22 +127,25 @@ class RadarH5(Sequences):
         return (resize_valid(frames, self.size) / layout.full).clamp(0, 1)
 
     def sequence_id(self, index: int) -> str:
-        """Name of a sequence: split and name of its window in the file."""
+        """Name of a sequence: its split and the window's name."""
         return self.event_ids[self.checked(index)]
 
     def event_of(self, index: int) -> str:
-        """Name of a block of as many windows as a window has frames: neighbours may overlap, distant ones do not."""
+        """Name of a block of as many windows as frames.
+
+        Neighbouring windows may overlap, distant ones do not.
+        """
         return f"block {self.checked(index) // self.layout.frames}"
 
     def describe(self) -> str:
-        """Number and size of the sequences and what their values mean, in one line."""
+        """Number, size and scale of the sequences in one line."""
         height, width = self.frame_shape
         left_out = f", {self.excluded} excluded by {exclusions_path(self.path).name}" if self.excluded else ""
         scale = f"1.0 is {self.source.scale:g} {self.source.units}"
         return f"{len(self)} sequences of {height} x {width} pixels{left_out}, {scale}"
 
     def _windows(self, file: h5py.File, split: str) -> tuple[list[str], tuple[int, int], int]:
-        """Names of a split's windows, the shape of their frames, and how many are excluded."""
+        """Names of windows, shape of their frames, and number of exclusions."""
         derived = split != "test" and not self.layout.has_valid
         stored = "train" if derived else split
         excluded = read_exclusions(self.path)
@@ -195,7 +198,10 @@ class RadarH5(Sequences):
 
 
 def open_file(path: Path, source: Source) -> h5py.File:
-    """Open a file of a source; `InputError` if there is none, or none of HDF5."""
+    """Open a file of a source.
+
+    Raises `InputError` if it does not exist or is not HDF5.
+    """
     if file_size(path) is None:
         raise InputError(f"{path} does not exist; pass the {source.name} HDF5 file as --data_path.")
     try:
@@ -205,7 +211,7 @@ def open_file(path: Path, source: Source) -> h5py.File:
 
 
 def find_window(file: h5py.File, name: str, layout: Layout) -> h5py.Dataset:
-    """A window of a file; `LayoutError` if it is not as it should be."""
+    """Open a window; raise `LayoutError` if its layout is wrong."""
     window = own_dataset(file, name)
     if misfit := layout.misfit(window):
         raise LayoutError(f"it is {misfit}")
@@ -231,36 +237,43 @@ def window_id(name: str) -> str:
 
 
 def announced(file: h5py.File, layout: Layout, stored: str) -> int:
-    """Number of windows that a file says it has in one of its splits; one of READ_ERRORS if it does not say."""
+    """Number of windows that a file announces for a split.
+
+    Raises one of READ_ERRORS if it announces none.
+    """
     length = file[layout.length.format(split=stored)]
     return int(length[()]) if length.shape == () else 0
 
 
 def divide(count: int, frames: int) -> tuple[range, range]:
-    """Numbers of the windows for training and validation, out of `count` windows of `frames` frames in order of time.
+    """Numbers of the training and validation windows, in order of time.
 
-    No two windows start together, so windows `frames` apart have no frame in common, however densely they start.
+    There are `count` windows of `frames` frames. No two of them start together, so windows `frames` apart have no frame
+    in common, however densely they start.
     """
     first_valid = count - count // VALID_SHARE
     return range(first_valid - frames + 1), range(first_valid, count)
 
 
 def pad(frames: Tensor, size: int) -> Tensor:
-    """Put frames `(T, 1, H, W)` into the middle of squares of NaN; an odd pixel goes below and right."""
+    """Pad frames `(T, 1, H, W)` with NaN to centred squares.
+
+    An odd pixel goes below and right.
+    """
     height, width = frames.shape[-2:]
     top, left = (size - height) // 2, (size - width) // 2
     return F.pad(frames, (left, size - width - left, top, size - height - top), value=torch.nan)
 
 
 def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize float frames `(T, 1, H, W)` to height and width `size`: bilinear, antialiased."""
+    """Resize float frames `(T, 1, H, W)`, bilinear and antialiased."""
     if frames.shape[-2:] == size:
         return frames
     return F.interpolate(frames, size=size, mode="bilinear", antialias=True)
 
 
 def resize_valid(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize frames `(T, 1, H, W)` with NaN: a pixel is the weighted mean of the valid ones it is made of.
+    """Resize frames `(T, 1, H, W)` by weighted means of valid pixels.
 
     It is valid if more than half of its weight was.
     """

@@ -28,7 +28,7 @@ EXCLUDED = f"excluded by {EXCLUSIONS}"
 
 @dataclass(frozen=True)
 class SplitScheme:
-    """Where the splits begin (UTC) and how far apart the windows of an event start.
+    """Begins of the splits (UTC) and stride of the windows.
 
     An event at time t belongs to train if t <= valid_after, to valid if valid_after < t <= test_after, else
     to test.
@@ -39,7 +39,7 @@ class SplitScheme:
     stride: int  # frames
 
     def split_of(self, time: datetime) -> str:
-        """Name of the split that an event at `time` (naive, UTC) belongs to."""
+        """Name of the split of an event at `time` (naive, UTC)."""
         return SPLITS[(time > self.valid_after) + (time > self.test_after)]
 
 
@@ -70,7 +70,10 @@ class Row(NamedTuple):
 
 
 def catalog_path(data_path: str | Path) -> Path:
-    """Path of the catalogue in a data folder; `InputError` if either is missing."""
+    """Path of the catalogue in a data folder.
+
+    Raises `InputError` if the folder or the catalogue is missing.
+    """
     folder, path = Path(data_path), Path(data_path, "CATALOG.csv")
     size = file_size(path)
     if size is None:
@@ -88,7 +91,7 @@ def files_root(data_path: str | Path) -> Path:
 
 
 def read_rows(data_path: str | Path) -> list[Row]:
-    """Read all VIL rows, in the catalogue's order, and why some of them cannot be used.
+    """Read all VIL rows and the faults of unusable ones.
 
     That is so for rows with missing pixels, events that `exclusions.txt` names, all copies of an id that occurs more
     than once among the complete rows, and rows that cannot be read. Raises `InputError` if the catalogue cannot.
@@ -110,7 +113,7 @@ def read_rows(data_path: str | Path) -> list[Row]:
 
 
 def read_events(data_path: str | Path, split: str, split_scheme: str) -> tuple[list[Event], Counter[str]]:
-    """Read the usable events of one split, and count the other rows by reason.
+    """Read the usable events of a split; count other rows by reason.
 
     Rows whose time is unreadable count in every split. Raises `InputError` if the catalogue cannot be read or the split
     or scheme does not exist.
@@ -129,7 +132,10 @@ def is_synthetic(data_path: str | Path) -> bool:
 
 
 def catalog_rows(data_path: str | Path, types: Collection[str] = ("vil",)) -> Iterator[dict[str, str]]:
-    """COLUMNS, and BOX and EVENT_TYPE if given, of the rows of some types; where a row is too short, empty texts."""
+    """COLUMNS, BOX and EVENT_TYPE of the rows of these types.
+
+    A row that is too short has empty texts. BOX and EVENT_TYPE may be absent.
+    """
     path = catalog_path(data_path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -147,20 +153,23 @@ def catalog_rows(data_path: str | Path, types: Collection[str] = ("vil",)) -> It
 
 
 def parse(row: dict[str, str]) -> tuple[Event, float]:
-    """The event that a row describes and its share of missing pixels; `ValueError` or `OverflowError` if it cannot."""
+    """Read the event of a row and its share of missing pixels.
+
+    Raises `ValueError` or `OverflowError` if the row cannot be read.
+    """
     time = datetime.fromisoformat(row["time_utc"])
     if time.tzinfo is not None:
         time = time.astimezone(timezone.utc).replace(tzinfo=None)
     if not (EVENT_ID.fullmatch(row["id"]) and row["file_name"].isprintable()):
         raise ValueError("an id or a file name that is no text")
-    return Event(row["id"], row["file_name"], _whole(row["file_index"]), time), float(row["pct_missing"])
+    return Event(row["id"], row["file_name"], _integer(row["file_index"]), time), float(row["pct_missing"])
 
 
-def _whole(text: str) -> int:
-    """A whole number, also as `12.0`: pandas writes a column so that had a gap once."""
+def _integer(text: str) -> int:
+    """Read an integer, also `12.0`, as pandas writes columns with missing values."""
     number = float(text)
     if not number.is_integer():
-        raise ValueError(f"{text} is no whole number")
+        raise ValueError(f"{text} is not an integer")
     return int(number)
 
 

@@ -1,4 +1,4 @@
-"""Checks a data set in SEVIR's layout: every row of the catalogue, every file and every frame."""
+"""Check of a data set in SEVIR's layout."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -46,9 +46,10 @@ MISSING_VALUE = 255
 
 
 def check(reader: type[Sevir], data_path: str | Path, split_scheme: str = "official", workers: int = 0) -> Report:
-    """Look at every row, file and frame; raises `InputError` if there is no readable catalogue.
+    """Check every row, file and frame.
 
-    Of two events that share data the one of the later split is not at fault.
+    Raises `InputError` if there is no readable catalogue. Of two events that share data the one of the later split is
+    not at fault.
     """
     root, splits = files_root(data_path), SCHEMES[split_scheme]
     events, faults, counts = _read_rows(data_path, splits)
@@ -68,7 +69,7 @@ def check(reader: type[Sevir], data_path: str | Path, split_scheme: str = "offic
 
 
 def _read_rows(data_path: str | Path, splits: SplitScheme) -> tuple[list[Event], list[Fault], dict[str, Counter[str]]]:
-    """The usable events, the faults of the other rows, and the numbers of what is normal."""
+    """Usable events, faults of the other rows, and counts."""
     events, faults, counts = [], [], defaultdict(Counter)
     for row in read_rows(data_path):
         split = splits.split_of(row.event.time) if row.event else ""
@@ -85,7 +86,7 @@ def _read_rows(data_path: str | Path, splits: SplitScheme) -> tuple[list[Event],
 def _check_files(
     root: Path, events: Iterable[Event], event_frames: int
 ) -> tuple[list[Event], list[tuple[Event, tuple[str, str]]]]:
-    """Events whose file has them where the catalogue says, file by file; the others with kind and detail."""
+    """Events that are in their files; others with kind and detail."""
     by_file = defaultdict(list)
     for event in events:
         by_file[event.file].append(event)
@@ -127,9 +128,9 @@ def _look(files: OpenFiles, root: Path, reader: type[Sevir], event: Event) -> Lo
 
 
 def look_at(frames: np.ndarray, echo: float) -> Look:
-    """Look at the frames of an event, uint8 `(H, W, T)`; `echo` is the least value that counts as weather.
+    """Look at the frames of an event, uint8 `(H, W, T)`.
 
-    If all frames are constant none of them is a quiet moment.
+    Values of at least `echo` count as weather. If all frames are constant none of them is a quiet moment.
     """
     lowest, highest = frames.min((0, 1)), frames.max((0, 1))
     blank, suspicious = stuck(lowest, highest, 0, echo)
@@ -143,7 +144,7 @@ def look_at(frames: np.ndarray, echo: float) -> Look:
 
 
 def _boxes(data_path: str | Path) -> dict[str, np.ndarray]:
-    """Corners of each event in degrees, south, west, north, east, as far as the catalogue has them."""
+    """South, west, north and east edge of events in degrees."""
     boxes = {}
     for row in catalog_rows(data_path):
         try:
@@ -154,7 +155,7 @@ def _boxes(data_path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _shared_weather(events: list[Event], boxes: dict[str, np.ndarray], duration: timedelta, splits) -> Iterator[Fault]:
-    """Events that begin less than `duration` before one of a later split that covers some of the same ground."""
+    """Events that overlap one of a later split in time and place."""
     for boundary in (splits.valid_after, splits.test_after):
         near = [event for event in events if abs(event.time - boundary) < duration and event.id in boxes]
         after = [event for event in near if event.time > boundary]

@@ -1,11 +1,11 @@
 """Download SEVIR from its public bucket, without an account.
 
-    python -m dataset download sevir --years 2019 --out data/sevir --dry_run     lists the files and their sizes
+    python -m dataset download sevir --years 2019 --out data/sevir --dry_run
     python -m dataset download sevir --years 2019 --out data/sevir
 
-The catalogue comes first and names the other files. The second command gives `CATALOG.csv` and `data/vil/2019/*.h5` in
-the folder, as `--data_path data/sevir` expects them. All years of VIL are about 110 GB. The same command goes on after
-an interruption; files that are complete are left alone.
+The first command lists the files and their sizes. The second one writes `CATALOG.csv` and `data/vil/2019/*.h5` to the
+folder, which training takes as `--data_path data/sevir`. All years of VIL are about 110 GB. After an interruption, the
+same command resumes the download.
 """
 
 import argparse
@@ -25,12 +25,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from dataset.sevir.catalog import catalog_rows
 from utils.errors import InputError
-from utils.files import writable_folder
+from utils.files import locked, writable_folder
 
 SEVIR_URL = "https://sevir.s3.amazonaws.com"
 CATALOG = "CATALOG.csv"
@@ -60,10 +59,13 @@ class _TryAgainError(Exception):
 
 
 def look_up(base_url: str, key: str) -> RemoteFile:
-    """Size and version of a file on the server; raises `InputError` if the server does not tell them."""
+    """Ask the server for size and version of a file.
+
+    Raises `InputError` if the server does not answer with them.
+    """
     size, etag = _persistently(partial(_ask, f"{base_url}/{quote(key)}"))
     if not re.fullmatch("[0-9]{1,15}", size):
-        raise InputError(f"{base_url} does not tell the size of {key}; check --url.")
+        raise InputError(f"{base_url} does not give the size of {key}; check --url.")
     return RemoteFile(key, int(size), etag if re.fullmatch('"[0-9a-zA-Z-]+"', etag) else "")
 
 
@@ -73,7 +75,7 @@ def _ask(url: str) -> tuple[str, str]:
 
 
 def find_files(base_url: str, folder: Path, types: Sequence[str], years: Sequence[int]) -> list[RemoteFile]:
-    """The catalogue, which is downloaded to the folder, and the files of some types and years that it names.
+    """Download the catalogue and list the files that it names.
 
     Raises `InputError` if the server cannot be reached, has no such files, or names one outside the data folder.
     """
@@ -101,16 +103,16 @@ def _select(names: set[str], types: Sequence[str], years: Sequence[int]) -> list
 
 
 def is_inside(file_name: str) -> bool:
-    """Whether a file name of the catalogue stays in the data folder, on any operating system."""
+    """Whether a file name stays in its folder on any system."""
     paths = PurePosixPath(file_name), PureWindowsPath(file_name)
     return not any(path.root or path.drive or ".." in path.parts for path in paths)
 
 
 def fetch(base_url: str, file: RemoteFile, out: Path, progress: Callable[[int], object] = lambda _: None) -> Path:
-    """Download a file to `out/<key>`, or go on with its part that is there; returns the path.
+    """Download the missing part of a file to `out/<key>`.
 
-    `progress` is told how many bytes more are there, or fewer if the server begins again. Raises `InputError` if the
-    server gives up, the file is larger than announced, or the disk cannot take it.
+    `progress` is called with the number of new bytes, which is negative if the server begins again. Returns the path.
+    Raises `InputError` if the server gives up, the file is larger than announced, or the disk cannot take it.
     """
     path = out / file.key
     if path.is_file() and path.stat().st_size == file.size:
@@ -132,7 +134,10 @@ def fetch(base_url: str, file: RemoteFile, out: Path, progress: Callable[[int], 
 
 
 def download(base_url: str, files: list[RemoteFile], out: Path) -> None:
-    """Download the files in their order, with a progress bar; raises `InputError`, also if the disk is too small."""
+    """Download files in their order, with a progress bar.
+
+    Raises `InputError` if that fails or the disk is too small.
+    """
     missing = sum(file.size - _there(out, file) for file in files)
     free = shutil.disk_usage(out).free
     if missing > free:
@@ -148,13 +153,9 @@ def download(base_url: str, files: list[RemoteFile], out: Path) -> None:
 
 @contextlib.contextmanager
 def _alone_in(out: Path) -> Iterator[Path]:
-    """Create the output folder if needed, and keep other downloads out of it."""
-    out = writable_folder(out, "the download")
-    try:
-        with FileLock(out / ".download.lock", timeout=0):
-            yield out
-    except Timeout:
-        raise InputError(f"another download to {out} is running; wait for it or choose another --out.") from None
+    """Create the output folder and keep other downloads out of it."""
+    with locked(writable_folder(out, "the download"), "wait for its end or choose another --out"):
+        yield out
 
 
 def _receive(base_url: str, file: RemoteFile, target, progress: Callable[[int], object]) -> None:
@@ -184,7 +185,10 @@ def _continues(response: http.client.HTTPResponse, position: int) -> bool:
 
 
 def _persistently(action: Callable[[], T], position: Callable[[], int] = lambda: 0) -> T:
-    """Try until it works, with longer and longer pauses; the count starts anew when `position` is further than ever."""
+    """Repeat an action until it works, with longer and longer pauses.
+
+    The count starts anew when `position` has advanced.
+    """
     failures, furthest = 0, position()
     while True:
         try:
@@ -201,7 +205,10 @@ def _persistently(action: Callable[[], T], position: Callable[[], int] = lambda:
 
 @contextlib.contextmanager
 def _open(url: str, headers: dict[str, str], method: str = "GET") -> Iterator[http.client.HTTPResponse]:
-    """A response with its body to read; raises `_TryAgainError`, or `InputError` for what will not pass."""
+    """Open a URL.
+
+    Raises `_TryAgainError` for failures that may pass, `InputError` for others.
+    """
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers, method=method), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -219,7 +226,7 @@ def _open(url: str, headers: dict[str, str], method: str = "GET") -> Iterator[ht
 
 
 def _read(response: http.client.HTTPResponse, size: int) -> bytes:
-    """The next bytes of a body; none at its end, early or not."""
+    """Read the next bytes of a body, none at its end."""
     try:
         return response.read(size)
     except http.client.IncompleteRead as error:
@@ -236,7 +243,7 @@ def _there(out: Path, file: RemoteFile) -> int:
 
 
 def _part_of(path: Path, file: RemoteFile) -> Path:
-    """Where an incomplete file is kept: a new version on the server does not go on with the old one's bytes."""
+    """Path of an incomplete file, another one for each version."""
     return path.with_name(".".join(filter(None, (path.name, re.sub(r"\W", "", file.etag)[:32], "part"))))
 
 
@@ -251,13 +258,9 @@ def _writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def format_bytes(count: float) -> str:
+def format_bytes(count: int) -> str:
     """A number of bytes in words."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+    return tqdm.format_sizeof(count, "B")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -265,12 +268,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dataset download", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", choices=("sevir",))
-    parser.add_argument("--years", type=int, nargs="+", choices=YEARS, default=YEARS, help="(default: all)")
+    parser.add_argument("dataset", choices=("sevir",), help="data set to download")
+    parser.add_argument("--years", type=int, nargs="+", choices=YEARS, default=YEARS, help="years (default: all)")
     parser.add_argument("--types", nargs="+", choices=TYPES, default=("vil",), help="sensors (default: vil)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--url", default=SEVIR_URL, help="the bucket or a mirror of it (default: %(default)s)")
-    parser.add_argument("--dry_run", action="store_true", help="only list the files and their total size")
+    parser.add_argument("--dry_run", action="store_true", help="list the files and their sizes, and stop")
     return parser
 
 

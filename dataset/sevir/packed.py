@@ -1,4 +1,4 @@
-"""A fast cache of SEVIR: every event as bytes at working resolution, in one memory-mapped file.
+"""Cache SEVIR at working resolution, for fast training.
 
     python -m dataset pack --dataset sevir --data_path DIR --img_size 128
 
@@ -34,7 +34,7 @@ IDENTITY = np.dtype([("id", "U64"), ("index", "<i8"), ("file_bytes", "<i8")])
 
 
 class Packed(EventWindows):
-    """Windows read from a cache; made by `open_packed` (see `EventWindows` for the items).
+    """Windows read from a cache, made by `open_packed`.
 
     Raises `InputError` on reading if the cache has vanished or was made anew since.
     """
@@ -53,7 +53,7 @@ class Packed(EventWindows):
         self._cache, self._rows = cache, rows
 
     def read(self, event: int, first: int, stop: int) -> Tensor:
-        """Frames `first` to `stop` of an event as uint8 `(T, 1, H, W)`."""
+        """Read frames of an event, uint8 `(stop - first, 1, H, W)`."""
         return torch.from_numpy(self._cache.array("events")[self._rows[event], first:stop, None].copy())
 
 
@@ -75,7 +75,7 @@ def open_packed(
     split_scheme: str,
     packed_path: str | Path | None = None,  # folder that holds the caches; default `<data_path>/packed`
 ) -> Packed | None:
-    """Open the cache if it holds all usable events of a split; None if not (which is logged).
+    """Open the cache if it holds all usable events of a split.
 
     Events whose files are gone are read from the cache. Raises `InputError` if `packed_path` is given and holds no
     cache for these settings.
@@ -110,7 +110,7 @@ def pack(
     packed_path: str | Path | None = None,  # folder that holds the caches; default `<data_path>/packed`
     workers: int = 0,  # processes that read and resize
 ) -> Path:
-    """Add the events that the cache lacks, or begin it; returns its folder.
+    """Add the missing events to the cache and return its folder.
 
     Several processes may call this at once: one packs, the others wait. Raises `InputError` for an unusable source, an
     unwritable folder or a full disk.
@@ -139,7 +139,7 @@ def pack(
 def verify(
     dataset: str, data_path: str | Path, img_size: int, packed_path: str | Path | None, workers: int = 0
 ) -> list[str]:
-    """Read the source again and return the ids of the events that a cache does not hold byte for byte.
+    """Read the source again and return ids of events that differ.
 
     Raises `InputError` if the source no longer has the events that the cache was made from.
     """
@@ -168,7 +168,7 @@ def _identities(events: Sequence[Event], root: Path) -> np.ndarray:
 
 
 def _rows_of(wanted: np.ndarray, records: np.ndarray) -> np.ndarray:
-    """Row of each event, -1 for one that is not there, or whose file has another size since."""
+    """Row of each event, -1 if it is new or has changed."""
 
     def unchanged(now: np.ndarray, then: np.ndarray) -> np.ndarray:
         # a file deleted after packing does no harm
@@ -190,21 +190,23 @@ def _read(files: EventFiles, event: Event) -> Tensor:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m dataset pack", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", choices=("sevir", "synthetic"), default="sevir")
-    parser.add_argument("--data_path", type=Path, required=True, help="folder that holds CATALOG.csv")
-    parser.add_argument("--img_size", type=int, default=128, help="pixels (default: %(default)s)")
-    parser.add_argument(
-        "--split", choices=tuple(SCHEMES), help="without effect: a cache serves all splits of all schemes"
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "--dataset", choices=("sevir", "synthetic"), default="sevir", help="kind of data (default: %(default)s)"
+    )
+    parser.add_argument("--data_path", type=Path, required=True, help="folder with CATALOG.csv")
+    parser.add_argument("--img_size", type=int, default=128, help="side of the frames in pixels (default: %(default)s)")
+    parser.add_argument("--split", choices=tuple(SCHEMES), help="no longer needed, as a cache serves all split schemes")
     parser.add_argument("--out", type=Path, help="folder for the caches (default: DATA_PATH/packed)")
-    parser.add_argument("--num_workers", type=int, default=4, help="reading processes (default: %(default)s)")
-    parser.add_argument("--verify", action="store_true", help="then read the source again and compare")
+    parser.add_argument("--num_workers", type=int, default=4, help="processes that read (default: %(default)s)")
+    parser.add_argument("--verify", action="store_true", help="compare the cache with its source afterwards")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Pack a data set and, if asked, compare the cache with its source."""
+    """Pack a data set and compare it with its source if asked."""
     args = build_parser().parse_args(arguments)
     if args.dataset == "synthetic":
         ensure(args.data_path)

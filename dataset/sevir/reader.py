@@ -1,4 +1,4 @@
-"""SEVIR's vertically integrated liquid (VIL), read window by window from the original HDF5 files.
+"""SEVIR's vertically integrated liquid (VIL) from the original HDF5 files.
 
 Veillette et al., "SEVIR: a storm event imagery dataset for deep learning applications in radar and satellite
 meteorology", NeurIPS 2020.
@@ -50,7 +50,7 @@ WRONG_LAYOUT = "file is not ids and square uint8 frames [N, H, W, frames of an e
 OUT_OF_RANGE = "file_index is out of range"
 OTHER_ID = "id in the file differs from the catalogue's"
 
-MAX_EVENTS = 2**16  # in a file; SEVIR's hold some thousand
+MAX_EVENTS = 2**16  # in a file; SEVIR's hold several thousand
 MAX_SIDE = 2048  # pixels; SEVIR's frames have 384
 MAX_ID = 64  # bytes
 
@@ -60,7 +60,7 @@ class EmptySplitError(InputError):
 
 
 class Sevir(EventWindows):
-    """SEVIR VIL read from `CATALOG.csv` and the HDF5 files it names (see `EventWindows` for the items).
+    """SEVIR's VIL from `CATALOG.csv` and the HDF5 files it names.
 
     File names count from `<data_path>/data`, or from `data_path` if there is no such folder. All files are
     checked here, so that a long training does not meet a bad one later; what cannot be used is skipped,
@@ -99,19 +99,19 @@ class Sevir(EventWindows):
         LOG.log(logging.WARNING if faulty else logging.INFO, "%s split: %s", split, self.describe())
 
     def read(self, event: int, first: int, stop: int) -> Tensor:
-        """Frames `first` to `stop` of an event, resized to whole bytes, as uint8 `(T, 1, H, W)`."""
+        """Read frames of an event, uint8 `(stop - first, 1, H, W)`."""
         return self._files.read(self.events[event], first, stop)
 
 
 class EventFiles:
-    """The HDF5 files that hold events of `event_frames` frames, read at `img_size` pixels."""
+    """HDF5 files with events of `event_frames` frames, resized to `img_size`."""
 
     def __init__(self, root: Path, img_size: int, event_frames: int):
         self.root, self.img_size = root, img_size
         self._files = OpenFiles(partial(open_frames, event_frames=event_frames))
 
     def read(self, event: Event, first: int, stop: int) -> Tensor:
-        """Frames `first` to `stop` of an event, resized to whole bytes, as uint8 `(T, 1, H, W)`."""
+        """Read frames of an event, uint8 `(stop - first, 1, H, W)`."""
         path = self.root / event.file
         try:
             frames = self._files.read(path, lambda vil: read_frames(vil, event.index, first, stop))
@@ -124,7 +124,7 @@ class EventFiles:
 
 
 class SevirLR(Sevir):
-    """SEVIR-LR, SEVIR at a third of the resolution and half the frame rate (Gao et al., PreDiff, NeurIPS 2023).
+    """SEVIR at low resolution (Gao et al., PreDiff, NeurIPS 2023).
 
     Events have 25 frames of 128 x 128 pixels, one every 10 minutes.
     The published task forecasts 6 frames from 7: `seq_len` 13.
@@ -136,9 +136,10 @@ class SevirLR(Sevir):
 
 
 def resize_bytes(frames: np.ndarray, size: int) -> Tensor:
-    """Resize uint8 `(H, W, T)` to `(T, 1, size, size)`: bilinear, antialiased, rounded to whole bytes.
+    """Resize uint8 `(H, W, T)` to uint8 `(T, 1, size, size)`.
 
-    Rounding makes a resized frame storable in a byte without loss, so a cache of frames changes no item.
+    Interpolation is bilinear and antialiased. Rounding makes a resized frame storable in a byte without loss, so a
+    cache of frames changes no item.
     """
     frames = torch.from_numpy(np.ascontiguousarray(rearrange(frames, "h w t -> t 1 h w")))
     if frames.shape[-1] == size:
@@ -182,7 +183,7 @@ def usable_events(
 
 
 def _ids_or_none(path: Path, event_frames: int) -> list[str] | None:
-    """Ids of the events in a file, None if its layout is wrong."""
+    """Ids of events in a file, None if its layout is wrong."""
     try:
         return stored_ids(path, event_frames)
     except LayoutError:
@@ -192,7 +193,7 @@ def _ids_or_none(path: Path, event_frames: int) -> list[str] | None:
 
 
 def open_frames(path: Path, event_frames: int) -> h5py.Dataset:
-    """The frames `vil` of a file, which stays open: uint8 `[N, H, H, event_frames]`, N <= MAX_EVENTS, H <= MAX_SIDE.
+    """Open the frames of a file, uint8 `[N, H, H, event_frames]`.
 
     Raises `LayoutError` if they are not.
     """
@@ -210,13 +211,16 @@ def open_frames(path: Path, event_frames: int) -> h5py.Dataset:
 
 
 def read_frames(vil: h5py.Dataset, index: int, first: int, stop: int) -> np.ndarray:
-    """Frames `first` to `stop` of the event at a position, uint8 `(H, W, T)`."""
+    """Read frames `first` to `stop` of an event, uint8 `(H, W, T)`."""
     refuse_bombs(vil, (index, 0, 0, first), (index + 1, *vil.shape[1:3], stop))
     return vil[index, :, :, first:stop]
 
 
 def stored_ids(path: Path, event_frames: int) -> list[str]:
-    """Ids of the events in a file; `LayoutError` if its arrays do not have SEVIR's layout (see `open_frames`)."""
+    """Read the ids of the events in a file.
+
+    Raises `LayoutError` if its arrays do not have SEVIR's layout.
+    """
     vil = patiently(lambda: open_frames(path, event_frames))
     with vil.file as file:
         ids = own_dataset(file, "id")

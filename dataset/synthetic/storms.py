@@ -36,7 +36,7 @@ EXCEEDANCE = {
 
 
 def storms(events: int, frames: int = 49, size: int = 128, seed: int = 0, first: int = 0) -> Tensor:
-    """Generate the events `first` to `first + events - 1` of the endless series that `seed` stands for.
+    """Generate `events` events, from number `first`, of the series of `seed`.
 
     Returns VIL bytes, uint8 `(events, frames, size, size)`, five minutes and `384 / size` km apart. An event
     depends on `seed`, its number, `frames` and `size` alone, not on what is generated with it.
@@ -49,7 +49,7 @@ def storms(events: int, frames: int = 49, size: int = 128, seed: int = 0, first:
 
 
 def to_bytes(latent: Tensor) -> Tensor:
-    """Map a standard normal field of any shape to VIL bytes with the probabilities of `EXCEEDANCE`."""
+    """Map a standard normal field to VIL bytes by `EXCEEDANCE`."""
     quantiles = torch.distributions.Normal(0.0, 1.0).icdf(1 - torch.tensor(list(EXCEEDANCE.values())))
     levels = torch.tensor(list(EXCEEDANCE), dtype=torch.float32)
     slopes = levels.diff() / quantiles.diff()
@@ -60,7 +60,7 @@ def to_bytes(latent: Tensor) -> Tensor:
 
 
 def latent_storm(frames: int, size: int, generator: torch.Generator) -> Tensor:
-    """Generate a sequence `(frames, size, size)` that is standard normal over many sequences."""
+    """Generate a standard normal sequence `(frames, size, size)`."""
     offset, trend = torch.randn(2, generator=generator) * torch.tensor([OFFSET, TREND])
     positions = trajectories(frames, size, generator)
     field = evolving_field(frames, round(DOMAIN * size), VIL.extent / size, generator)
@@ -71,10 +71,11 @@ def latent_storm(frames: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def evolving_field(frames: int, grid: int, pixel: float, generator: torch.Generator) -> Tensor:
-    """Generate `(frames, grid, grid)` of a periodic unit-variance field that renews itself but does not move.
+    """Generate a periodic field `(frames, grid, grid)` that does not move.
 
-    Each Fourier mode is a critically damped AR(2) process: it decays as radar echoes do, whose correlation falls
-    slowly at first, unlike that of an AR(1) process. `pixel` is the spacing of the grid in km.
+    The field has variance 1 and renews itself. Each Fourier mode is a critically damped AR(2) process: it decays as
+    radar echoes do, whose correlation falls slowly at first, unlike that of an AR(1) process. `pixel` is the spacing of
+    the grid in km.
     """
     k = wavenumbers(grid, pixel)
     lifetime = LIFETIME * (LIFETIME_AT * k.clamp(min=1 / (grid * pixel))) ** -LIFETIME_POWER
@@ -90,10 +91,11 @@ def evolving_field(frames: int, grid: int, pixel: float, generator: torch.Genera
 
 
 def trajectories(frames: int, size: int, generator: torch.Generator) -> Tensor:
-    """Where each pixel of each frame is in the unmoved field: `(frames, size, size, 2)`, x and y in pixels.
+    """Positions of pixels in the unmoved field, `(frames, size, size, 2)`.
 
-    The wind is steady, so that a frame's positions are one step upstream of those of the frame before. The
-    field is unmoved in the middle of the sequence, which halves the strain that builds up towards its ends.
+    Coordinates are x and y in pixels. The wind is steady, so that a frame's positions are one step upstream of those of
+    the frame before. The field is unmoved in the middle of the sequence, which halves the strain that builds up towards
+    its ends.
     """
     pixel = VIL.extent / size
     draw = torch.rand(4, generator=generator)
@@ -111,7 +113,10 @@ def trajectories(frames: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def follow(wind: Tensor, position: Tensor, steps: int) -> list[Tensor]:
-    """Positions `(h, w, 2)` after 1 to `steps` steps along a periodic wind `(2, grid, grid)`, pixels per step."""
+    """Follow positions `(h, w, 2)` along a wind `(2, grid, grid)`.
+
+    The wind is periodic, in pixels per step. Returns the positions after 1 to `steps` steps.
+    """
     positions = [position]
     for _ in range(steps):
         step = sample_periodic(wind[None], positions[-1][None], mode="bilinear")[0]
@@ -120,15 +125,16 @@ def follow(wind: Tensor, position: Tensor, steps: int) -> list[Tensor]:
 
 
 def wavenumbers(grid: int, pixel: float) -> Tensor:
-    """Wavenumbers `(grid, grid // 2 + 1)`, in cycles per km, of the modes of a real field."""
+    """Wavenumbers `(grid, grid // 2 + 1)` of a real field, in cycles/km."""
     ky, kx = torch.fft.fftfreq(grid, pixel), torch.fft.rfftfreq(grid, pixel)
     return torch.hypot(ky[:, None], kx)
 
 
 def random_field(modes: Tensor, density: Tensor) -> Tensor:
-    """Turn white modes `(N, grid, grid // 2 + 1)` into real fields `(N, grid, grid)` of variance 1 and mean 0.
+    """Turn white modes into real fields `(N, grid, grid)`.
 
-    `density` `(grid, grid // 2 + 1)` is the power spectrum, up to a factor.
+    The fields have variance 1 and mean 0. Modes are `(N, grid, grid // 2 + 1)`, and `density` `(grid, grid // 2 + 1)`
+    is their power spectrum, up to a factor.
     """
     grid = density.shape[0]
     density = density.clone()
@@ -143,7 +149,7 @@ def random_field(modes: Tensor, density: Tensor) -> Tensor:
 
 
 def sample_periodic(fields: Tensor, positions: Tensor, mode: str) -> Tensor:
-    """Interpolate periodic fields `(N, C, grid, grid)` at pixel positions `(N, h, w, 2)`: `(N, C, h, w)`."""
+    """Interpolate periodic fields `(N, C, grid, grid)` at `(N, h, w, 2)`."""
     grid = fields.shape[-1]
     padded = F.pad(fields, (MARGIN,) * 4, mode="circular")
     where = (positions % grid + MARGIN) * (2 / (padded.shape[-1] - 1)) - 1

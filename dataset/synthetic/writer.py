@@ -1,4 +1,4 @@
-"""Synthetic storms in SEVIR's file layout, for those who do not have the 110 GB of the real ones.
+"""Synthetic storms in SEVIR's file layout.
 
     python -m dataset synthetic --out data/synthetic --events 100 --size 384 --resolution 128 --seed 0
 
@@ -92,7 +92,7 @@ def write_sevir(
 
 @contextlib.contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    """Let one process at a time write to the folder; the lock ends with its process, however that ends."""
+    """Let one process at a time write to the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".synthetic.lock"):
@@ -103,7 +103,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 
 def _write(folder: Path, events: int, size: int, resolution: int, seed: int) -> None:
-    """Write the set to a hidden folder and move it into place, the catalogue last."""
+    """Write to a hidden folder, then move it, the catalogue last."""
     for name in (CATALOG, DATA):  # real SEVIR files have the same names: never overwrite any
         if (folder / name).exists():
             raise InputError(f"{folder / name} exists already; choose another folder for synthetic storms.")
@@ -133,7 +133,7 @@ def _generate(events: int, size: int, resolution: int, seed: int) -> Iterator[Te
 
 
 def _write_file(folder: Path, name: str, times: dict[int, datetime], size: int, frames: Iterator) -> list[dict]:
-    """Write the events `{number: time}` to one HDF5 file; returns their rows of the catalogue."""
+    """Write events `{number: time}` to an HDF5 file; return catalogue rows."""
     ids = [f"SYN{number:06d}" for number in times]
     rows = []
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def _write_file(folder: Path, name: str, times: dict[int, datetime], size: int, 
 
 
 def _description(frames: Tensor, time: datetime) -> dict:
-    """The catalogue's columns, in their order, that describe an event `(T, size, size)`."""
+    """Columns of the catalogue for an event `(T, size, size)`."""
     return {
         "img_type": "vil",
         "time_utc": time.isoformat(sep=" "),
@@ -206,13 +206,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dataset synthetic",
         description="Write synthetic storms in SEVIR's file layout.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--events", type=int, default=100, help="number of events, 49 frames each")
-    parser.add_argument("--size", type=int, default=384, help="pixels of the stored frames")
-    parser.add_argument("--resolution", type=int, default=128, help="pixels that the storms are generated at")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other storms")
+    parser.add_argument(
+        "--events", type=int, default=100, help="number of events with 49 frames each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size", type=int, default=384, help="side of the stored frames in pixels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--resolution", type=int, default=128, help="side of the generated storms in pixels (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the storms (default: %(default)s)")
     return parser
 
 

@@ -7,7 +7,7 @@ import torch
 from dataset.check import check, main
 from dataset.exclusions import EXCLUSIONS, read_exclusions
 from dataset.frames.names import frame_id, seconds
-from tests.dataset.archive import START, STEP, Archive, absurd, all_missing, hostile, truncated, wrong_size
+from tests.dataset.archive import START, STEP, Archive, all_missing, truncated, wrong_size
 from utils.errors import InputError
 
 SPLIT = {"valid_from": START + 60 * STEP, "test_from": START + 100 * STEP}
@@ -54,22 +54,19 @@ def test_a_sound_folder_has_no_faults_and_its_frames_counted_by_split(archive, w
     assert not list(archive.folder.glob(f"*{EXCLUSIONS}"))
 
 
-@pytest.mark.parametrize("first", [0, 30])
 @pytest.mark.parametrize(
     ("spoil", "kind"),
     [
         (wrong_size, "frame of another size or type than most"),
         (lambda path: np.save(path, np.zeros((6, 8), np.int16)), "frame of another size or type than most"),
         (truncated, "frames cannot be read"),
-        (hostile, "frames cannot be read"),
-        (absurd, "frames cannot be read"),
         (all_missing, "frame without a valid pixel"),
         (lambda path: np.save(path, np.full((6, 8), 7, np.uint8)), "constant frame"),
         (lambda path: np.save(path, np.zeros((6, 8), np.uint8)), "constant frame"),  # between two frames with echo
     ],
 )
-def test_a_file_at_fault_is_told_and_fix_makes_it_a_gap(archive, spoil, kind, first):
-    number = first + 1 if spoil is not wrong_size else first  # the first frame is what all must be like
+def test_a_file_at_fault_is_told_and_fix_makes_it_a_gap(archive, spoil, kind):
+    number = 30
     spoil(archive.path(number))
     assert faults(archive) == [(name(number), "train", kind)]
     assert command(archive) == 1

@@ -8,6 +8,7 @@ import pytest
 
 from dataset.sevir import download
 from dataset.sevir.download import RemoteFile, fetch, is_inside, look_up, main
+from utils import files
 from utils.errors import InputError
 
 H5 = "data/vil/2019/SEVIR_VIL_STORMEVENTS_2019_0101_0630.h5"
@@ -122,15 +123,15 @@ def test_catalogue_and_files_of_the_year_arrive_and_a_second_run_asks_for_none(s
 def test_a_dry_run_lists_sizes_and_writes_nothing(server, tmp_path, caplog):
     caplog.set_level("INFO")
     command(server, tmp_path / "out", "--dry_run")
-    assert f"50 kB  {H5}" in caplog.text
-    assert "3 files, 50.5 kB" in caplog.text
+    assert f"50.0kB  {H5}" in caplog.text
+    assert "3 files, 50.5kB" in caplog.text
     assert not (tmp_path / "out").exists()
 
 
 def test_a_year_that_is_named_twice_counts_once(server, tmp_path, caplog):
     caplog.set_level("INFO")
     command(server, tmp_path, "--dry_run", "--years", "2019", "2019")
-    assert "3 files, 50.5 kB" in caplog.text
+    assert "3 files, 50.5kB" in caplog.text
 
 
 def test_a_broken_connection_continues_with_the_missing_bytes(server, remote, tmp_path):
@@ -222,7 +223,7 @@ def test_a_year_that_the_catalogue_lacks_and_a_size_that_is_not_told_are_one_sen
 def test_a_disk_that_is_too_small_is_known_before_the_download(server, tmp_path, monkeypatch):
     usage = download.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(InputError, match=r"has 1 kB free, 50\.1 kB are needed"):
+    with pytest.raises(InputError, match=r"has 1.00kB free, 50\.1kB are needed"):
         command(server, tmp_path)
     assert below(tmp_path) == {"CATALOG.csv"}
 
@@ -237,8 +238,9 @@ def test_a_disk_that_fills_up_is_one_sentence(server, remote):
         download._receive(server.url, remote, target, lambda _: None)
 
 
-def test_two_downloads_to_one_folder_do_not_mix(server, tmp_path):
-    with download.FileLock(tmp_path / ".download.lock"), pytest.raises(InputError, match="another download"):
+def test_two_downloads_to_one_folder_do_not_mix(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.1)
+    with files.locked(tmp_path, ""), pytest.raises(InputError, match="another run is at work in"):
         command(server, tmp_path)
 
 

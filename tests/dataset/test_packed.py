@@ -30,9 +30,8 @@ def damage(path, position=-5):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("img_size", [8, 16, 24])
-@pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_packed_items_equal_direct_ones_bit_for_bit(sevir, img_size, split):
+@pytest.mark.parametrize(("split", "img_size"), [("train", 8), ("valid", 16), ("test", 24)])
+def test_packed_items_equal_direct_ones_bit_for_bit(sevir, split, img_size):
     pack("sevir", sevir.path, img_size)
     cached, direct = build(sevir, split, img_size=img_size), Sevir(sevir.path, split, img_size)
     assert isinstance(cached, Packed)

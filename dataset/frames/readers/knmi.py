@@ -1,6 +1,6 @@
-"""Frames in KNMI's own HDF5, the format of its archives to 2023; row 0 is the north edge.
+"""Frames in KNMI's own HDF5, the format of its archives to 2023.
 
-https://www.knmi.nl/kennis-en-datacentrum/publicatie/knmi-hdf5-data-format-specification-v3-5
+Row 0 is the north edge. https://www.knmi.nl/kennis-en-datacentrum/publicatie/knmi-hdf5-data-format-specification-v3-5
 """
 
 import re
@@ -18,15 +18,14 @@ UNITS = re.compile(r"\[(.+)\]\s*$")  # as in ACCUMULATED_PRECIPITATION_[MM]
 
 
 def is_knmi(data: h5py.Dataset) -> bool:
-    """Whether a calibration as in KNMI's files lies beside the data."""
-    beside = data.parent
-    return isinstance(beside.get("calibration", getlink=True), h5py.HardLink) and bool(
-        text_of(beside["calibration"], "calibration_formulas")
-    )
+    """Whether a calibration as in KNMI's files lies next to the data."""
+    group = data.parent
+    own = isinstance(group.get("calibration", getlink=True), h5py.HardLink)
+    return own and bool(text_of(group["calibration"], "calibration_formulas"))
 
 
 def read_knmi(data: h5py.Dataset, path: Path, config: FramesConfig) -> StoredFrame:
-    """Read one frame `(H, W)`; what is missing and what lies outside of the picture are NaN."""
+    """Read a frame `(H, W)`, NaN where missing or outside the picture."""
     calibration = data.parent["calibration"]
     formula = FORMULA.fullmatch(text_of(calibration, "calibration_formulas"))
     if formula is None:

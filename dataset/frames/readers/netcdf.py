@@ -1,4 +1,4 @@
-"""Frames in NetCDF-4, decoded by the conventions for climate and forecast metadata (CF), and in other HDF5 files.
+"""Frames in NetCDF-4 by the CF conventions, and in other HDF5.
 
 https://cfconventions.org/Data/cf-conventions/cf-conventions-1.8/cf-conventions.html
 https://docs.unidata.ucar.edu/nug/current/attribute_conventions.html
@@ -23,7 +23,7 @@ DEFAULT_FILLS = {  # of data never written; bytes have none, and those of floats
 
 
 def read_netcdf(file: h5py.File, data: h5py.Dataset, path: Path, config: FramesConfig) -> StoredFrame:
-    """Read one frame `(H, W)`, turned so that it goes from north to south and from west to east."""
+    """Read a frame `(H, W)` with north up and west left."""
     stored = data[()].reshape(data.shape[-2:])
     unsigned = stored.dtype.kind == "i" and text_of(data, "_Unsigned").lower() == "true"
     kind = np.dtype(f"u{stored.dtype.itemsize}") if unsigned else stored.dtype
@@ -47,7 +47,7 @@ def read_netcdf(file: h5py.File, data: h5py.Dataset, path: Path, config: FramesC
 
 
 def _fills(file: h5py.File, data: h5py.Dataset, kind: np.dtype, declared: tuple[float, ...]) -> tuple[float, ...]:
-    """What stands where nothing was written: the declared value, or else that of NetCDF."""
+    """Fill values: the declared one, or else that of NetCDF."""
     if declared or not ("DIMENSION_LIST" in data.attrs or "_NCProperties" in file.attrs):
         return declared
     return tuple(fill for name, fill in DEFAULT_FILLS.items() if name == kind.name)

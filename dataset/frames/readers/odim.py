@@ -1,6 +1,7 @@
-"""Frames in ODIM HDF5, the format of OPERA and most European weather services; row 0 is the north edge.
+"""Frames in ODIM HDF5, the format of OPERA.
 
-https://www.eumetnet.eu/wp-content/uploads/2021/07/ODIM_H5_v2.4.pdf
+Most European weather services write it. Row 0 is the north edge. https://www.eumetnet.eu/wp-
+content/uploads/2021/07/ODIM_H5_v2.4.pdf
 """
 
 from pathlib import Path
@@ -23,7 +24,7 @@ def is_odim(file: h5py.File) -> bool:
 
 
 def read_odim(data: h5py.Dataset, path: Path, config: FramesConfig) -> StoredFrame:
-    """Read one frame `(H, W)`; values that say that nothing was detected become minus infinity."""
+    """Read a frame `(H, W)`, minus infinity where nothing was detected."""
     groups = _whats(data)
 
     def nearest(read, key):  # what stands nearer to the data holds
@@ -40,7 +41,7 @@ def read_odim(data: h5py.Dataset, path: Path, config: FramesConfig) -> StoredFra
 
 
 def _whats(data: h5py.Dataset) -> list[h5py.Group]:
-    """The groups `what` of the file itself that describe the data, nearest first."""
+    """The `what` groups that describe the data, nearest first."""
     above = [data.parent]
     if data.parent.name.rpartition("/")[2].startswith("data"):  # a quality has nothing from the data above it
         above.append(data.parent.parent)
