@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     with ending_loaders(), exit_on_input_error():
         settings = read(given)
         purpose = settings.purpose
-        same = purpose.eval or purpose.resume == "auto"
+        same = purpose.eval or purpose.dry_run or purpose.resume == "auto"
         advice = "the same command continues" if same else "the same command with --resume continues"
         marker = None if purpose.dry_run or purpose.eval else settings.folder / MARKER
         with exit_when_stopped(advice, marker), reporting_lost_processes(advice):
