@@ -133,7 +133,7 @@ def test_autocast_changes_nothing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frame_shape": (1, 30, 32)}, "--img_size that is a multiple of 4, not 30x32"),
+        ({"frame_shape": (1, 30, 32)}, "multiples of 4, not 30 x 32 pixels"),
         ({"dim": 48}, "dim that is a multiple of 32, not 48"),
         ({"kernel_size": 4}, "odd kernel_size, not 4"),
     ],
