@@ -50,7 +50,9 @@ class PhyDNet(Backbone):
         super().__init__(frame_shape, frames_in, frames_out)
         channels, height, width = self.frame_shape
         if height % DIVISOR or width % DIVISOR:
-            raise InputError(f"phydnet needs an --img_size that is a multiple of {DIVISOR}, not {height}x{width}.")
+            raise InputError(
+                f"phydnet needs a height and width that are multiples of {DIVISOR}, not {height} x {width} pixels."
+            )
         if dim < 1 or dim % (2 * NORM_GROUPS):
             raise InputError(f"phydnet needs a dim that is a multiple of {2 * NORM_GROUPS}, not {dim}.")
         if kernel_size < 1 or kernel_size % 2 == 0:

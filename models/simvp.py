@@ -38,7 +38,7 @@ class SimVP(Backbone):
         super().__init__(frame_shape, frames_in, frames_out)
         channels, height, width = self.frame_shape
         if height % 2 or width % 2:
-            raise InputError(f"simvp needs an even --img_size, not {height}x{width}.")
+            raise InputError(f"simvp needs frames of even height and width, not {height} x {width} pixels.")
         for name, value, divisor in (
             ("spatial_width", spatial_width, BRANCH_GROUPS),
             ("translator_width", translator_width, 2 * BRANCH_GROUPS),

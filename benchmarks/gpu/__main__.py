@@ -114,7 +114,9 @@ def run(args: argparse.Namespace) -> bool:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="python -m benchmarks.gpu",
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="write the numbers to this file")
     parser.add_argument("--budget", type=float, default=7.5, help="minutes for everything together")

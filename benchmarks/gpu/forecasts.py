@@ -49,12 +49,12 @@ def parts(bench: Bench, model: DiffCast, members: int, precision: str) -> dict:
     with computing_in(PRECISIONS[precision], frames):
         denoise = model.residual.conditioned(noise, context()[0], segment)
         seconds = in_turn({"GlobalMotion": context, "evaluation": lambda: denoise(noise, now)}, sizes.rounds)
-    whole = partial(forecast, bench, model, frames, members, precision)
-    seconds |= in_turn({"backbone": lambda: model.backbone.trend(frames), "whole": whole}, sizes.rounds)
+    complete = partial(forecast, bench, model, frames, members, precision)
+    seconds |= in_turn({"backbone": lambda: model.backbone.trend(frames), "complete": complete}, sizes.rounds)
     number = sizes.sampling_steps * model.segments
     return {
         "members": members,
-        "s": seconds["whole"]["median"],
+        "s": seconds["complete"]["median"],
         "backbone": seconds["backbone"]["median"],
         "GlobalMotion": seconds["GlobalMotion"]["median"],
         f"{number} evaluations": number * seconds["evaluation"]["median"],

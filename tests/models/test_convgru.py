@@ -1,23 +1,15 @@
 """ConvGRU against a second implementation, `torch.nn.GRUCell`, and the properties of its structure."""
 
 import json
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from models.convgru import ConvGRU, ConvGRUCell
-from tests.golden.fill import fill_state_dict
+from tests.golden.reference import arrays, assert_close, official_weights, shapes
 from utils.errors import InputError
 from utils.official import load_official, rename
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def shapes(name):
-    return json.loads((GOLDEN / f"{name}.json").read_text())
 
 
 def small(frame_shape=(1, 32, 40), frames_in=3, frames_out=4):
@@ -27,8 +19,7 @@ def small(frame_shape=(1, 32, 40), frames_in=3, frames_out=4):
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(GOLDEN / "convgru_small.npz") as arrays:
-        return {name: arrays[name] for name in arrays}
+    return arrays("convgru_small")
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +33,9 @@ def filled(golden):
         kernel_sizes=config["kernels"],
         stem_dim=config["stem"],
     )
-    weights = fill_state_dict(shapes("convgru_keys_small"), int(golden["seed"]))
+    weights = official_weights(shapes("convgru_keys_small"), int(golden["seed"]))
     gain = {True: float(golden["weight_gain"]), False: 1.0}
-    load_official(model, {name: torch.from_numpy(array * gain[array.ndim > 1]) for name, array in weights.items()})
+    load_official(model, {name: weight * gain[weight.ndim > 1] for name, weight in weights.items()})
     return model
 
 
@@ -61,7 +52,7 @@ def test_forecast_and_every_state_equal_the_reference(filled, golden):
     forecast = filled.trend(torch.from_numpy(golden["x"]))
     for hook in hooks:
         hook.remove()
-    np.testing.assert_allclose(forecast, golden["y"], rtol=0, atol=1e-5)
+    assert_close(forecast, golden["y"], 1e-5)
     for level in (1, 2, 3):
         encoder, forecaster = states["encoder", level], states["forecaster", level]
         for ours, name in (
@@ -69,7 +60,7 @@ def test_forecast_and_every_state_equal_the_reference(filled, golden):
             (forecaster[:, 0], f"forecaster_{level}_first"),
             (forecaster[:, -1], f"forecaster_{level}_last"),
         ):
-            np.testing.assert_allclose(ours, golden[f"mid/{name}"], rtol=0, atol=1e-5, err_msg=name)
+            assert_close(ours, golden[f"mid/{name}"], 1e-5)
 
 
 def test_cell_on_one_pixel_is_a_gru_cell():

@@ -1,8 +1,5 @@
 """Earthformer against its published form, and at sizes the published form was never given."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,11 +7,10 @@ from einops import rearrange
 
 from models.cuboid import AxialAttention, RelativePositionBias
 from models.earthformer import Earthformer, PatchMerging
-from tests.golden.fill import fill_state_dict
+from tests.golden.reference import arrays, official_weights, shapes
 from utils.errors import InputError
 from utils.official import load_official, rename
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 AXES = "thw"
 MODULES = {  # golden tensor -> the module that returns it, alone or with the global vectors
     **{f"stem_{i}": f"stem.{i}" for i in range(3)},
@@ -36,10 +32,6 @@ MODULES = {  # golden tensor -> the module that returns it, alone or with the gl
 }
 
 
-def shapes(name):
-    return json.loads((GOLDEN / f"{name}.json").read_text())
-
-
 def small(frame_shape=(1, 32, 40), frames_in=5, frames_out=20, **options):
     torch.manual_seed(0)
     return Earthformer(frame_shape, frames_in, frames_out, **{"stem_dims": (4, 8, 16), **options}).eval()
@@ -47,15 +39,14 @@ def small(frame_shape=(1, 32, 40), frames_in=5, frames_out=20, **options):
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(GOLDEN / "earthformer_small.npz") as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays if arrays[name].dtype == np.float32}
+    found = arrays("earthformer_small")
+    return {name: torch.from_numpy(array) for name, array in found.items() if array.dtype == np.float32}
 
 
 @pytest.fixture
 def official():
     model = small()
-    weights = fill_state_dict(shapes("earthformer_keys_small"), seed=1)
-    load_official(model, {name: torch.from_numpy(array) for name, array in weights.items()})
+    load_official(model, official_weights(shapes("earthformer_keys_small"), seed=1))
     return model
 
 

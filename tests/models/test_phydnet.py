@@ -1,33 +1,27 @@
 """PhyDNet against its official form: numbers, names, and what a caller may rely on."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from models.backbone import squared_error
 from models.phydnet import PhyDNet, moment_basis
-from tests.golden.fill import fill_state_dict
+from tests.golden.reference import arrays, assert_close, official_weights, shapes
 from utils.errors import InputError
 from utils.official import load_official, rename
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-SHAPES = json.loads((GOLDEN / "keys_phydnet.json").read_text())
+SHAPES = shapes("keys_phydnet")
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(GOLDEN / "phydnet_32.npz") as arrays:
-        return {name: arrays[name] for name in arrays}
+    return arrays("phydnet_32")
 
 
 @pytest.fixture(scope="module")
 def official():
     model = PhyDNet((1, 32, 32))
-    weights = fill_state_dict(SHAPES, seed=102)
-    load_official(model, {name: torch.from_numpy(array) for name, array in weights.items()})
+    load_official(model, official_weights(SHAPES, seed=102))
     return model
 
 
@@ -39,10 +33,6 @@ def frames(golden):
 def small(frames_in=3, frames_out=4):
     torch.manual_seed(0)
     return PhyDNet((1, 16, 24), frames_in, frames_out, dim=32, lstm_dims=(16,), kernel_size=3)
-
-
-def assert_close(ours, expected, atol):
-    np.testing.assert_allclose(ours.detach().numpy(), expected, rtol=0, atol=atol)
 
 
 def test_names_and_shapes_are_the_official_ones():
@@ -133,7 +123,7 @@ def test_autocast_changes_nothing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frame_shape": (1, 30, 32)}, "--img_size that is a multiple of 4, not 30x32"),
+        ({"frame_shape": (1, 30, 32)}, "multiples of 4, not 30 x 32 pixels"),
         ({"dim": 48}, "dim that is a multiple of 32, not 48"),
         ({"kernel_size": 4}, "odd kernel_size, not 4"),
     ],

@@ -61,7 +61,7 @@ def test_a_longer_forecast_begins_with_the_shorter_one():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frame_shape": (1, 31, 32)}, "even --img_size, not 31x32"),
+        ({"frame_shape": (1, 31, 32)}, "even height and width, not 31 x 32 pixels"),
         ({"spatial_width": 12}, "spatial_width that is a multiple of 8, not 12"),
         ({"translator_width": 0}, "translator_width that is a multiple of 16, not 0"),
         ({"translator_depth": 1}, "translator_depth of at least 2, not 1"),
