@@ -49,7 +49,7 @@ class Cache:
         return self.encoder.decode(levels, valid)
 
 
-def open_cache(config: FramesConfig, img_size: int | tuple[int, int], packed_path: str | Path | None = None) -> Cache:
+def open_cache(config: FramesConfig, img_size: tuple[int, int], packed_path: str | Path | None = None) -> Cache:
     """Open the cache of a folder and decode new or changed frames.
 
     It lies in `packed_path` or `<folder>/packed`, and is made anew if it was made with other settings. Several
@@ -58,8 +58,7 @@ def open_cache(config: FramesConfig, img_size: int | tuple[int, int], packed_pat
     """
     found, excluded = listed_frames(config)
     caches = Path(packed_path) if packed_path else config.folder / "packed"
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    folder = caches / f"frames_{config.folder.resolve().name}_{height}x{width}"
+    folder = caches / f"frames_{config.folder.resolve().name}_{img_size[0]}x{img_size[1]}"
     try:
         cache = _current(folder, config, img_size, found, len(excluded))
         if cache is None or not cache.complete:
@@ -95,14 +94,16 @@ def listed_frames(config: FramesConfig) -> tuple[np.ndarray, np.ndarray]:
     return found[counts], found[excluded]
 
 
-def _current(folder: Path, config: FramesConfig, img_size, found: np.ndarray, excluded: int) -> Cache | None:
+def _current(
+    folder: Path, config: FramesConfig, img_size: tuple[int, int], found: np.ndarray, excluded: int
+) -> Cache | None:
     """The cache if it has these settings and a usable frame."""
     encoder = _stored_encoder(folder, config, img_size)
     cache = Cache(encoder, _row_cache(folder, encoder), found, excluded) if encoder else None
     return cache if cache and len(cache.times) else None
 
 
-def _packed(folder: Path, config: FramesConfig, img_size, found: np.ndarray, excluded: int) -> Cache:
+def _packed(folder: Path, config: FramesConfig, img_size: tuple[int, int], found: np.ndarray, excluded: int) -> Cache:
     """The cache with the frames that it lacked.
 
     If none is like the frame that the cache began with, which may be gone or excluded by now, it is made anew.
@@ -180,7 +181,7 @@ def _index(encoder: Encoder) -> dict:
     }
 
 
-def _stored_encoder(folder: Path, config: FramesConfig, img_size) -> Encoder | None:
+def _stored_encoder(folder: Path, config: FramesConfig, img_size: tuple[int, int]) -> Encoder | None:
     """The encoder of a cache, None if the cache has other settings."""
     index = read_index(folder)
     try:

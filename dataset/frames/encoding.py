@@ -27,13 +27,12 @@ class Grid:
     size: tuple[int, int]  # of the picture
 
     @classmethod
-    def fitting(cls, stored: tuple[int, int], img_size: int | tuple[int, int]) -> "Grid":
-        """The grid from stored frames to a square or `(height, width)`."""
-        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        if len(size) != 2 or min(size) < 1:
-            raise InputError(f"img_size {img_size} is not possible; give pixels, or height and width.")
+    def fitting(cls, stored: tuple[int, int], size: tuple[int, int]) -> "Grid":
+        """The grid from stored frames to pictures `(height, width)`."""
+        if min(size) < 1:
+            raise InputError(f"img_size {size[0]} x {size[1]} is not possible; use 1 pixel or more.")
         shrinking = min(1.0, size[0] / stored[0], size[1] / stored[1])
-        return cls(tuple(stored), tuple(max(1, round(pixels * shrinking)) for pixels in stored), size)
+        return cls(tuple(stored), tuple(max(1, round(pixels * shrinking)) for pixels in stored), tuple(size))
 
     def pad(self, frames: Tensor) -> Tensor:
         """Frames `(..., *fitted)` with NaN around to `(..., *size)`."""
@@ -59,7 +58,7 @@ class Encoder:
     levels: int  # 255, or `fine_levels`
 
     @classmethod
-    def of(cls, config: FramesConfig, first: datetime, img_size: int | tuple[int, int]) -> "Encoder":
+    def of(cls, config: FramesConfig, first: datetime, img_size: tuple[int, int]) -> "Encoder":
         """The encoder that fits the first frame of a folder.
 
         Raises `InputError` if that frame cannot be read.

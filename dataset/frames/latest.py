@@ -30,7 +30,7 @@ class Latest(NamedTuple):
 def latest(
     path: str | Path | FramesConfig,  # folder that holds frames.yaml, such a file, or what it says
     frames_in: int,  # frames
-    img_size: int | tuple[int, int],  # pixels, or height and width
+    img_size: tuple[int, int],  # height and width in pixels
     now: datetime | None = None,  # UTC if naive; None: the clock's
     max_age: float = 3,  # intervals
 ) -> Latest:

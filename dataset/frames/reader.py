@@ -124,7 +124,7 @@ class Frames(Sequences):
 def open_frames(
     split: str,  # train, valid or test
     data_path: str | Path,  # folder that holds frames.yaml, or such a file
-    img_size: int | tuple[int, int],  # pixels, or height and width
+    img_size: tuple[int, int],  # height and width in pixels
     seq_len: int,  # frames
     stride: int | None = None,  # frames between sequences; None: that of frames.yaml
     packed_path: str | Path | None = None,  # folder for the cache; None: <folder>/packed

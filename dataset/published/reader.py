@@ -95,12 +95,12 @@ class RadarH5(Sequences):
         name: str,  # of LAYOUTS
         data_path: str | Path,  # the file, or the folder that holds <name>.h5
         split: str,  # train, valid or test
-        img_size: int | tuple[int, int] = 128,  # pixels, or height and width; other frames are resized
+        img_size: tuple[int, int] = (128, 128),  # height and width in pixels; other frames are resized
         seq_len: int = 25,  # frames; the first ones of each window
         scale: float | None = None,  # dBZ that 1.0 stands for; None: as the authors of DiffCast score
     ):
         self.layout = LAYOUTS[name]
-        self.size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.size = img_size
         self.seq_len = seq_len
         _check_options(name, self.layout, split, self.size, seq_len, scale)
         self.source = replace(self.layout.source, scale=float(scale or self.layout.source.scale))

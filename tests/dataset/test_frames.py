@@ -93,17 +93,17 @@ def test_netcdf_attributes_are_used_and_settings_where_there_are_none(tmp_path):
         archive.store(number, np.array([[0, 10], [20, -99]], np.int16))
         with h5py.File(archive.path(number), "r+") as file:
             file["rain"].attrs.update({"scale_factor": 0.25, "add_offset": 1.0, "_FillValue": np.int16(-99)})
-    np.testing.assert_allclose(archive.open(img_size=2)[0][0, 0], [[0.1, 0.35], [0.6, np.nan]], atol=1e-5)
+    np.testing.assert_allclose(archive.open(img_size=(2, 2))[0][0, 0], [[0.1, 0.35], [0.6, np.nan]], atol=1e-5)
     for number in range(4):
         with h5py.File(archive.path(number), "r+") as file:
             file["rain"].attrs["missing_value"] = np.int16([98, 10])
-    assert archive.open(img_size=2)[0][0, 0].isnan().tolist() == [[False, True], [False, True]]
+    assert archive.open(img_size=(2, 2))[0][0, 0].isnan().tolist() == [[False, True], [False, True]]
     for number in range(4):
         with h5py.File(archive.path(number), "r+") as file:
             for key in ("missing_value", "scale_factor", "add_offset"):
                 del file["rain"].attrs[key]
     archive.configure(**archive.settings, scale=0.5, offset=0)
-    np.testing.assert_allclose(archive.open(img_size=2)[0][0, 0], [[0, 0.5], [1, np.nan]], atol=1e-5)
+    np.testing.assert_allclose(archive.open(img_size=(2, 2))[0][0, 0], [[0, 0.5], [1, np.nan]], atol=1e-5)
 
 
 def test_no_sequence_crosses_a_gap_and_gaps_are_counted(archive):
@@ -144,7 +144,7 @@ def test_splits_share_no_frame(tmp_path_factory, valid_from, more, lost):
     seen: dict[str, set[int]] = {}
     for split in SPLITS:
         try:
-            dataset = archive.open(split, img_size=2, seq_len=2)
+            dataset = archive.open(split, img_size=(2, 2), seq_len=2)
         except InputError:
             continue
         starts = [number_of(dataset.sequence_id(index)) for index in range(len(dataset))]
@@ -167,7 +167,7 @@ def test_frames_are_padded_right_and_below_and_cropped_back(archive):
 def test_larger_frames_shrink_to_fit_and_keep_their_proportions():
     grid = Grid.fitting((565, 784), (128, 128))
     assert (grid.fitted, grid.size) == ((92, 128), (128, 128))
-    assert Grid.fitting((20, 30), 64).fitted == (20, 30)
+    assert Grid.fitting((20, 30), (64, 64)).fitted == (20, 30)
 
 
 def test_a_shrunk_pixel_does_not_depend_on_missing_ones(tmp_path):
@@ -177,7 +177,7 @@ def test_a_shrunk_pixel_does_not_depend_on_missing_ones(tmp_path):
     for number in range(4):
         archive.store(number, frame)
     expected = torch.tensor([0.2, 0.2, 0.2, torch.nan]).expand(4, 1, 4, 4)
-    assert torch.equal(archive.open(img_size=4)[0].nan_to_num(-1), expected.nan_to_num(-1))
+    assert torch.equal(archive.open(img_size=(4, 4))[0].nan_to_num(-1), expected.nan_to_num(-1))
 
 
 def test_the_demo_sequences_as_a_folder_of_frames_come_back(tmp_path):
@@ -190,8 +190,8 @@ def test_the_demo_sequences_as_a_folder_of_frames_come_back(tmp_path):
     dates = {"valid_from": datetime(2023, 5, 2), "test_from": datetime(2023, 5, 3)}
     archive.configure(**archive.settings | {"split": dates})
     for split, expected in zip(("train", "valid"), both, strict=True):
-        dataset = archive.open(split, img_size=128, seq_len=25)
+        dataset = archive.open(split, img_size=(128, 128), seq_len=25)
         assert len(dataset) == 1
         assert torch.equal(dataset[0], expected)
     for sequence, shrunk in zip(read_sequences(DEMOS, 5, 20, 64), ("train", "valid"), strict=False):
-        assert torch.equal(archive.open(shrunk, img_size=64, seq_len=25)[0][:5], sequence.inputs)
+        assert torch.equal(archive.open(shrunk, img_size=(64, 64), seq_len=25)[0][:5], sequence.inputs)

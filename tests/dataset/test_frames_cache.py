@@ -95,7 +95,7 @@ def test_a_cache_that_was_made_anew_is_not_read_under_the_old_settings(archive):
 
 
 def test_workers_and_copies_read_the_same(archive):
-    dataset = archive.open(img_size=8)
+    dataset = archive.open(img_size=(8, 8))
     alone = [dataset[index] for index in range(len(dataset))]
     for frames, other in zip(alone, DataLoader(dataset, batch_size=None, num_workers=2), strict=True):
         np.testing.assert_array_equal(frames, other)

@@ -12,9 +12,9 @@ from utils.errors import InputError
 
 def test_the_latest_frames_equal_those_of_training(archive):
     now = START + 11 * STEP + timedelta(minutes=4)
-    newest = latest(archive.folder, 4, 8, now=now)
+    newest = latest(archive.folder, 4, (8, 8), now=now)
     assert [(time - START) // STEP for time in newest.times] == [9, 10, 11, 12]  # one may be early
-    np.testing.assert_array_equal(newest.frames, archive.open(img_size=8, stride=1)[9])
+    np.testing.assert_array_equal(newest.frames, archive.open(img_size=(8, 8), stride=1)[9])
     assert newest.grid.crop(newest.frames).shape == (4, 1, 6, 8)
     assert newest.source.extent == 128
 
@@ -23,26 +23,26 @@ def test_stale_or_incomplete_input_is_refused(archive):
     stale = r"2023-05-01 03:55 UTC, which is more than 3 intervals \(15 minutes\) ago"
     for late in (50.2, 51):
         with pytest.raises(InputError, match=stale):
-            latest(archive.folder, 5, 8, now=START + late * STEP)
+            latest(archive.folder, 5, (8, 8), now=START + late * STEP)
     archive.path(44).unlink()
     with pytest.raises(InputError, match=r"radar_202305010340.npy is missing"):
-        latest(archive.folder, 5, 8, now=START + 48 * STEP)
-    latest(archive.folder, 3, 8, now=START + 48 * STEP)
+        latest(archive.folder, 5, (8, 8), now=START + 48 * STEP)
+    latest(archive.folder, 3, (8, 8), now=START + 48 * STEP)
     with pytest.raises(InputError, match="no frame like"):
-        latest(archive.folder, 3, 8, now=START - 2 * STEP)
+        latest(archive.folder, 3, (8, 8), now=START - 2 * STEP)
 
 
 def test_excluded_frames_count_as_missing(archive):
     (archive.folder / "frames.exclusions.txt").write_text("20230501T035500\tbad\n20230501T033000\tbad\n")
-    newest = latest(archive.folder, 4, 8, now=START + 47 * STEP)
+    newest = latest(archive.folder, 4, (8, 8), now=START + 47 * STEP)
     assert newest.times[-1] == START + 46 * STEP
     with pytest.raises(InputError, match=r"0330.npy is excluded by .*frames.exclusions.txt"):
-        latest(archive.folder, 5, 8, now=START + 47 * STEP)
+        latest(archive.folder, 5, (8, 8), now=START + 47 * STEP)
 
 
 def test_frames_that_repeat_are_told_and_a_stuck_radar_is_refused(archive):
     def newest():
-        return latest(archive.folder, 3, 8, now=START + 47 * STEP)
+        return latest(archive.folder, 3, (8, 8), now=START + 47 * STEP)
 
     assert newest().copies == ()
     archive.store(47, archive.frames[46])
@@ -60,5 +60,5 @@ def test_frames_of_the_future_are_counted_by_the_clock_alone(archive):
     archive.configure(pattern="%Y%m%d%H%M.npy", interval=1)
     for number in range(-3, 4):
         np.save(archive.folder / f"{now + timedelta(minutes=number):%Y%m%d%H%M}.npy", archive.frames[4 + number])
-    assert latest(archive.folder, 3, 8).early in (1, 2)
-    assert latest(archive.folder, 3, 8, now=now).early == 0
+    assert latest(archive.folder, 3, (8, 8)).early in (1, 2)
+    assert latest(archive.folder, 3, (8, 8), now=now).early == 0

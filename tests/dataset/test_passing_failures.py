@@ -127,9 +127,9 @@ def test_a_published_file_that_cannot_be_opened_at_present_is_not_told_to_be_dam
     with h5py.File(path, "w") as file:
         for split in ("train", "valid", "test"):
             file[f"{split}_len"], file[f"{split}/sample_1"] = 1, np.ones((15, 9, 9), "u1")
-    dataset = RadarH5("cikm", path, "test", 16, 15)
+    dataset = RadarH5("cikm", path, "test", (16, 16), 15)
     refusing("cikm.h5", number)
-    for read in (lambda: RadarH5("cikm", path, "test", 16, 15), lambda: dataset[0], lambda: check("cikm", path)):
+    for read in (lambda: RadarH5("cikm", path, "test", (16, 16), 15), lambda: dataset[0], lambda: check("cikm", path)):
         with pytest.raises(InputError, match=rf"^cannot read .*cikm.h5: {os.strerror(number)}; see to"):
             read()
 

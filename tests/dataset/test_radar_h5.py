@@ -63,7 +63,7 @@ def test_meteonet_is_cut_off_before_it_is_resized(tmp_path):
 
 def test_cikm_stands_in_the_middle_of_padding_that_is_nan(tmp_path):
     stored = np.random.default_rng(0).integers(0, 256, (2, 15, 101, 101), np.uint8)
-    frames = open_split(write_h5(tmp_path / "cikm.h5", "cikm", valid=stored), "valid", img_size=128)[1]
+    frames = open_split(write_h5(tmp_path / "cikm.h5", "cikm", valid=stored), "valid", img_size=(128, 128))[1]
     inside = torch.zeros(128, 128, dtype=torch.bool)
     inside[13:114, 13:114] = True
     assert torch.equal(~frames.isnan(), inside.expand(15, 1, 128, 128))
@@ -78,7 +78,7 @@ def test_a_shorter_sequence_is_the_begin_of_its_window(radar):
 @pytest.mark.parametrize("name", ["shanghai", "meteo", "cikm"])
 def test_no_split_shares_a_frame_in_time_with_another(radar, name):
     path, seen = radar(name), []
-    full, size = LAYOUTS[name].full, SHAPE if name != "cikm" else 128
+    full, size = LAYOUTS[name].full, SHAPE if name != "cikm" else (128, 128)
     top, left = (0, 0) if name != "cikm" else ((128 - SHAPE[0]) // 2, (128 - SHAPE[1]) // 2)
     for split in ("train", "valid", "test"):
         items = list(DataLoader(open_split(path, split, img_size=size), batch_size=None))
