@@ -1,4 +1,4 @@
-"""The parts of an evaluation: scores of a few batches each, on disk, so that a killed one continues."""
+"""The parts of an evaluation on disk, from which it resumes."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def split_into_parts(batches: list[list[int]]) -> list[list[list[int]]]:
 
 @dataclass
 class Part:
-    """Scores of n sequences: sums over all of them, and the terms of each."""
+    """Scores of n sequences: their sums, and the terms of each."""
 
     index: list[int]  # of the n sequences in the data set
     ids: list[str]
@@ -108,9 +108,9 @@ class Parts:
         return total
 
     def read(self, number: int | None, *names: str) -> Iterator[list[np.ndarray]]:
-        """The named arrays of each of the first `number` parts (None: of all on disk), one part at a time.
+        """The named arrays of each part, read one part at a time.
 
-        Raises `InputError` if there is no part.
+        Reads the first `number` parts, or all on disk if `number` is None. Raises `InputError` if there is no part.
         """
         paths = sorted(self.folder.glob("part-*.npz")) if number is None else [*map(self._path, range(number))]
         if not paths:
@@ -120,7 +120,7 @@ class Parts:
                 yield [file[name] for name in names]
 
     def cases(self, number: int, forecast: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Index, CRPS and share of rain of every sequence of the first `number` parts.
+        """Index, CRPS and share of rain of the sequences of `number` parts.
 
         The share of rain is the fraction of the observed pixels that reach the lowest threshold. Both are NaN for a
         sequence without a valid pixel.
@@ -136,7 +136,10 @@ class Parts:
         return np.concatenate(index), np.concatenate(crps), np.concatenate(rain)
 
     def events(self) -> dict[str, str]:
-        """Id of every scored sequence -> the event it belongs to. Raises `InputError` if an id occurs twice."""
+        """Events by the ids of all scored sequences.
+
+        Raises `InputError` if an id occurs twice.
+        """
         pairs = [pair for ids, events in self.read(None, "id", "event") for pair in zip(ids, events, strict=True)]
         found = {str(name): str(event) for name, event in pairs}
         if len(found) < len(pairs):
@@ -144,13 +147,13 @@ class Parts:
         return found
 
     def terms(self, forecast: str, states: Sequence[str]) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:
-        """Ids (n) and terms `(n, ...)` by name of each part, one part in memory at a time."""
+        """Ids (n) and terms `(n, ...)` by name of each part."""
         for ids, *terms in self.read(None, "id", *(f"{forecast}:{state}" for state in states)):
             yield ids.tolist(), dict(zip(states, terms, strict=True))
 
     @contextmanager
     def _open(self, path: Path) -> Iterator[NpzFile]:
-        """The arrays of a part by name; `InputError`, also while they are read."""
+        """Open a part. Raises `InputError`, also while arrays are read."""
         try:
             with path.open("rb") as stream, NpzFile(stream, allow_pickle=False) as file:
                 if "evaluation" not in file or str(file["evaluation"]) != self.digest:

@@ -1,4 +1,4 @@
-"""The two reports: one evaluation with its baselines, and several runs side by side."""
+"""The two reports: of one evaluation, and of several side by side."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,7 +47,7 @@ def write_comparison(
     out: str | Path,
     names: Sequence[str] | None = None,
 ) -> Path:
-    """Write a page with several runs side by side and their differences to the first; returns its path.
+    """Write a page that compares runs with the first; return its path.
 
     Raises `InputError` if a run holds no evaluation or if the runs scored different sequences, whose scores would not
     be comparable.
@@ -101,7 +101,7 @@ def _of_synthetic_storms(evaluation: Evaluation) -> str:
 
 
 def _reading_aid(entries: Sequence[Entry]) -> list[Html]:
-    """What the CSI of a member means, and which row is the null; nothing for forecasts without a trend."""
+    """The meaning of a member's CSI, and the null."""
     if not any("trend" in entry.evaluation.scores for entry in entries):
         return []
     null = next((entry.label for entry in entries if entry.forecast == "dressed"), None)
@@ -115,7 +115,7 @@ def _reading_aid(entries: Sequence[Entry]) -> list[Html]:
 
 
 def _warnings(entries: Sequence[Entry]) -> list[Html]:
-    """A sentence for each forecast with missing values, which would profit from them."""
+    """A sentence for each forecast with missing values, which bias its scores."""
     lost = {entry.label: entry.scores.get("missing_forecast_pixels") or 0 for entry in entries}
     return [
         tag(
@@ -142,7 +142,7 @@ def _tiles(entries: Sequence[Entry]) -> Html:
 
 
 def _is_due(entry: Entry, key: str) -> bool:
-    """Whether a forecast of this kind has the score, which may be undefined."""
+    """Whether a forecast of this kind has the score, even if undefined."""
     return key in entry.scores and (entry.members > 1 or key != "spread_skill_ratio")
 
 
