@@ -27,6 +27,10 @@ RAINY = 0.05  # share of the observed pixels that reach the lowest threshold in 
 DAMAGE = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
+class DamagedPartError(InputError):
+    """A part that cannot be read."""
+
+
 def digest_of(identity: dict) -> str:
     """The SHA-256 of an evaluation's identity, which its parts carry."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -74,15 +78,13 @@ class Parts:
         if not path.is_file():
             return False
         try:
-            with zipfile.ZipFile(path) as file:
-                intact = file.testzip() is None
-        except DAMAGE:
-            intact = False
-        if not intact:
+            with self._open(path) as file:
+                for name in file.files:
+                    file[name]  # compares the checksum
+        except DamagedPartError:
             LOG.warning("%s is damaged; its sequences are scored again", path)
             return False
-        with self._open(path):
-            return True
+        return True
 
     def save(self, number: int, part: Part) -> None:
         """Write a part; an interrupted call leaves no file."""
@@ -156,11 +158,9 @@ class Parts:
         """Open a part. Raises `InputError`, also while arrays are read."""
         try:
             with path.open("rb") as stream, NpzFile(stream, allow_pickle=False) as file:
-                if "evaluation" not in file or str(file["evaluation"]) != self.digest:
-                    raise InputError(f"{path} belongs to another evaluation; move it away and evaluate again.")
-                yield file
-        except InputError:
-            raise
+                if "evaluation" in file and str(file["evaluation"]) == self.digest:
+                    yield file
+                    return
         except FileNotFoundError:
             raise InputError(
                 f"{path} is missing: all processes of an evaluation must see the same {self.folder}."
@@ -168,7 +168,8 @@ class Parts:
         except KeyError as error:
             raise InputError(f"{path} is incomplete ({error.args[0]}); delete it and evaluate again.") from None
         except DAMAGE as error:
-            raise InputError(f"{path} is damaged ({error}); delete it and evaluate again.") from None
+            raise DamagedPartError(f"{path} is damaged ({error}); delete it and evaluate again.") from None
+        raise InputError(f"{path} belongs to another evaluation; move it away and evaluate again.")
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.npz"

@@ -183,14 +183,8 @@ def definitions(entries: Sequence[Entry]) -> Html:
     return tag("dl", *(part for pair in pairs for part in pair), class_="definitions")
 
 
-def fact_list(entry: Entry) -> Html:
-    """What was evaluated, on what, when and how."""
-    found = [(label, fact) for label, fact in _facts(entry).items() if fact]
-    return tag("dl", *(tag("div", tag("dt", label), tag("dd", fact)) for label, fact in found), class_="facts")
-
-
-def fact_table(entries: Sequence[Entry]) -> Html:
-    """The facts of each entry, in one cell where all entries agree."""
+def facts(entries: Sequence[Entry]) -> Html:
+    """What was evaluated, on what, when and how, in one cell where all entries agree."""
     columns = [_facts(entry) for entry in entries]
     labels = [label for label in columns[0] if any(column[label] for column in columns)]
     rows = [[label, *_merged([column[label] or UNDEFINED for column in columns])] for label in labels]
