@@ -30,7 +30,10 @@ class Source:
 
 
 def vil(byte: float) -> float:
-    """Vertically integrated liquid in kg/m2 that a byte of SEVIR stands for (Veillette et al. 2020, NeurIPS 33)."""
+    """Vertically integrated liquid in kg/m2 of a byte of SEVIR.
+
+    Veillette et al. 2020, NeurIPS 33.
+    """
     if byte <= 5:
         return 0.0
     return (byte - 2) / 90.66 if byte <= 18 else math.exp((byte - 83.9) / 38.9)
@@ -40,7 +43,10 @@ PHYSICAL = {"VIL byte": (vil, "kg/m²")}  # units that are steps of a scale -> t
 
 
 def physical(value: float, units: str) -> str:
-    """A value in physical units, such as "3.5 kg/m²" for byte 133 of VIL; empty if `units` are physical."""
+    """A value in physical units, such as "3.5 kg/m²" for byte 133 of VIL.
+
+    Empty if `units` are physical already.
+    """
     meaning, name = PHYSICAL.get(units, (None, ""))
     return f"{meaning(value):.2g}\N{NO-BREAK SPACE}{name}" if meaning else ""
 

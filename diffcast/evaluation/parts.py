@@ -1,4 +1,4 @@
-"""The parts of an evaluation: scores of a few batches each, on disk, so that a killed one continues."""
+"""The parts of an evaluation on disk, from which it resumes."""
 
 import hashlib
 import json
@@ -27,6 +27,10 @@ RAINY = 0.05  # share of the observed pixels that reach the lowest threshold in 
 DAMAGE = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
+class DamagedPartError(InputError):
+    """A part that cannot be read."""
+
+
 def digest_of(identity: dict) -> str:
     """The SHA-256 of an evaluation's identity, which its parts carry."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -40,7 +44,7 @@ def split_into_parts(batches: list[list[int]]) -> list[list[list[int]]]:
 
 @dataclass
 class Part:
-    """Scores of n sequences: sums over all of them, and the terms of each."""
+    """Scores of n sequences: their sums, and the terms of each."""
 
     index: list[int]  # of the n sequences in the data set
     ids: list[str]
@@ -74,15 +78,13 @@ class Parts:
         if not path.is_file():
             return False
         try:
-            with zipfile.ZipFile(path) as file:
-                intact = file.testzip() is None
-        except DAMAGE:
-            intact = False
-        if not intact:
+            with self._open(path) as file:
+                for name in file.files:
+                    file[name]  # compares the checksum
+        except DamagedPartError:
             LOG.warning("%s is damaged; its sequences are scored again", path)
             return False
-        with self._open(path):
-            return True
+        return True
 
     def save(self, number: int, part: Part) -> None:
         """Write a part; an interrupted call leaves no file."""
@@ -108,9 +110,9 @@ class Parts:
         return total
 
     def read(self, number: int | None, *names: str) -> Iterator[list[np.ndarray]]:
-        """The named arrays of each of the first `number` parts (None: of all on disk), one part at a time.
+        """The named arrays of each part, read one part at a time.
 
-        Raises `InputError` if there is no part.
+        Reads the first `number` parts, or all on disk if `number` is None. Raises `InputError` if there is no part.
         """
         paths = sorted(self.folder.glob("part-*.npz")) if number is None else [*map(self._path, range(number))]
         if not paths:
@@ -120,7 +122,7 @@ class Parts:
                 yield [file[name] for name in names]
 
     def cases(self, number: int, forecast: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Index, CRPS and share of rain of every sequence of the first `number` parts.
+        """Index, CRPS and share of rain of the sequences of `number` parts.
 
         The share of rain is the fraction of the observed pixels that reach the lowest threshold. Both are NaN for a
         sequence without a valid pixel.
@@ -136,7 +138,10 @@ class Parts:
         return np.concatenate(index), np.concatenate(crps), np.concatenate(rain)
 
     def events(self) -> dict[str, str]:
-        """Id of every scored sequence -> the event it belongs to. Raises `InputError` if an id occurs twice."""
+        """Events by the ids of all scored sequences.
+
+        Raises `InputError` if an id occurs twice.
+        """
         pairs = [pair for ids, events in self.read(None, "id", "event") for pair in zip(ids, events, strict=True)]
         found = {str(name): str(event) for name, event in pairs}
         if len(found) < len(pairs):
@@ -144,20 +149,18 @@ class Parts:
         return found
 
     def terms(self, forecast: str, states: Sequence[str]) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:
-        """Ids (n) and terms `(n, ...)` by name of each part, one part in memory at a time."""
+        """Ids (n) and terms `(n, ...)` by name of each part."""
         for ids, *terms in self.read(None, "id", *(f"{forecast}:{state}" for state in states)):
             yield ids.tolist(), dict(zip(states, terms, strict=True))
 
     @contextmanager
     def _open(self, path: Path) -> Iterator[NpzFile]:
-        """The arrays of a part by name; `InputError`, also while they are read."""
+        """Open a part. Raises `InputError`, also while arrays are read."""
         try:
             with path.open("rb") as stream, NpzFile(stream, allow_pickle=False) as file:
-                if "evaluation" not in file or str(file["evaluation"]) != self.digest:
-                    raise InputError(f"{path} belongs to another evaluation; move it away and evaluate again.")
-                yield file
-        except InputError:
-            raise
+                if "evaluation" in file and str(file["evaluation"]) == self.digest:
+                    yield file
+                    return
         except FileNotFoundError:
             raise InputError(
                 f"{path} is missing: all processes of an evaluation must see the same {self.folder}."
@@ -165,7 +168,8 @@ class Parts:
         except KeyError as error:
             raise InputError(f"{path} is incomplete ({error.args[0]}); delete it and evaluate again.") from None
         except DAMAGE as error:
-            raise InputError(f"{path} is damaged ({error}); delete it and evaluate again.") from None
+            raise DamagedPartError(f"{path} is damaged ({error}); delete it and evaluate again.") from None
+        raise InputError(f"{path} belongs to another evaluation; move it away and evaluate again.")
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.npz"

@@ -1,4 +1,4 @@
-"""The results of an evaluation as a table, as curves over lead times, and as JSON."""
+"""The results of an evaluation as a table, curves and JSON."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ TABLE = ["csi", "csi_pool4", "csi_pool16", "pod", "far", "hss", "mse", "mae", "s
 
 
 def describe_source(source: Source, model: nn.Module) -> dict:
-    """Units, thresholds, resolution and length of the frames that a model forecasts, JSON-ready."""
+    """Describe the frames that a model forecasts, JSON-ready."""
     return {
         "name": source.name,
         "synthetic": source.synthetic,
@@ -39,9 +39,10 @@ def describe_source(source: Source, model: nn.Module) -> dict:
 
 
 def data_differences(trained: object, found: dict) -> list[str]:
-    """Where two descriptions of sources differ in what weights depend on, as `key trained / found`.
+    """List where two sources differ in what weights depend on.
 
-    `trained` comes from a checkpoint. It may be None, and a key that it lacks is no difference.
+    An item reads `key trained / found`. `trained` comes from a checkpoint. It may be None, and a key that it lacks is
+    no difference.
     """
     if not isinstance(trained, dict):
         return []
@@ -87,9 +88,9 @@ def _number(value: float | None) -> str:
 
 
 def write_lead_times(path: Path, scores: dict[str, dict], source: dict) -> None:
-    """Write a CSV file with one line per forecast and lead time (minutes) and one column per score.
+    """Write a CSV file with a line per forecast and lead time.
 
-    A score of each threshold has a column per threshold.
+    Each score has a column, or a column per threshold.
     """
     curves = {label: _curves(values, source["thresholds"]) for label, values in _labelled(scores)}
     columns = list(dict.fromkeys(name for of_one in curves.values() for name in of_one))
@@ -103,7 +104,7 @@ def write_lead_times(path: Path, scores: dict[str, dict], source: dict) -> None:
 
 
 def fields_of(values: dict) -> Iterator[tuple[str, dict]]:
-    """Label and scores of the fields made of a forecast's members, such as the ensemble mean."""
+    """Label and scores of the ensemble mean and similar fields."""
     return ((label, values[key]) for key, label in MEANS.items() if key in values)
 
 
@@ -132,7 +133,7 @@ def write_metrics(folder: Path, metrics: dict) -> None:
 
 
 def read_metrics(folder: Path) -> dict:
-    """Read the `metrics.json` of a folder. Raises `InputError` if no evaluation wrote it."""
+    """Read `metrics.json`. Raises `InputError` if no evaluation wrote it."""
     path = folder / METRICS
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
@@ -146,14 +147,14 @@ def read_metrics(folder: Path) -> dict:
 
 
 def warn_of_gaps(scores: dict[str, dict]) -> None:
-    """Warn of forecasts that are NaN at observed pixels, which the scores of no forecast count."""
+    """Warn of forecasts that are NaN at observed pixels."""
     for name, values in scores.items():
         if missing := values.get("missing_forecast_pixels", 0):
             LOG.warning("%s is NaN at %d observed pixels; its scores leave them out", name, missing)
 
 
 def without_nan(value):
-    """The same structure with None for NaN and infinity, which JSON cannot express."""
+    """The same structure with None for NaN and infinity."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

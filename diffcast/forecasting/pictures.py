@@ -1,4 +1,4 @@
-"""Pictures of a forecast and of an ensemble's mean, spread and exceedance probabilities."""
+"""Pictures of forecasts and of the statistics of ensembles."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -89,7 +89,7 @@ def title(name: str) -> str:
 
 
 def style_of(source: Source) -> Style:
-    """The style of frames of a data source, with its units and their physical meaning in the legend."""
+    """The style of a data source, with physical units in the legend."""
     meanings = [physical(bound, source.units).split("\N{NO-BREAK SPACE}") for bound in source.bounds[1:-1]]
     units, numbers = _units(source), ()
     if all(len(meaning) == 2 for meaning in meanings):
@@ -116,7 +116,7 @@ def _frame_rows(members: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _ensemble_rows(ensembles: Mapping[str, Tensor], source: Source) -> dict[str, Styled]:
-    """Each quantity of each ensemble `(M, T, H, W)`, with quantities of one style next to each other."""
+    """The quantities of each ensemble `(M, T, H, W)`, ordered by style."""
     return {
         quantity if len(ensembles) == 1 else f"{label}: {quantity}": Styled(statistic(members), style)
         for quantity, (statistic, style) in _quantities(source).items()
@@ -125,7 +125,7 @@ def _ensemble_rows(ensembles: Mapping[str, Tensor], source: Source) -> dict[str,
 
 
 def _quantities(source: Source) -> dict[str, tuple[Callable[[Tensor], Tensor], Style]]:
-    """Label -> function of members `(M, T, H, W)` and style of its result."""
+    """By label, a function of members `(M, T, H, W)` and a style."""
     mean = (partial(torch.mean, dim=0), style_of(source))
     spread = (partial(torch.std, dim=0), _spread_style(source))
     chances = {
@@ -136,24 +136,27 @@ def _quantities(source: Source) -> dict[str, tuple[Callable[[Tensor], Tensor], S
 
 
 def exceedance(members: Tensor, scale: float, step: float) -> Tensor:
-    """Share of members `(M, ...)` for which `scale * x` reaches `step`, NaN where a member is NaN."""
+    """Share of members `(M, ...)` for which `scale * x` reaches `step`.
+
+    NaN where a member is NaN.
+    """
     reached = (scale * members >= step).float()
     return reached.where(members.isfinite(), torch.nan).mean(0)
 
 
 def _percent(source: Source) -> Style:
-    """The style of probabilities. A threshold that no member reaches has the colour of no rain."""
+    """The style of probabilities. 0 has the colour of no rain."""
     bounds = (0, 1, *range(10, 101, 10))
     return Style(100, bounds, _sequential("YlGnBu", len(bounds) - 1, source), "%")
 
 
 def _spread_style(source: Source) -> Style:
-    """The style of a standard deviation, which is rarely more than a third of the scale."""
+    """The style of standard deviations, up to a third of the scale."""
     bounds = MaxNLocator(nbins=10, steps=[1, 2, 2.5, 5, 10]).tick_values(0, 0.35 * source.scale).tolist()
     colors = _sequential("YlOrBr", len(bounds) - 1, source)
     return Style(source.scale, tuple(bounds), colors, _units(source))
 
 
 def _sequential(colormap: str, number: int, source: Source) -> tuple[str, ...]:
-    """The source's lowest colour, followed by darker and darker colours of a colour map."""
+    """The source's lowest colour and increasingly dark colours of a colour map."""
     return (source.colors[0], *map(to_hex, colormaps[colormap](np.linspace(0.2, 1, number - 1))))

@@ -1,4 +1,4 @@
-"""Evaluation reports: one self-contained HTML page about an evaluation, or about several side by side."""
+"""Reports of one evaluation or of several, each a self-contained HTML page."""
 
 from diffcast.report.report import write_comparison, write_report
 

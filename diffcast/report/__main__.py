@@ -1,10 +1,10 @@
-"""Write the report of an evaluation, or of several side by side.
+"""Write the report of an evaluation or the comparison of several.
 
     python -m diffcast.report Exps/run/evaluation_1000
     python -m diffcast.report Exps/runA Exps/runB --out report.html --names "small" "large"
     python -m diffcast.report Exps/runA Exps/runA:trend Exps/runA:dressed
 
-The first run is what the others are compared with. `folder:forecast` names a baseline of an evaluation.
+The others are compared with the first run. `folder:forecast` names a baseline of an evaluation.
 """
 
 import argparse
@@ -21,8 +21,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m diffcast.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", help="evaluation folders, or run folders that hold one evaluation")
-    parser.add_argument("--out", type=Path, help="page to write (default: report.html, of one run in its folder)")
-    parser.add_argument("--names", nargs="+", help="what the report calls the runs")
+    parser.add_argument("--out", type=Path, help="page to write (default: report.html, in the folder of a single run)")
+    parser.add_argument("--names", nargs="+", help="names of the runs in the report")
     return parser
 
 
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def write(options: argparse.Namespace) -> Path:
-    """Write what the options ask for; returns the page's path."""
+    """Write the page that the options ask for, and return its path."""
     if len(options.runs) > 1:
         return write_comparison(options.runs, options.out or Path("report.html"), options.names)
     if options.names:

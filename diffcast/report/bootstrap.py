@@ -21,7 +21,7 @@ SAME = ("name", "scale", "offset", "thresholds", "interval", "frame_shape", "fra
 
 
 class Difference(NamedTuple):
-    """A score's difference to the reference and its bootstrap interval, NaN if undefined."""
+    """Difference to the reference with its bootstrap interval, NaN if undefined."""
 
     value: float
     low: float
@@ -33,7 +33,7 @@ def differences(
     replicates: int,
     seed: int = SEED,
 ) -> tuple[list[dict[str, Difference]], dict[str, float]]:
-    """The scores of each further entry minus those of the first, with 95 % percentile intervals.
+    """Score the entries relative to the first, with 95 % percentile intervals.
 
     Events are drawn with replacement, each with all its sequences, since sequences of one storm resemble each other.
     The same events are drawn for every entry, so that the difficulty of an event cancels (Efron and Tibshirani 1993;
@@ -53,7 +53,10 @@ def differences(
 
 
 def common_ids(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The ids of the scored sequences, sorted. Raises `InputError` if the evaluations differ in them."""
+    """The sorted ids of the scored sequences.
+
+    Raises `InputError` if the evaluations differ in them.
+    """
     first, *others = evaluations
     for other in others:
         source, its = (evaluation.source for evaluation in (first, other))
@@ -73,7 +76,7 @@ def common_ids(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def resampling_weights(events: Sequence[str], replicates: int, seed: int) -> np.ndarray:
-    """Number of times that each replicate draws each sequence, `(1 + replicates, n)`.
+    """Count how often each replicate draws each sequence, `(1 + replicates, n)`.
 
     The first row is all ones. `events` names the event of each sequence.
     """
@@ -84,7 +87,10 @@ def resampling_weights(events: Sequence[str], replicates: int, seed: int) -> np.
 
 
 def replicated_scores(entry: Entry, ids: Sequence[str], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """The compared scores `(1 + replicates,)` of an entry. The columns of `weights` stand for `ids`."""
+    """The compared scores `(1 + replicates,)` of an entry.
+
+    The columns of `weights` stand for `ids`.
+    """
     score = compared_score(entry)
     column = {name: i for i, name in enumerate(ids)}
     state = score.state()

@@ -1,4 +1,7 @@
-"""The curves of a report. Each function returns the panels of a section, none without scores."""
+"""The charts of a report.
+
+Each function returns the panels of a section, and none if no entry has the scores.
+"""
 
 from collections.abc import Sequence
 
@@ -15,7 +18,10 @@ Axis = tuple[float, float]
 
 
 def lead_curves(entries: Sequence[Entry], score: str, label: str) -> list[Chart]:
-    """CSI or HSS against lead time, one panel per threshold. The ensemble mean is dashed."""
+    """CSI or HSS against lead time, one panel per threshold.
+
+    The ensemble mean is dashed.
+    """
     key = f"{score}_per_threshold_lead"
     values = _with_ensemble_mean(entries, key)
     top = max((np.nanmax(curve) for _, _, curve in values), default=0)
@@ -105,7 +111,7 @@ def roc(entries: Sequence[Entry]) -> list[Chart]:
 
 
 def spectra(entries: Sequence[Entry]) -> list[Chart]:
-    """Power spectra, their ratio to the observation's, and the power of fine scales by lead time."""
+    """Power spectra, absolute and relative, and fine-scale power by lead time."""
     pixel = entries[0].evaluation.source["pixel_km"]
     power, ratio, observed = [], [], None
     for i, style, values in _with_ensemble_mean(entries, "spectrum"):
@@ -169,7 +175,10 @@ def fss(entries: Sequence[Entry]) -> list[Chart]:
 
 
 def _useful_fss(entries: Sequence[Entry]) -> np.ndarray | None:
-    """The useful FSS per threshold, 0.5 + half the event's frequency (Roberts and Lean 2008)."""
+    """The useful FSS per threshold (Roberts and Lean 2008).
+
+    It is 0.5 plus half the frequency of the event.
+    """
     names = ("hits", "misses", "false_alarms", "correct_negatives")
     counts = [entries[0].array("counts", name) for name in names]
     if any(count is None for count in counts):
@@ -179,7 +188,7 @@ def _useful_fss(entries: Sequence[Entry]) -> np.ndarray | None:
 
 
 def threshold_titles(entry: Entry, with_units: bool = True) -> list[str]:
-    """The titles of the thresholds, such as "≥ 133 VIL byte (3.5 kg/m²)"."""
+    """Titles of the thresholds such as "≥ 133 VIL byte (3.5 kg/m²)"."""
     source = entry.evaluation.source
     units = f" {source['units']}" if with_units else ""
     meanings = [physical(threshold, source["units"]) for threshold in source["thresholds"]]
@@ -201,7 +210,7 @@ def _arrays(entries: Sequence[Entry], key: str) -> list[tuple[int, np.ndarray]]:
 
 
 def _with_ensemble_mean(entries: Sequence[Entry], key: str) -> list[tuple[int, tuple, np.ndarray]]:
-    """Position, dash and variant, and score of the entries and of their ensemble means."""
+    """Position, line style and score of entries and their ensemble means."""
     found = [(i, (SOLID,), values) for i, values in _arrays(entries, key)]
     means = [(i, entry.array("ensemble_mean", key)) for i, entry in enumerate(entries)]
     return found + [(i, (DASHED, "ensemble mean"), values) for i, values in means if values is not None]
@@ -218,7 +227,7 @@ def _lead_times(entries: Sequence[Entry]) -> np.ndarray:
 
 
 def _lead_axis(entries: Sequence[Entry]) -> dict:
-    """A lead time axis with ticks at equal steps of 10, 15, 20, 30 or 60 minutes, or powers of ten of these."""
+    """A lead time axis with ticks in equal, round steps of minutes."""
     last = float(_lead_times(entries)[-1])
     ticks = MaxNLocator(6, steps=[1, 1.5, 2, 3, 6, 10]).tick_values(0.0, last)
     return {"x_label": "lead time (min)", "x_range": (0.0, last), "x_ticks": ticks[ticks <= last]}

@@ -21,7 +21,7 @@ OF_DATA = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of one evaluation: the `metrics.json` and the parts of a folder."""
+    """The results of one evaluation: `metrics.json` and the parts."""
 
     folder: Path
     metrics: dict
@@ -33,7 +33,7 @@ class Evaluation:
 
     @property
     def scores(self) -> dict[str, dict]:
-        """Forecast -> scores. The first forecast is the evaluated one, the others are its baselines."""
+        """Scores by forecast: first the evaluated forecast, then its baselines."""
         return self.metrics["scores"]
 
     @property
@@ -52,7 +52,10 @@ class Evaluation:
 
     @cached_property
     def events(self) -> dict[str, str]:
-        """Id of each scored sequence -> its event. Raises `InputError` unless the parts hold all sequences."""
+        """Events by the ids of the scored sequences.
+
+        Raises `InputError` unless the parts hold all sequences.
+        """
         events, expected = self.parts.events(), self.metrics["sequences"]
         if len(events) != expected:
             raise InputError(
@@ -64,7 +67,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Entry:
-    """One forecast of one evaluation, which has a row in tables and a colour in charts."""
+    """A forecast with a row in tables and a colour in charts."""
 
     label: str
     evaluation: Evaluation
@@ -81,7 +84,10 @@ class Entry:
 
     @property
     def settings(self) -> dict:
-        """The settings that concern this forecast. Only the evaluated forecast may sample a diffusion."""
+        """The settings that concern this forecast.
+
+        Only the evaluated forecast may sample a diffusion.
+        """
         how = self.evaluation.section("evaluation")
         sampled = how.get("sampler") and self.forecast == next(iter(self.evaluation.scores))
         absent = () if sampled else OF_DIFFUSION if self.forecast == "dressed" else (*OF_DIFFUSION, *OF_ENSEMBLES)
@@ -102,7 +108,10 @@ class Entry:
         return len(ranks) - 1 if ranks else int(self.evaluation.section("evaluation").get("members", 1))
 
     def array(self, *keys: str) -> np.ndarray | None:
-        """A score as float64 array with NaN for null. None if the score is absent or all NaN."""
+        """A score as float64 array with NaN for null.
+
+        None if the score is absent or undefined everywhere.
+        """
         value = self.scores
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -111,7 +120,10 @@ class Entry:
 
 
 def load_evaluation(folder: Path) -> Evaluation:
-    """Read an evaluation folder, or the only one of a run folder. Raises `InputError` if there is none."""
+    """Read an evaluation folder, or the only one of a run folder.
+
+    Raises `InputError` if there is none.
+    """
     folder = _evaluation_folder(Path(folder))
     return Evaluation(folder, read_metrics(folder))
 

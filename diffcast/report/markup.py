@@ -30,9 +30,10 @@ def tag(name: str, /, *children: object, **attributes: object) -> Html:
 
 
 def table(header: list[object], rows: list[list[object]], caption: str, **attributes: object) -> Html:
-    """A table whose first column names the rows. The only cell of a row spans all columns.
+    """A table whose first column names the rows.
 
-    Each cell repeats the heading of its column, which the style shows in narrow windows.
+    If a row has a single cell, that cell spans all columns. Each other cell repeats the heading of its column, which
+    the style shows in narrow windows.
     """
     head = tag("tr", *(tag("th", cell, scope="col") for cell in header))
     body = [tag("tr", tag("th", name, scope="row"), *_cells(header[1:], cells)) for name, *cells in rows]

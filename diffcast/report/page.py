@@ -1,4 +1,4 @@
-"""The HTML page: header, navigation, sections of tables and charts, and pictures, all in one file."""
+"""The HTML page: header, navigation and sections, all in one file."""
 
 import base64
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ STYLE = Path(__file__).with_name("page.css")
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of the page. A section without content is left out."""
+    """A titled part of the page, omitted if it has no content."""
 
     slug: str
     title: str
@@ -45,7 +45,7 @@ def page(title: str, header: Sequence[Html], sections: Sequence[Section], entrie
 
 
 def panels(slug: str, charts: Sequence[Chart], entries: Sequence[Entry], note: str) -> list[Html]:
-    """Charts below a note and a legend whose check boxes show and hide the lines."""
+    """Charts below a note and check boxes that show and hide lines."""
     if not charts:
         return []
     curves = {curve.line: curve for chart in charts for curve in chart.curves if curve.series is not None}
@@ -62,7 +62,10 @@ def panels(slug: str, charts: Sequence[Chart], entries: Sequence[Entry], note: s
 
 
 def lines_shown(charts: Sequence[Chart], lines: Sequence[str]) -> list[str]:
-    """The lines shown as the page opens: in order, as long as no chart exceeds `MOST_LINES` curves."""
+    """The lines shown as the page opens.
+
+    A line is shown unless a chart would then exceed `MOST_LINES` curves. Earlier lines take precedence.
+    """
     number = [sum(curve.series is None for curve in chart.curves) for chart in charts]
     shown = []
     for line in lines:
@@ -96,7 +99,7 @@ def _case(folder: Path, case: dict) -> Html:
 
 
 def _picture(path: Path, case: str) -> Html:
-    """A picture of the folder as part of the page, an animation folded."""
+    """A picture of the folder; an animation is folded."""
     kind = path.suffix.removeprefix(".")
     data = base64.b64encode(path.read_bytes()).decode()
     image = tag("img", src=f"data:image/{kind};base64,{data}", alt=f"{case}, {path.name}", class_="picture")

@@ -1,4 +1,4 @@
-"""Published scores, shown beside our own in the same setting."""
+"""Published scores, shown with our own in the same setting."""
 
 from dataclasses import dataclass
 
@@ -65,10 +65,13 @@ CAUTION = (
 
 
 def published_for(evaluation: Evaluation) -> Published | None:
-    """The table of the evaluation's setting, if the literature has one and the whole test split of SEVIR was scored."""
+    """The table of the evaluation's setting, if the literature has one.
+
+    None unless the complete test split of SEVIR was scored.
+    """
     settings, source = evaluation.section("settings"), evaluation.source
     setting = (tuple(source.get("frame_shape") or ()), source.get("frames_in"), source.get("frames_out"))
     found = SETTINGS.get(setting)
     chosen = {key: settings.get(key) for key in ("dataset", "split", "stride", "eval_sequences")}
-    whole = {"dataset": "sevir", "split": found and found.split, "stride": None, "eval_sequences": None}
-    return found if chosen == whole and not source.get("synthetic") else None
+    complete = {"dataset": "sevir", "split": found and found.split, "stride": None, "eval_sequences": None}
+    return found if chosen == complete and not source.get("synthetic") else None

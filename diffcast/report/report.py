@@ -1,7 +1,8 @@
-"""The two reports: one evaluation with its baselines, and several runs side by side."""
+"""The two reports: of one evaluation, and of several side by side."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,51 @@ from utils.files import replacing
 
 TILES = ("csi", "csi_pool16", "hss", "crps", "spread_skill_ratio")
 MEAN_NOTE = "The ensemble mean is dashed."
+CHARTS = (  # of sections: slug, title, function that draws the panels, note on how to read them
+    ("csi", "CSI", partial(charts.lead_curves, score="csi", label="CSI"), MEAN_NOTE),
+    ("hss", "HSS", partial(charts.lead_curves, score="hss", label="HSS"), MEAN_NOTE),
+    (
+        "ensemble",
+        "CRPS and spread",
+        charts.ensemble_curves,
+        "The CRPS of a single forecast is its mean absolute error. The corrected spread is the spread times "
+        "√((M + 1) / M) for M members. It equals the skill if the ensemble is reliable.",
+    ),
+    (
+        "ranks",
+        "Ranks",
+        charts.rank_histograms,
+        "The histogram of a reliable ensemble is flat, at 1. It is high at both ends if the ensemble is too narrow and "
+        "high at the left if the ensemble is too wet. At a wet pixel, the observation or a member reaches the lowest "
+        "threshold.",
+    ),
+    (
+        "reliability",
+        "Reliability",
+        charts.reliability,
+        "The curve of a reliable forecast follows the diagonal. It lies below if the probabilities are too high. The "
+        "strips show the number of pixels per probability.",
+    ),
+    (
+        "roc",
+        "ROC",
+        charts.roc,
+        "A point stands for a warning if a given number of members reach the threshold. The diagonal has no skill.",
+    ),
+    (
+        "spectra",
+        "Spectra",
+        charts.spectra,
+        f"A forecast with less power than the observation is blurred at that wavelength. {MEAN_NOTE}",
+    ),
+    (
+        "fss",
+        "FSS",
+        charts.fss,
+        "Solid lines are means over members, dashed lines are of the exceedance probability. A forecast is useful "
+        "above the black line.",
+    ),
+)
 REPORT = "report.html"
 
 
@@ -36,7 +82,7 @@ def write_report(
         Section("summary", "Summary", [*_reading_aid(entries), *tables.summary(entries)]),
         *_score_sections(entries),
         Section("cases", "Cases", gallery(evaluation)),
-        *_closing_sections(entries, [tables.fact_list(entries[0]), _all_settings(entries[:1])]),
+        *_closing_sections(entries, entries[:1]),
     ]
     title = f"Evaluation of {evaluation.name}"
     return _write(Path(out or evaluation.folder / REPORT), page(title, header, sections, len(entries)))
@@ -47,7 +93,7 @@ def write_comparison(
     out: str | Path,
     names: Sequence[str] | None = None,
 ) -> Path:
-    """Write a page with several runs side by side and their differences to the first; returns its path.
+    """Write a page that compares runs with the first; return its path.
 
     Raises `InputError` if a run holds no evaluation or if the runs scored different sequences, whose scores would not
     be comparable.
@@ -60,7 +106,7 @@ def write_comparison(
         Section("differences", "Differences", [*_reading_aid(entries), *_differences(entries)]),
         Section("summary", "Summary", tables.summary(entries)),
         *_score_sections(entries),
-        *_closing_sections(entries, [tables.fact_table(entries), _all_settings(entries)]),
+        *_closing_sections(entries, entries),
     ]
     return _write(Path(out), page(f"Comparison with {entries[0].label}", header, sections, len(entries)))
 
@@ -101,7 +147,7 @@ def _of_synthetic_storms(evaluation: Evaluation) -> str:
 
 
 def _reading_aid(entries: Sequence[Entry]) -> list[Html]:
-    """What the CSI of a member means, and which row is the null; nothing for forecasts without a trend."""
+    """The meaning of a member's CSI, and the null."""
     if not any("trend" in entry.evaluation.scores for entry in entries):
         return []
     null = next((entry.label for entry in entries if entry.forecast == "dressed"), None)
@@ -115,7 +161,7 @@ def _reading_aid(entries: Sequence[Entry]) -> list[Html]:
 
 
 def _warnings(entries: Sequence[Entry]) -> list[Html]:
-    """A sentence for each forecast with missing values, which would profit from them."""
+    """A sentence for each forecast with missing values, which bias its scores."""
     lost = {entry.label: entry.scores.get("missing_forecast_pixels") or 0 for entry in entries}
     return [
         tag(
@@ -142,7 +188,7 @@ def _tiles(entries: Sequence[Entry]) -> Html:
 
 
 def _is_due(entry: Entry, key: str) -> bool:
-    """Whether a forecast of this kind has the score, which may be undefined."""
+    """Whether a forecast of this kind has the score, even if undefined."""
     return key in entry.scores and (entry.members > 1 or key != "spread_skill_ratio")
 
 
@@ -176,66 +222,13 @@ def _score_sections(entries: list[Entry]) -> list[Section]:
     return [
         Section("published", "Published", tables.published(entries, literature) if literature else []),
         Section("thresholds", "Thresholds", tables.by_threshold(entries)),
-        Section("csi", "CSI", panels("csi", charts.lead_curves(entries, "csi", "CSI"), entries, MEAN_NOTE)),
-        Section("hss", "HSS", panels("hss", charts.lead_curves(entries, "hss", "HSS"), entries, MEAN_NOTE)),
-        Section("ensemble", "CRPS and spread", _ensemble(entries)),
-        Section("ranks", "Ranks", _ranks(entries)),
-        Section("reliability", "Reliability", _reliability(entries)),
-        Section("roc", "ROC", _roc(entries)),
-        Section("spectra", "Spectra", _spectra(entries)),
-        Section("fss", "FSS", _fss(entries)),
+        *(Section(slug, title, panels(slug, draw(entries), entries, note)) for slug, title, draw, note in CHARTS),
     ]
 
 
-def _ensemble(entries: list[Entry]) -> list[Html]:
-    note = (
-        "The CRPS of a single forecast is its mean absolute error. The corrected spread is the spread times "
-        "√((M + 1) / M) for M members. It equals the skill if the ensemble is reliable."
-    )
-    return panels("ensemble", charts.ensemble_curves(entries), entries, note)
-
-
-def _ranks(entries: list[Entry]) -> list[Html]:
-    note = (
-        "The histogram of a reliable ensemble is flat, at 1. It is high at both ends if the ensemble is too narrow and "
-        "high at the left if the ensemble is too wet. At a wet pixel, the observation or a member reaches the lowest "
-        "threshold."
-    )
-    return panels("ranks", charts.rank_histograms(entries), entries, note)
-
-
-def _reliability(entries: list[Entry]) -> list[Html]:
-    note = (
-        "The curve of a reliable forecast follows the diagonal. It lies below if the probabilities are too high. "
-        "The strips show the number of pixels per probability."
-    )
-    return panels("reliability", charts.reliability(entries), entries, note)
-
-
-def _roc(entries: list[Entry]) -> list[Html]:
-    note = "A point stands for a warning if a given number of members reach the threshold. The diagonal has no skill."
-    return panels("roc", charts.roc(entries), entries, note)
-
-
-def _spectra(entries: list[Entry]) -> list[Html]:
-    note = f"A forecast with less power than the observation is blurred at that wavelength. {MEAN_NOTE}"
-    return panels("spectra", charts.spectra(entries), entries, note)
-
-
-def _fss(entries: list[Entry]) -> list[Html]:
-    note = (
-        "Solid lines are means over members, dashed lines are of the exceedance probability. A forecast is useful "
-        "above the black line."
-    )
-    return panels("fss", charts.fss(entries), entries, note)
-
-
-def _closing_sections(entries: list[Entry], provenance: list[Html]) -> list[Section]:
+def _closing_sections(entries: list[Entry], runs: list[Entry]) -> list[Section]:
+    all_settings = tag("details", tag("summary", "Show all settings"), tables.settings(runs))
     return [
         Section("definitions", "Definitions", [tables.definitions(entries)]),
-        Section("provenance", "Provenance", provenance),
+        Section("provenance", "Provenance", [tables.facts(runs), all_settings]),
     ]
-
-
-def _all_settings(entries: list[Entry]) -> Html:
-    return tag("details", tag("summary", "Show all settings"), tables.settings(entries))

@@ -1,4 +1,4 @@
-"""Charts as SVG with the colours and fonts of the page, light or dark."""
+"""Charts as SVG in the colours and fonts of the page."""
 
 import html
 import io
@@ -47,7 +47,10 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a chart. With `stairs`, `x` holds the edges, one more than `y`."""
+    """A line of a chart.
+
+    With `stairs`, `x` holds the edges of the steps, one more than `y`.
+    """
 
     x: ArrayLike
     y: ArrayLike
@@ -64,7 +67,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """One panel with curves over named axes, and with `counts` on a strip below."""
+    """One panel with curves, and with `counts` in a strip below."""
 
     title: str
     x_label: str
@@ -79,7 +82,7 @@ class Chart:
 
 
 def render(chart: Chart, slug: str) -> str:
-    """Draw a chart as an `<svg>` element. `slug` makes the ids inside unique on the page."""
+    """Draw a chart as an `<svg>` element whose ids begin with `slug`."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE)
         figure.subplots_adjust(**MARGINS)
@@ -147,7 +150,7 @@ def _power_of_ten(value: float) -> str:
 
 
 def _adapt(svg: str, slug: str, description: str) -> str:
-    """Make an SVG file part of a page: no prologue, unique ids, colours by name, any width."""
+    """Turn an SVG file into an element in the colours of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)

@@ -15,9 +15,9 @@ from diffcast.report.published import CAUTION, Published
 from diffcast.report.svg import GLYPHS, SERIES
 
 GROUPS = {
-    "Where it rains": ("csi", "csi_total", "csi_pool4", "csi_pool16", "hss", "ets", "pod", "far", "bias"),
-    "How the fields look": ("mse", "mae", "rmse", "psnr", "ssim", "spectrum_ratio_high"),
-    "What the ensemble knows": ("crps", "crps_fair", "skill", "spread", "spread_skill_ratio"),
+    "Events": ("csi", "csi_total", "csi_pool4", "csi_pool16", "hss", "ets", "pod", "far", "bias"),
+    "Fields": ("mse", "mae", "rmse", "psnr", "ssim", "spectrum_ratio_high"),
+    "Ensemble": ("crps", "crps_fair", "skill", "spread", "spread_skill_ratio"),
 }
 BY_THRESHOLD = {
     "csi": "csi_per_threshold",
@@ -39,7 +39,7 @@ def name_cell(entries: Sequence[Entry], series: int) -> Html:
 
 
 def summary(entries: Sequence[Entry]) -> list[Html]:
-    """All scalar scores in three tables, a row per forecast and per field made of its members."""
+    """All scalar scores in three tables with a row per forecast."""
     rows = list(_rows(entries))
     return [_score_table(title, keys, rows) for title, keys in GROUPS.items()]
 
@@ -66,7 +66,7 @@ def _score_table(title: str, keys: Sequence[str], rows: list[tuple[Html, dict]])
 
 
 def _score(scores: dict, key: str) -> float:
-    """A scalar score. JSON has no infinity, which the PSNR of a perfect frame is."""
+    """A scalar score. The PSNR is infinite if a frame is perfect."""
     return np.inf if key == "psnr" and scores.get("perfect_frames") else _number(scores.get(key))
 
 
@@ -75,13 +75,13 @@ def _infinite(frames: int) -> str:
 
 
 def _marked(definition: Definition, values: Sequence[float]) -> list[Html]:
-    """The cells of a column with the best one marked, unless all are equal."""
+    """The cells of a column. The best is marked unless all are equal."""
     best = definition.best(values)
     is_best = [round(value, definition.digits) == best for value in values]
     texts = [definition.format(value) for value in values]
-    tells = len(set(texts) - {UNDEFINED}) > 1
+    differ = len(set(texts) - {UNDEFINED}) > 1
     return [
-        tag("strong", text, title="best") if tells and wins else escape(text)
+        tag("strong", text, title="best") if differ and wins else escape(text)
         for text, wins in zip(texts, is_best, strict=True)
     ]
 
@@ -105,13 +105,13 @@ def _threshold_table(entries: Sequence[Entry], score: str, key: str) -> list[Htm
 
 
 def _is_empty(entry: Entry) -> np.ndarray | bool:
-    """Thresholds that neither forecast nor observation reaches, whose CSI is set to 0."""
+    """Thresholds that neither forecast nor observation reaches."""
     counts = [entry.array("counts", name) for name in ("hits", "misses", "false_alarms")]
     return False if any(count is None for count in counts) else sum(counts).sum(axis=1) == 0
 
 
 def _empty_cells(entries: Sequence[Entry]) -> list[Html]:
-    """Number of cells that count as CSI 0 because nothing was forecast or observed."""
+    """A note on the cells that count as CSI 0."""
     source = entries[0].evaluation.source
     cells = len(source["thresholds"]) * source["frames_out"]
     empty = {entry.label: entry.scores.get("csi_empty_cells") or 0 for entry in entries}
@@ -124,7 +124,7 @@ def _empty_cells(entries: Sequence[Entry]) -> list[Html]:
 
 
 def published(entries: Sequence[Entry], literature: Published) -> list[Html]:
-    """The table of the literature below our forecasts, whose scores are reduced in the same way."""
+    """Our scores above those of the literature, reduced in the same way."""
     keys = list(literature.columns.values())
     rows = [
         [name, *(DEFINITIONS[key].format(_number(scores.get(key))) for key in keys)] for name, scores in _rows(entries)
@@ -149,7 +149,7 @@ def differences(entries: Sequence[Entry], found: Sequence[dict[str, Difference]]
 
 
 def definition_of(key: str) -> Definition:
-    """The definition of a compared score, or of the CSI of one threshold."""
+    """The definition of a compared score."""
     if key in DEFINITIONS:
         return DEFINITIONS[key]
     return Definition(f"CSI ≥ {key.removeprefix('csi_')}", "higher", 4, "")
@@ -176,21 +176,15 @@ def _difference_cell(definition: Definition, found: Difference) -> Html:
 
 def definitions(entries: Sequence[Entry]) -> Html:
     """One sentence per score and diagram shown."""
-    known = {key for entry in entries for key in entry.scores}
-    items = [(found.label, found.meaning) for key, found in DEFINITIONS.items() if key in known]
-    items += [found for key, found in DIAGRAMS.items() if key in known]
+    keys = {key for entry in entries for key in entry.scores}
+    items = [(found.label, found.meaning) for key, found in DEFINITIONS.items() if key in keys]
+    items += [found for key, found in DIAGRAMS.items() if key in keys]
     pairs = [(tag("dt", label), tag("dd", meaning)) for label, meaning in items]
     return tag("dl", *(part for pair in pairs for part in pair), class_="definitions")
 
 
-def fact_list(entry: Entry) -> Html:
-    """What was evaluated, on what, when and how."""
-    found = [(label, fact) for label, fact in _facts(entry).items() if fact]
-    return tag("dl", *(tag("div", tag("dt", label), tag("dd", fact)) for label, fact in found), class_="facts")
-
-
-def fact_table(entries: Sequence[Entry]) -> Html:
-    """The same facts with a column per entry, or one for all where the entries agree."""
+def facts(entries: Sequence[Entry]) -> Html:
+    """What was evaluated, on what, when and how, in one cell where all entries agree."""
     columns = [_facts(entry) for entry in entries]
     labels = [label for label in columns[0] if any(column[label] for column in columns)]
     rows = [[label, *_merged([column[label] or UNDEFINED for column in columns])] for label in labels]

@@ -143,7 +143,7 @@ def test_each_forecast_shows_only_the_settings_that_it_has(tmp_path):
     (folder / "sequences").mkdir()
     np.savez(folder / "sequences/part-00000.npz", id=np.array(["S1"]))
     entries = [Entry(name, load_evaluation(folder), name) for name in scores]
-    page = str(tables.fact_table(entries)) + str(tables.settings(entries))
+    page = str(tables.facts(entries)) + str(tables.settings(entries))
     rows = {
         name: re.sub("<[^>]*>", "|", cells).strip("|").split("||")
         for name, cells in re.findall(r'<th scope="row">(?:<b>)?(.*?)(?:</b>)?</th>(.*?)</tr>', page)

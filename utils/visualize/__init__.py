@@ -1,4 +1,4 @@
-"""Pictures of forecasts in the exact colours of a radar legend: strips of lead times and animations."""
+"""Strips and animations of forecasts, in the exact colours of a legend."""
 
 from utils.visualize.animation import draw_animation
 from utils.visualize.strip import draw_strip

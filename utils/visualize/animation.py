@@ -27,10 +27,11 @@ def draw_animation(
     style: Style,
     coordinates: Coordinates,
 ) -> Figure:
-    """Write an endless GIF with one panel per forecast. Each plays the inputs, then its forecast.
+    """Write an endless GIF with one panel per forecast.
 
-    The time stands below the panels. The animation rests on the last input and on the last forecast. Panels in another
-    style than the inputs stay empty until the forecast begins. Returns the last picture as a figure.
+    Each panel plays the inputs, then its forecast. The time stands below the panels. The animation rests on the last
+    input and on the last forecast. Panels in another style than the inputs stay empty until the forecast begins.
+    Returns the last picture as a figure.
 
     Args:
         path: the GIF file to write.
@@ -72,7 +73,7 @@ class _Block(NamedTuple):
 
 
 def _arrange(page: Page, rows: list[Row]) -> list[_Block]:
-    """Group neighbours of one style into blocks, and set the blocks in lines as wide as `COLUMNS` panels."""
+    """Group rows of one style into blocks, `COLUMNS` panels a line."""
     limit = COLUMNS * page.column_step + max(page.legend_width(row.style) for row in rows)
     blocks, x, y, below = [], 0, 0, 0
     for style, run in groupby(rows, key=lambda row: row.style):
@@ -105,7 +106,7 @@ def _panels(blocks: list[_Block]) -> list[tuple[Row, tuple[int, int]]]:
 
 
 def _play(page: Page, blocks: list[_Block], observed: Row, coordinates: Coordinates, foot: int) -> Iterator[np.ndarray]:
-    """The pictures, uint8 `(height, width, 3)`, with the time at the height `foot`."""
+    """The pictures, uint8 `(height, width, 3)`, with the time at `foot`."""
     canvas = page.figure.canvas
     canvas.draw()
     background = canvas.copy_from_bbox(page.figure.bbox)
@@ -124,7 +125,7 @@ def _play(page: Page, blocks: list[_Block], observed: Row, coordinates: Coordina
 
 
 def _indexed(pictures: Iterable[np.ndarray], styles: Sequence[Style]) -> list[Image.Image]:
-    """The pictures with one palette that holds the colours of the styles exactly; text gets the nearest grey."""
+    """The pictures with one palette, exact but for greys of text."""
     greys = np.linspace(0, 255, GREYS)[:, None].repeat(3, axis=1)
     palette = np.unique(_packed(np.concatenate([greys, [MISSING, (HATCH,) * 3], *(style.rgb for style in styles)])))
     if len(palette) > 256:

@@ -1,4 +1,4 @@
-"""The page of a picture: a figure on which panels, text, legends and a scale bar are placed by pixels."""
+"""The page of a picture, on which everything is placed by pixels."""
 
 import math
 from collections.abc import Iterable
@@ -67,7 +67,7 @@ class Page:
         )
 
     def write_title(self, x: int, y: int, title: str) -> None:
-        """Write a title above the panel at `x`, `y`. A title that is too long is cut."""
+        """Write a title above the panel at `x`, `y`, shortened to fit."""
         while self.text_width(title) > self.width:
             title = title[:-2] + "…"
         self.write(x + self.width / 2, y - self.gap, title, "center", "bottom")
@@ -80,14 +80,14 @@ class Page:
         self.axes.imshow(outlined, extent=extent, interpolation="nearest", aspect="auto")
 
     def panel(self, frame: np.ndarray, style: Style) -> np.ndarray:
-        """A frame `(H, W)` as uint8 RGB of the size of a panel, with missing data hatched."""
+        """Paint a frame `(H, W)` as uint8 RGB of a panel's size."""
         rgb = repeat(render(frame, style), "h w rgb -> (h y) (w x) rgb", y=self.zoom, x=self.zoom)
         if not np.isnan(frame).any():
             return rgb
         return _hatched(rgb, repeat(np.isnan(frame), "h w -> (h y) (w x)", y=self.zoom, x=self.zoom))
 
     def put_legend(self, x: int, top: int, bottom: int, style: Style, missing: bool) -> None:
-        """Place a style's colour bar between two heights, with the units above and low values at the bottom."""
+        """Place a colour bar between two heights, with the units above."""
         bottom = min(bottom, top + LEGEND_PANELS * self.height)
         self.write(x, top - self.gap, style.units, valign="bottom")
         size, right = self.text_size, x + self.text_size + self.gap
@@ -104,7 +104,7 @@ class Page:
             self.write(right, edge, label)
 
     def put_scale(self, x: int, y: int, pixel_km: float) -> None:
-        """Place a bar of 1, 2 or 5 times a power of ten km, half as long as a panel at most, with its length."""
+        """Place a scale bar at most half as wide as a panel."""
         half = pixel_km * self.width / self.zoom / 2
         power = 10.0 ** math.floor(math.log10(half))
         length = power * max(digit for digit in (1, 2, 5) if digit * power <= half)

@@ -22,10 +22,10 @@ def draw_strip(
     style: Style,
     coordinates: Coordinates,
 ) -> Figure:
-    """Write a picture with the inputs on top, then one row per forecast and one column per lead time.
+    """Draw a row per forecast and a column per lead time.
 
-    It shows at most seven frames of each sequence, in equal steps. A legend stands next to the rows in its style, and a
-    scale bar below.
+    The inputs come first. The picture shows at most seven frames of each sequence, in equal steps. A legend stands next
+    to the rows in its style, and a scale bar below. Returns the picture as a figure.
 
     Args:
         path: the file to write, in a format of matplotlib such as PNG or PDF.
@@ -70,7 +70,10 @@ def _title(coordinates: Coordinates, step: int) -> str:
 
 
 def _columns(row: Row) -> list[int]:
-    """Indices of at most `COLUMNS` frames at multiples of one step, which ends at the last lead time if possible."""
+    """Indices of at most `COLUMNS` frames at multiples of a step.
+
+    The step is chosen to include the last lead time if possible.
+    """
     least = -(-len(row.frames) // COLUMNS)
     step = next((step for step in range(least, 2 * least) if len(row.frames) % step == 0), least)
     return [index for index in range(len(row.frames)) if (row.start + index) % step == 0]

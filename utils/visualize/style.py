@@ -1,4 +1,4 @@
-"""What the frames of a picture mean: values and colours, times and distances."""
+"""Colours, times and distances of the frames of a picture."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,16 +76,19 @@ class Coordinates:
     time: datetime | None = None  # of the last input in UTC, if frames have dates
 
     def lead(self, step: int) -> str:
-        """The time in minutes from the last input to the frame `step` intervals later."""
+        """The minutes from the last input to the frame `step` intervals later."""
         return f"{step * self.interval:+g} min" if step else "0 min"
 
     def valid(self, step: int, form: str) -> list[str]:
-        """The time of that frame, in a list that is empty if frames have no dates."""
+        """The time of that frame in a list, empty without dates."""
         return [] if self.time is None else [f"{self.time + timedelta(minutes=step * self.interval):{form}} UTC"]
 
 
 def render(frames: ArrayLike, style: Style) -> np.ndarray:
-    """Paint frames `(..., H, W)` in [0, 1] as uint8 RGB `(..., H, W, 3)`. NaN (missing data) becomes grey."""
+    """Paint frames `(..., H, W)` in [0, 1] as RGB, uint8 `(..., H, W, 3)`.
+
+    NaN (missing data) becomes grey.
+    """
     # In float32, as scores compare with thresholds: a byte / 255 then reaches exactly the bound it stands on.
     values = np.asarray(frames, dtype=np.float32) * np.float32(style.scale)
     steps = np.subtract(style.bounds[1:-1], style.offset).astype(np.float32)
@@ -94,7 +97,7 @@ def render(frames: ArrayLike, style: Style) -> np.ndarray:
 
 
 def rows_of(inputs: ArrayLike, rows: Mapping[str, ArrayLike | Styled], style: Style) -> list[Row]:
-    """The inputs `(T_in, H, W)` as the first row and the forecasts `(T_out, H, W)` below."""
+    """The inputs `(T_in, H, W)`, then the forecasts `(T_out, H, W)`."""
     styled = {label: row if isinstance(row, Styled) else Styled(row, style) for label, row in rows.items()}
     observed = np.asarray(inputs, dtype=np.float32)
     forecasts = [Row(label, row.style, 1, np.asarray(row.frames, np.float32)) for label, row in styled.items()]
