@@ -6,9 +6,10 @@ meteorology", NeurIPS 2020.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import h5py
 import numpy as np
@@ -164,32 +165,42 @@ def usable_events(
     root: Path, events: Sequence[Event], event_frames: int = EVENT_FRAMES
 ) -> tuple[list[Event], Counter[str]]:
     """The events that their files hold, and the others counted by reason."""
-    names = dict.fromkeys(event.file for event in events)
-    ids = {name: _ids_or_none(root / name, event_frames) for name in names if file_size(root / name) is not None}
-
-    def fault(event: Event) -> str | None:
-        if event.file not in ids:
-            return MISSING_FILE
-        stored = ids[event.file]
-        if stored is None:
-            return WRONG_LAYOUT
-        if not 0 <= event.index < len(stored):
-            return OUT_OF_RANGE
-        return OTHER_ID if stored[event.index] != event.id else None
-
-    faults = [fault(event) for event in events]
-    usable = [event for event, reason in zip(events, faults, strict=True) if reason is None]
-    return usable, Counter(filter(None, faults))
+    faults = faults_of(root, events, event_frames, _refuse)
+    usable = [event for event, fault in zip(events, faults, strict=True) if fault is None]
+    return usable, Counter(fault[0] for fault in faults if fault)
 
 
-def _ids_or_none(path: Path, event_frames: int) -> list[str] | None:
-    """Ids of events in a file, None if its layout is wrong."""
-    try:
-        return stored_ids(path, event_frames)
-    except LayoutError:
-        return None
-    except READ_ERRORS as error:
-        raise InputError(f"Cannot read {path} ({reason_of(error, path)}); download the file again.") from error
+def _refuse(path: Path, error: Exception) -> NoReturn:
+    raise InputError(f"Cannot read {path} ({reason_of(error, path)}); download the file again.") from error
+
+
+def faults_of(
+    root: Path,
+    events: Sequence[Event],
+    event_frames: int,
+    unreadable: Callable[[Path, Exception], tuple[str, str]],  # kind and detail for a file that cannot be read
+) -> list[tuple[str, str] | None]:
+    """Kind and detail of why each event is not in its file, None if it is."""
+    ids: dict[str, list[str]] = {}
+    faults: dict[str, tuple[str, str]] = {}
+    for file in dict.fromkeys(event.file for event in events):
+        path = root / file
+        try:
+            if file_size(path) is None:
+                faults[file] = MISSING_FILE, file
+            else:
+                ids[file] = stored_ids(path, event_frames)
+        except LayoutError as error:
+            faults[file] = WRONG_LAYOUT, f"{file}: {error}"
+        except READ_ERRORS as error:
+            faults[file] = unreadable(path, error)
+    return [faults.get(event.file) or _misplaced(event, ids[event.file]) for event in events]
+
+
+def _misplaced(event: Event, ids: list[str]) -> tuple[str, str] | None:
+    if not 0 <= event.index < len(ids):
+        return OUT_OF_RANGE, f"{event.index} of {len(ids)}"
+    return None if ids[event.index] == event.id else (OTHER_ID, f"{ids[event.index]!r} at {event.index}")
 
 
 def open_frames(path: Path, event_frames: int) -> h5py.Dataset:
