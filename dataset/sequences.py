@@ -15,10 +15,11 @@ EVENT_FRAMES = 49  # of SEVIR: 4 hours, a frame every 5 minutes
 
 
 class Sequences(Dataset):
-    """The sequences of one split; a subclass implements `__len__`, `__getitem__` and `sequence_id`.
+    """The sequences of one split.
 
-    An item is a float32 tensor `(seq_len, 1, H, W)` in [0, 1], NaN where radar data is missing or
-    a frame is padded. `source` says what values stand for, and `event_ids` names the events of the sequences.
+    An item is a float32 tensor `(seq_len, 1, H, W)` in [0, 1], NaN where radar data is missing or a frame is padded.
+    `source` says what values stand for, and `event_ids` names the events that the split consists of. A subclass
+    implements `__len__`, `__getitem__` and `sequence_id`. The other methods have defaults.
     """
 
     source: Source

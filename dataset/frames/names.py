@@ -87,7 +87,7 @@ class NamePattern:
 def find_frames(folder: Path, pattern: NamePattern) -> np.ndarray:
     """Find `time`, nominal time `mark`, `size` and `mtime` of every frame.
 
-    Times are seconds since 1970 (UTC), sizes bytes, times of modification ns; all are int64.
+    Times are seconds since 1970 (UTC), sizes bytes, and times of modification ns. All are int64.
 
     Raises `InputError` if the folder cannot be read or holds no frame.
     """

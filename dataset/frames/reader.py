@@ -58,7 +58,7 @@ class Frames(Sequences):
     """Sequences of frames without a gap from one split of a folder.
 
     A sequence lies within one split from its first to its last frame. `event_ids` are the beginnings of the runs that
-    give sequences. Made by `open_frames`; raises `InputError` if the split has no sequence.
+    give sequences. `open_frames` makes it. Raises `InputError` if the split has no sequence.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ def open_frames(
 
 
 def _spacing(times: np.ndarray) -> str:
-    """How far apart frames are, most of them; `times` in seconds."""
+    """How far apart most frames are; `times` in seconds."""
     if len(times) < 2:
         return ""
     low, high = (f"{minutes:.3g}" for minutes in np.quantile(np.diff(times) / 60, (0.1, 0.9)))

@@ -78,13 +78,13 @@ LAYOUTS = {
 class RadarH5(Sequences):
     """Windows of one split of a published file.
 
-    The value 1 of an item stands for `source.scale` dBZ. Each window is an event of its own.
+    The value 1 of an item stands for `source.scale` dBZ. `event_ids` are the names of the windows.
 
-    Without a validation split in the file, the last tenth of its training windows, which are in order of time, is
-    the validation split. Windows overlap; those between the two splits that could share a frame with both are left
-    out. The test split is nobody's validation split.
+    If the file has no validation split, the last tenth of its training windows, which are in order of time, is the
+    validation split. Windows overlap, so those between the two splits that could share a frame with both are left out.
+    The test split never serves for validation.
 
-    Windows that `<name>.exclusions.txt` next to the file names are left out; `excluded` is their number.
+    Windows that `<name>.exclusions.txt` next to the file names are left out, and `excluded` is their number.
 
     Every window's shape is checked here. Raises `InputError` for a file of another layout, a wrong option, or a split
     without windows, and later for a window that cannot be read.
@@ -184,7 +184,7 @@ class RadarH5(Sequences):
         """The first frames of a window, uint8 `(seq_len, H, W)`."""
         try:
             return self._files.read(self.path, partial(self._block, name=name))
-        except READ_ERRORS as error:
+        except (AttributeError, *READ_ERRORS) as error:
             raise self._unreadable(name, error) from error
 
     def _block(self, file: h5py.File, name: str) -> np.ndarray:

@@ -63,12 +63,11 @@ class EmptySplitError(InputError):
 class Sevir(EventWindows):
     """SEVIR's VIL from `CATALOG.csv` and the HDF5 files it names.
 
-    File names count from `<data_path>/data`, or from `data_path` if there is no such folder. All files are
-    checked here, so that a long training does not meet a bad one later; what cannot be used is skipped,
-    counted and logged.
+    File names count from `<data_path>/data`, or from `data_path` if there is no such folder. The constructor checks all
+    files, so that a long training does not meet a bad one later. Unusable events are skipped, counted and logged.
 
-    Raises `InputError` for a broken catalogue, an unreadable HDF5 file, a wrong option, or a split without
-    usable events (`EmptySplitError`), and later if a file has changed since.
+    Raises `InputError` for a broken catalogue, an unreadable HDF5 file, a wrong option, or a split without usable
+    events (`EmptySplitError`), and later if a file has changed since.
     """
 
     default_stride: int | None = None  # frames; None: the split scheme's own
