@@ -33,10 +33,7 @@ class Sequences(Dataset):
         raise TypeError(f"{type(self).__name__} does not name its sequences; implement `sequence_id`.")
 
     def event_of(self, index: int) -> str:
-        """Name of the event of a sequence.
-
-        Sequences of an event resemble each other.
-        """
+        """Name of the event of a sequence, whose sequences resemble each other."""
         return self.sequence_id(index)
 
     def stored(self, index: int) -> Tensor:
@@ -48,7 +45,7 @@ class Sequences(Dataset):
         return stored
 
     def crop(self, frames: Tensor) -> Tensor:
-        """Crop frames `(..., H, W)`, such as a forecast, to the unpadded part."""
+        """Crop frames or forecasts `(..., H, W)` to the unpadded part."""
         return frames
 
     def checked(self, index: int) -> int:

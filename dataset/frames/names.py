@@ -35,15 +35,6 @@ class NamePattern:
         # one for each depth, so that folders which cannot hold a frame are not entered
         self._levels = [re.compile("/".join(levels[: depth + 1]), re.ASCII) for depth in range(len(levels))]
 
-    def __repr__(self) -> str:
-        return self.text
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, NamePattern) and self.text == other.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
     def name_of(self, time: datetime) -> str:
         """Name of the frame at a time."""
         return time.strftime(self.text)

@@ -45,10 +45,7 @@ class Runs(NamedTuple):
         return cls(order, begins, np.diff(np.append(begins, len(times))), len(lost), int(lost.sum()))
 
     def windows(self, length: int, stride: int) -> np.ndarray:
-        """Positions in `order` at which windows of `length` frames begin.
-
-        They are `stride` frames apart within a run.
-        """
+        """Positions in `order` where windows begin, every `stride` frames of runs."""
         place = np.arange(len(self.order)) - np.repeat(self.begins, self.lengths)
         left = np.repeat(self.lengths, self.lengths) - place
         return np.flatnonzero((place % stride == 0) & (left >= length))
@@ -96,10 +93,7 @@ class Frames(Sequences):
         return self._name(self._first(index))
 
     def event_of(self, index: int) -> str:
-        """Day of a sequence's first frame.
-
-        Sequences of a day overlap, or show the same weather.
-        """
+        """Day of a sequence's first frame, which has similar weather."""
         return self.sequence_id(index)[:8]
 
     def crop(self, frames: Tensor) -> Tensor:

@@ -50,11 +50,6 @@ class Layout:
     padded: int | None = None  # height and width, in pixels, that frames are padded to on all sides
     has_valid: bool = False  # a validation split of its own
 
-    @property
-    def may_miss_pixels(self) -> bool:
-        """Whether pixels of an item may be missing."""
-        return self.missing is not None or self.padded is not None
-
     def name_of(self, split: str, number: int) -> str:
         """Name of a stored split's window, the first being number 0."""
         return self.window.format(split=split, number=self.first + number)
@@ -118,7 +113,7 @@ class RadarH5(Sequences):
         stored = torch.from_numpy(self._read(self._names[self.checked(index)]))[:, None]
         layout = self.layout
         frames = stored.clamp(max=layout.full).float()
-        if not layout.may_miss_pixels:
+        if layout.missing is None and layout.padded is None:
             return (resize(frames, self.size) / layout.full).clamp(0, 1)
         if layout.missing is not None:
             frames[stored == layout.missing] = torch.nan
@@ -131,10 +126,7 @@ class RadarH5(Sequences):
         return self.event_ids[self.checked(index)]
 
     def event_of(self, index: int) -> str:
-        """Name of a block of as many windows as frames.
-
-        Neighbouring windows may overlap, distant ones do not.
-        """
+        """Name of a block of windows, which may overlap their neighbours."""
         return f"block {self.checked(index) // self.layout.frames}"
 
     def describe(self) -> str:
@@ -198,10 +190,7 @@ class RadarH5(Sequences):
 
 
 def open_file(path: Path, source: Source) -> h5py.File:
-    """Open a file of a source.
-
-    Raises `InputError` if it does not exist or is not HDF5.
-    """
+    """Open a file; raise `InputError` if it is not HDF5."""
     if file_size(path) is None:
         raise InputError(f"{path} does not exist; pass the {source.name} HDF5 file as --data_path.")
     try:
@@ -237,10 +226,7 @@ def window_id(name: str) -> str:
 
 
 def announced(file: h5py.File, layout: Layout, stored: str) -> int:
-    """Number of windows that a file announces for a split.
-
-    Raises one of READ_ERRORS if it announces none.
-    """
+    """Number of windows that a file announces for a split."""
     length = file[layout.length.format(split=stored)]
     return int(length[()]) if length.shape == () else 0
 
@@ -256,10 +242,7 @@ def divide(count: int, frames: int) -> tuple[range, range]:
 
 
 def pad(frames: Tensor, size: int) -> Tensor:
-    """Pad frames `(T, 1, H, W)` with NaN to centred squares.
-
-    An odd pixel goes below and right.
-    """
+    """Pad frames `(T, 1, H, W)` with NaN to centred squares."""
     height, width = frames.shape[-2:]
     top, left = (size - height) // 2, (size - width) // 2
     return F.pad(frames, (left, size - width - left, top, size - height - top), value=torch.nan)
@@ -275,7 +258,7 @@ def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
 def resize_valid(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize frames `(T, 1, H, W)` by weighted means of valid pixels.
 
-    It is valid if more than half of its weight was.
+    A pixel is valid if more than half of its weight was.
     """
     weight = resize((~frames.isnan()).float(), size)
     return torch.where(weight > 0.5, resize(frames.nan_to_num(nan=0.0), size) / weight, torch.nan)

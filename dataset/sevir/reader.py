@@ -179,7 +179,7 @@ def faults_of(
     event_frames: int,
     unreadable: Callable[[Path, Exception], tuple[str, str]],  # kind and detail for a file that cannot be read
 ) -> list[tuple[str, str] | None]:
-    """Kind and detail of why each event is not in its file, None if it is."""
+    """Kind and detail of each event that its file does not hold."""
     ids: dict[str, list[str]] = {}
     faults: dict[str, tuple[str, str]] = {}
     for file in dict.fromkeys(event.file for event in events):
@@ -203,10 +203,7 @@ def _misplaced(event: Event, ids: list[str]) -> tuple[str, str] | None:
 
 
 def open_frames(path: Path, event_frames: int) -> h5py.Dataset:
-    """Open the frames of a file, uint8 `[N, H, H, event_frames]`.
-
-    Raises `LayoutError` if they are not.
-    """
+    """Open frames uint8 `[N, H, H, event_frames]`, or raise `LayoutError`."""
     file = open_hdf5(path)
     try:
         vil = own_dataset(file, "vil")
@@ -227,10 +224,7 @@ def read_frames(vil: h5py.Dataset, index: int, first: int, stop: int) -> np.ndar
 
 
 def stored_ids(path: Path, event_frames: int) -> list[str]:
-    """Read the ids of the events in a file.
-
-    Raises `LayoutError` if its arrays do not have SEVIR's layout.
-    """
+    """Read the ids of the events, or raise `LayoutError`."""
     vil = patiently(lambda: open_frames(path, event_frames))
     with vil.file as file:
         ids = own_dataset(file, "id")
