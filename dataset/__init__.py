@@ -21,7 +21,7 @@ def build_dataset(
 ) -> Sequences:
     """Open one split of a data set (see `dataset.sequences.Sequences` for the items).
 
-    Packed caches that fit are used in place of the original files; the items are the same. Raises `InputError` for an
+    Packed caches that fit are used in place of the original files. The items are the same. Raises `InputError` for an
     unknown name, an option that the data set does not have, or unusable files.
     """
     if name not in DATASETS:

@@ -7,6 +7,7 @@ it stopped, new items cost no more than themselves, and a training that reads th
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,8 @@ from filelock import FileLock
 from dataset.hdf5 import reason_of
 from utils.errors import InputError
 from utils.files import replacing
+
+LOG = logging.getLogger(__name__)
 
 INDEX = "index.json"
 BATCH = 64  # rows that are flushed together
@@ -41,6 +44,7 @@ class RowCache:
         self.index = index
         self.layout = layout
         self.record = np.dtype([*identity.descr, ("usable", "?")])
+        self._rows = 0  # that were complete when the records were read
         self._arrays: dict[str, np.memmap] | None = None
 
     def fits(self) -> bool:
@@ -65,7 +69,8 @@ class RowCache:
         except FileNotFoundError:
             return np.zeros(0, self.record)
         complete = [sizes[name] // _row_bytes(*row) for name, row in self.layout.items()]
-        return np.frombuffer(content, self.record, min(len(content) // self.record.itemsize, *complete))
+        self._rows = min(len(content) // self.record.itemsize, *complete)
+        return np.frombuffer(content, self.record, self._rows)
 
     def append(self, identities: np.ndarray, rows: Iterable[tuple[np.ndarray, ...] | None]) -> None:
         """Add rows.
@@ -95,9 +100,9 @@ class RowCache:
                     os.fsync(files[name].fileno())
 
     def array(self, name: str) -> np.memmap:
-        """Map all rows of an array into memory.
+        """Map the rows of an array that have records into memory.
 
-        Raises `InputError` if they cannot be read, or if the cache was made anew meanwhile.
+        Raises `InputError` if they have vanished or cannot be read, or if the cache was made anew meanwhile.
         """
         if self._arrays is None:
             self._arrays = self._open()
@@ -107,12 +112,13 @@ class RowCache:
         try:
             if not self.fits():
                 raise InputError(f"The cache {self.folder} was made anew with other settings meanwhile; start again.")
-            count = len(self.records())
             return {
-                name: np.memmap(self._path(name), dtype, "r", shape=(count, *shape))
+                name: np.memmap(self._path(name), dtype, "r", shape=(self._rows, *shape))
                 for name, (dtype, shape) in self.layout.items()
             }
-        except OSError as error:
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:
             reason = reason_of(error, self.folder)
             raise InputError(f"Cannot read the cache {self.folder} ({reason}); delete it and start again.") from error
 
@@ -127,8 +133,15 @@ class RowCache:
 def adding_to(folder: Path) -> Iterator[None]:
     """Let one process at a time change the cache in a folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        LOG.warning("%s cannot be locked; see to it that no other run works there: %s", folder, error)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def read_index(folder: Path) -> dict | None:

@@ -91,10 +91,7 @@ def same_frames(names: Sequence[tuple[str, str]], digests: np.ndarray) -> Iterat
 
 
 def fix(report: Report) -> list[Fault]:
-    """Exclude what is at fault and return the faults that remain.
-
-    Faults without a usable id remain, and those that may pass.
-    """
+    """Exclude what is at fault and return the faults that remain."""
     exclusions, remaining = read_exclusions(report.data_path), []
     for fault in report.faults:
         if EVENT_ID.fullmatch(fault.event) and fault.kind not in PASSING:

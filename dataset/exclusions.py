@@ -1,8 +1,8 @@
 """Bad data that loaders leave out: `exclusions.txt` in the data folder.
 
 A data set that is a single file has `NAME.exclusions.txt` next to it. A line holds the id of an event, a window or a
-frame, then a tab and why it is there; lines that begin with `#` are remarks. `python -m dataset check --fix` writes
-the file; it may also be written by hand.
+frame, then a tab and why it is there. Lines that begin with `#` are remarks. `python -m dataset check --fix` writes
+the file. It may also be written by hand.
 """
 
 import os

@@ -57,10 +57,7 @@ class AccessError(InputError):
 
 
 def file_size(path: Path) -> int | None:
-    """Size of a file in bytes, None if there is no file.
-
-    Raises `AccessError` if the disk does not answer.
-    """
+    """Size of a file, None without a file; `AccessError` if unknown."""
     try:
         found = path.stat()
     except OSError as error:

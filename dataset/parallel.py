@@ -23,9 +23,6 @@ class _Results(Dataset):
 def parallel_map(
     function: Callable[[T], R], items: Sequence[T], workers: int, description: str, unit: str
 ) -> Iterator[R]:
-    """Yield results in the order of the items.
-
-    With 0 workers, this process does the work.
-    """
+    """Yield results in the order of the items."""
     loader = DataLoader(_Results(function, items), batch_size=None, num_workers=workers)
     yield from tqdm(loader, description, len(items), unit=unit, disable=None)

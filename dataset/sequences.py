@@ -15,10 +15,11 @@ EVENT_FRAMES = 49  # of SEVIR: 4 hours, a frame every 5 minutes
 
 
 class Sequences(Dataset):
-    """The sequences of one split; a subclass implements `__len__`, `__getitem__` and `sequence_id`.
+    """The sequences of one split.
 
-    An item is a float32 tensor `(seq_len, 1, H, W)` in [0, 1], NaN where radar data is missing or
-    a frame is padded. `source` says what values stand for, and `event_ids` names the events of the sequences.
+    An item is a float32 tensor `(seq_len, 1, H, W)` in [0, 1], NaN where radar data is missing or a frame is padded.
+    `source` says what values stand for, and `event_ids` names the events that the split consists of. A subclass
+    implements `__len__`, `__getitem__` and `sequence_id`. The other methods have defaults.
     """
 
     source: Source
@@ -32,10 +33,7 @@ class Sequences(Dataset):
         raise TypeError(f"{type(self).__name__} does not name its sequences; implement `sequence_id`.")
 
     def event_of(self, index: int) -> str:
-        """Name of the event of a sequence.
-
-        Sequences of an event resemble each other.
-        """
+        """Name of the event of a sequence, whose sequences resemble each other."""
         return self.sequence_id(index)
 
     def stored(self, index: int) -> Tensor:
@@ -47,7 +45,7 @@ class Sequences(Dataset):
         return stored
 
     def crop(self, frames: Tensor) -> Tensor:
-        """Crop frames `(..., H, W)`, such as a forecast, to the unpadded part."""
+        """Crop frames or forecasts `(..., H, W)` to the unpadded part."""
         return frames
 
     def checked(self, index: int) -> int:

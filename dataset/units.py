@@ -18,10 +18,7 @@ def same_units(one: str, other: str) -> bool:
 
 
 def _factors(text: str) -> Counter | str:
-    """Exponents by unit, or the text itself if it has none.
-
-    Water of 1 kg m-2 is 1 mm.
-    """
+    """Exponents by unit, 1 kg m-2 being 1 mm, or the text."""
     text = " ".join(text.lower().split())
     product = re.sub(" ?(/|\\bper\\b) ?", " /", text).replace("**", "").replace("^", "")
     factors = Counter()

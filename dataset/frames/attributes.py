@@ -7,10 +7,7 @@ LONGEST = 80  # characters of a text
 
 
 def numbers_of(holder: h5py.HLObject, key: str) -> tuple[float, ...]:
-    """Read the numbers of an attribute, none if it is absent.
-
-    Raises ValueError if it is anything but numbers.
-    """
+    """Read an attribute's numbers, none if absent; ValueError for other values."""
     if key not in holder.attrs:
         return ()
     numbers = np.asarray(holder.attrs[key])
@@ -20,10 +17,7 @@ def numbers_of(holder: h5py.HLObject, key: str) -> tuple[float, ...]:
 
 
 def number_of(holder: h5py.HLObject, key: str) -> float | None:
-    """Read the single number of an attribute, None if it is absent.
-
-    Raises ValueError if it is anything but a single number.
-    """
+    """Read an attribute's only number, None if absent; ValueError for others."""
     numbers = numbers_of(holder, key)
     if len(numbers) > 1:
         raise ValueError(f"its attribute {key} is not one number")

@@ -27,8 +27,8 @@ REQUIRED = ("pattern", "interval", "range", "units", "thresholds", "extent_km")
 class FramesConfig:
     """Names, values and splits of the frames of a folder.
 
-    A stored value `v` is `v * scale + offset` in `units`; `range` in those units becomes [0, 1], what lies beyond is
-    clipped. Made, and checked, by `read_config`.
+    A stored value `v` is `v * scale + offset` in `units`, and `range` in those units becomes [0, 1]. Values
+    beyond it are clipped. `read_config` makes and checks it.
     """
 
     file: Path  # the YAML file itself

@@ -19,7 +19,7 @@ from utils.errors import InputError
 class Grid:
     """Frames of any size in a picture of another, shrunk and padded.
 
-    All sizes are `(height, width)` in pixels; the shape of pixels never changes.
+    All sizes are `(height, width)` in pixels. The shape of pixels never changes.
     """
 
     stored: tuple[int, int]  # of the files

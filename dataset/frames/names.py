@@ -35,15 +35,6 @@ class NamePattern:
         # one for each depth, so that folders which cannot hold a frame are not entered
         self._levels = [re.compile("/".join(levels[: depth + 1]), re.ASCII) for depth in range(len(levels))]
 
-    def __repr__(self) -> str:
-        return self.text
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, NamePattern) and self.text == other.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
     def name_of(self, time: datetime) -> str:
         """Name of the frame at a time."""
         return time.strftime(self.text)
@@ -87,7 +78,7 @@ class NamePattern:
 def find_frames(folder: Path, pattern: NamePattern) -> np.ndarray:
     """Find `time`, nominal time `mark`, `size` and `mtime` of every frame.
 
-    Times are seconds since 1970 (UTC), sizes bytes, times of modification ns; all are int64.
+    Times are seconds since 1970 (UTC), sizes bytes, and times of modification ns. All are int64.
 
     Raises `InputError` if the folder cannot be read or holds no frame.
     """

@@ -45,10 +45,7 @@ class Runs(NamedTuple):
         return cls(order, begins, np.diff(np.append(begins, len(times))), len(lost), int(lost.sum()))
 
     def windows(self, length: int, stride: int) -> np.ndarray:
-        """Positions in `order` at which windows of `length` frames begin.
-
-        They are `stride` frames apart within a run.
-        """
+        """Positions in `order` where windows begin, every `stride` frames of runs."""
         place = np.arange(len(self.order)) - np.repeat(self.begins, self.lengths)
         left = np.repeat(self.lengths, self.lengths) - place
         return np.flatnonzero((place % stride == 0) & (left >= length))
@@ -58,7 +55,7 @@ class Frames(Sequences):
     """Sequences of frames without a gap from one split of a folder.
 
     A sequence lies within one split from its first to its last frame. `event_ids` are the beginnings of the runs that
-    give sequences. Made by `open_frames`; raises `InputError` if the split has no sequence.
+    give sequences. `open_frames` makes it. Raises `InputError` if the split has no sequence.
     """
 
     def __init__(
@@ -96,10 +93,7 @@ class Frames(Sequences):
         return self._name(self._first(index))
 
     def event_of(self, index: int) -> str:
-        """Day of a sequence's first frame.
-
-        Sequences of a day overlap, or show the same weather.
-        """
+        """Day of a sequence's first frame, which has similar weather."""
         return self.sequence_id(index)[:8]
 
     def crop(self, frames: Tensor) -> Tensor:
@@ -144,7 +138,7 @@ def open_frames(
 
 
 def _spacing(times: np.ndarray) -> str:
-    """How far apart frames are, most of them; `times` in seconds."""
+    """How far apart most frames are; `times` in seconds."""
     if len(times) < 2:
         return ""
     low, high = (f"{minutes:.3g}" for minutes in np.quantile(np.diff(times) / 60, (0.1, 0.9)))

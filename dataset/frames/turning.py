@@ -19,10 +19,7 @@ ATTRIBUTES = ("standard_name", "axis", "units")
 
 
 def turned(values: np.ndarray, file: h5py.File, data: h5py.Dataset) -> np.ndarray:
-    """Turn values `(H, W)` with north up and west left.
-
-    Values without coordinates stay as they are.
-    """
+    """Turn values `(H, W)` by their coordinates, north up and west left."""
     rows, columns = (next(_ways(file, data, axis), (None, 0)) for axis in (0, 1))
     if (rows[0], columns[0]) == (EAST, NORTH):
         values, rows, columns = values.T, columns, rows

@@ -62,9 +62,10 @@ class Window(NamedTuple):
 
 
 def check(name: str, data_path: str | Path, workers: int = 0) -> Report:
-    """Look at every window; raises `InputError` if the file cannot be opened.
+    """Check every window.
 
-    Of two windows that share frames the one of the later split is not at fault.
+    Raises `InputError` if the file cannot be opened. Of two windows that share frames, the one of the later
+    split is not at fault.
     """
     path, layout = file_of(name, data_path), LAYOUTS[name]
     excluded = set(read_exclusions(path))

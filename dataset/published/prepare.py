@@ -151,10 +151,7 @@ def _natural(path: Path) -> list[str | int]:
 
 
 def _read_bytes(path: Path, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a grey picture, uint8 `(H, W)`.
-
-    Raises `InputError` if it has another `shape` than a given one.
-    """
+    """Read a grey picture, uint8 `(H, W)`, of a given `shape`."""
     frame = read_png(path)
     if frame.dtype != np.uint8 or frame.shape != (shape or frame.shape):
         found = f"{frame.shape[1]} by {frame.shape[0]} pixels of {frame.dtype}"
@@ -306,10 +303,7 @@ def read_cikm(raw: Path, level: int = 1) -> Windows:
 
 
 def _lines(paths: list[Path]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every line that is not blank.
-
-    A line that is too long comes in pieces.
-    """
+    """Name and content of non-blank lines, long ones in pieces."""
     for path in paths:
         try:
             with path.open("rb") as file:

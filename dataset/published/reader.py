@@ -50,11 +50,6 @@ class Layout:
     padded: int | None = None  # height and width, in pixels, that frames are padded to on all sides
     has_valid: bool = False  # a validation split of its own
 
-    @property
-    def may_miss_pixels(self) -> bool:
-        """Whether pixels of an item may be missing."""
-        return self.missing is not None or self.padded is not None
-
     def name_of(self, split: str, number: int) -> str:
         """Name of a stored split's window, the first being number 0."""
         return self.window.format(split=split, number=self.first + number)
@@ -78,13 +73,13 @@ LAYOUTS = {
 class RadarH5(Sequences):
     """Windows of one split of a published file.
 
-    The value 1 of an item stands for `source.scale` dBZ. Each window is an event of its own.
+    The value 1 of an item stands for `source.scale` dBZ. `event_ids` are the names of the windows.
 
-    Without a validation split in the file, the last tenth of its training windows, which are in order of time, is
-    the validation split. Windows overlap; those between the two splits that could share a frame with both are left
-    out. The test split is nobody's validation split.
+    If the file has no validation split, the last tenth of its training windows, which are in order of time, is the
+    validation split. Windows overlap, so those between the two splits that could share a frame with both are left out.
+    The test split never serves for validation.
 
-    Windows that `<name>.exclusions.txt` next to the file names are left out; `excluded` is their number.
+    Windows that `<name>.exclusions.txt` next to the file names are left out, and `excluded` is their number.
 
     Every window's shape is checked here. Raises `InputError` for a file of another layout, a wrong option, or a split
     without windows, and later for a window that cannot be read.
@@ -118,7 +113,7 @@ class RadarH5(Sequences):
         stored = torch.from_numpy(self._read(self._names[self.checked(index)]))[:, None]
         layout = self.layout
         frames = stored.clamp(max=layout.full).float()
-        if not layout.may_miss_pixels:
+        if layout.missing is None and layout.padded is None:
             return (resize(frames, self.size) / layout.full).clamp(0, 1)
         if layout.missing is not None:
             frames[stored == layout.missing] = torch.nan
@@ -131,10 +126,7 @@ class RadarH5(Sequences):
         return self.event_ids[self.checked(index)]
 
     def event_of(self, index: int) -> str:
-        """Name of a block of as many windows as frames.
-
-        Neighbouring windows may overlap, distant ones do not.
-        """
+        """Name of a block of windows, which may overlap their neighbours."""
         return f"block {self.checked(index) // self.layout.frames}"
 
     def describe(self) -> str:
@@ -184,7 +176,7 @@ class RadarH5(Sequences):
         """The first frames of a window, uint8 `(seq_len, H, W)`."""
         try:
             return self._files.read(self.path, partial(self._block, name=name))
-        except READ_ERRORS as error:
+        except (AttributeError, *READ_ERRORS) as error:
             raise self._unreadable(name, error) from error
 
     def _block(self, file: h5py.File, name: str) -> np.ndarray:
@@ -198,10 +190,7 @@ class RadarH5(Sequences):
 
 
 def open_file(path: Path, source: Source) -> h5py.File:
-    """Open a file of a source.
-
-    Raises `InputError` if it does not exist or is not HDF5.
-    """
+    """Open a file; raise `InputError` if it is not HDF5."""
     if file_size(path) is None:
         raise InputError(f"{path} does not exist; pass the {source.name} HDF5 file as --data_path.")
     try:
@@ -237,10 +226,7 @@ def window_id(name: str) -> str:
 
 
 def announced(file: h5py.File, layout: Layout, stored: str) -> int:
-    """Number of windows that a file announces for a split.
-
-    Raises one of READ_ERRORS if it announces none.
-    """
+    """Number of windows that a file announces for a split."""
     length = file[layout.length.format(split=stored)]
     return int(length[()]) if length.shape == () else 0
 
@@ -256,10 +242,7 @@ def divide(count: int, frames: int) -> tuple[range, range]:
 
 
 def pad(frames: Tensor, size: int) -> Tensor:
-    """Pad frames `(T, 1, H, W)` with NaN to centred squares.
-
-    An odd pixel goes below and right.
-    """
+    """Pad frames `(T, 1, H, W)` with NaN to centred squares."""
     height, width = frames.shape[-2:]
     top, left = (size - height) // 2, (size - width) // 2
     return F.pad(frames, (left, size - width - left, top, size - height - top), value=torch.nan)
@@ -275,7 +258,7 @@ def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
 def resize_valid(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize frames `(T, 1, H, W)` by weighted means of valid pixels.
 
-    It is valid if more than half of its weight was.
+    A pixel is valid if more than half of its weight was.
     """
     weight = resize((~frames.isnan()).float(), size)
     return torch.where(weight > 0.5, resize(frames.nan_to_num(nan=0.0), size) / weight, torch.nan)

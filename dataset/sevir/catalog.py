@@ -70,10 +70,7 @@ class Row(NamedTuple):
 
 
 def catalog_path(data_path: str | Path) -> Path:
-    """Path of the catalogue in a data folder.
-
-    Raises `InputError` if the folder or the catalogue is missing.
-    """
+    """Path of the catalogue; `InputError` if there is none."""
     folder, path = Path(data_path), Path(data_path, "CATALOG.csv")
     size = file_size(path)
     if size is None:
@@ -132,10 +129,7 @@ def is_synthetic(data_path: str | Path) -> bool:
 
 
 def catalog_rows(data_path: str | Path, types: Collection[str] = ("vil",)) -> Iterator[dict[str, str]]:
-    """COLUMNS, BOX and EVENT_TYPE of the rows of these types.
-
-    A row that is too short has empty texts. BOX and EVENT_TYPE may be absent.
-    """
+    """COLUMNS of rows of these types, and BOX and EVENT_TYPE if given."""
     path = catalog_path(data_path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:

@@ -1,18 +1,16 @@
 """Check of a data set in SEVIR's layout."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from dataset.checking import (
     BAD_FRAMES,
     CONSTANT,
-    MISSING_FILE,
     UNFINISHED,
     Fault,
     Look,
@@ -25,7 +23,7 @@ from dataset.checking import (
     sound,
     stuck,
 )
-from dataset.hdf5 import READ_ERRORS, LayoutError, OpenFiles, file_size, reason_of
+from dataset.hdf5 import READ_ERRORS, OpenFiles, reason_of
 from dataset.sevir.catalog import (
     BOX,
     EXCLUDED,
@@ -37,7 +35,7 @@ from dataset.sevir.catalog import (
     files_root,
     read_rows,
 )
-from dataset.sevir.reader import OTHER_ID, OUT_OF_RANGE, WRONG_LAYOUT, Sevir, open_frames, read_frames, stored_ids
+from dataset.sevir.reader import Sevir, faults_of, open_frames, read_frames
 
 BAD_FILE = "file cannot be opened"
 MISSING_PIXELS = "255 (missing) in a frame, though pct_missing is 0"
@@ -53,9 +51,11 @@ def check(reader: type[Sevir], data_path: str | Path, split_scheme: str = "offic
     """
     root, splits = files_root(data_path), SCHEMES[split_scheme]
     events, faults, counts = _read_rows(data_path, splits)
-    sound_events, at_fault = _check_files(root, events, reader.event_frames)
-    faults += [Fault(event.id, splits.split_of(event.time), *fault) for event, fault in at_fault]
+    found = faults_of(root, events, reader.event_frames, _unreadable)
+    rows = list(zip(events, found, strict=True))
+    faults += [Fault(event.id, splits.split_of(event.time), *fault) for event, fault in rows if fault]
 
+    sound_events = [event for event, fault in rows if not fault]
     names = [(event.id, splits.split_of(event.time)) for event in sound_events]
     report = Report(Path(data_path), faults, counts)
     look = partial(_look, OpenFiles(partial(open_frames, event_frames=reader.event_frames)), root, reader)
@@ -83,39 +83,8 @@ def _read_rows(data_path: str | Path, splits: SplitScheme) -> tuple[list[Event],
     return events, faults, counts
 
 
-def _check_files(
-    root: Path, events: Iterable[Event], event_frames: int
-) -> tuple[list[Event], list[tuple[Event, tuple[str, str]]]]:
-    """Events that are in their files; others with kind and detail."""
-    by_file = defaultdict(list)
-    for event in events:
-        by_file[event.file].append(event)
-    sound, faults = [], []
-    for file, its_events in tqdm(by_file.items(), "files", unit="file", disable=None):
-        ids, fault = [], None
-        if file_size(root / file) is None:
-            fault = MISSING_FILE, file
-        else:
-            try:
-                ids = stored_ids(root / file, event_frames)
-            except LayoutError as error:
-                fault = WRONG_LAYOUT, f"{file}: {error}"
-            except READ_ERRORS as error:
-                kind = UNFINISHED if is_fresh((root / file).stat().st_mtime) else BAD_FILE
-                fault = kind, f"{file}: {reason_of(error, root / file)}"
-        for event in its_events:
-            found = fault or _misplaced(event, ids)
-            if found:
-                faults.append((event, found))
-            else:
-                sound.append(event)
-    return sound, faults
-
-
-def _misplaced(event: Event, ids: list[str]) -> tuple[str, str] | None:
-    if not 0 <= event.index < len(ids):
-        return OUT_OF_RANGE, f"{event.index} of {len(ids)}"
-    return None if ids[event.index] == event.id else (OTHER_ID, f"{ids[event.index]!r} at {event.index}")
+def _unreadable(path: Path, error: Exception) -> tuple[str, str]:
+    return UNFINISHED if is_fresh(path.stat().st_mtime) else BAD_FILE, f"{path.name}: {reason_of(error, path)}"
 
 
 def _look(files: OpenFiles, root: Path, reader: type[Sevir], event: Event) -> Look:

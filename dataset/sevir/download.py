@@ -185,10 +185,7 @@ def _continues(response: http.client.HTTPResponse, position: int) -> bool:
 
 
 def _persistently(action: Callable[[], T], position: Callable[[], int] = lambda: 0) -> T:
-    """Repeat an action until it works, with longer and longer pauses.
-
-    The count starts anew when `position` has advanced.
-    """
+    """Repeat an action with longer and longer pauses, until it works."""
     failures, furthest = 0, position()
     while True:
         try:

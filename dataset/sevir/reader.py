@@ -6,9 +6,10 @@ meteorology", NeurIPS 2020.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import h5py
 import numpy as np
@@ -62,12 +63,11 @@ class EmptySplitError(InputError):
 class Sevir(EventWindows):
     """SEVIR's VIL from `CATALOG.csv` and the HDF5 files it names.
 
-    File names count from `<data_path>/data`, or from `data_path` if there is no such folder. All files are
-    checked here, so that a long training does not meet a bad one later; what cannot be used is skipped,
-    counted and logged.
+    File names count from `<data_path>/data`, or from `data_path` if there is no such folder. The constructor checks all
+    files, so that a long training does not meet a bad one later. Unusable events are skipped, counted and logged.
 
-    Raises `InputError` for a broken catalogue, an unreadable HDF5 file, a wrong option, or a split without
-    usable events (`EmptySplitError`), and later if a file has changed since.
+    Raises `InputError` for a broken catalogue, an unreadable HDF5 file, a wrong option, or a split without usable
+    events (`EmptySplitError`), and later if a file has changed since.
     """
 
     default_stride: int | None = None  # frames; None: the split scheme's own
@@ -164,39 +164,46 @@ def usable_events(
     root: Path, events: Sequence[Event], event_frames: int = EVENT_FRAMES
 ) -> tuple[list[Event], Counter[str]]:
     """The events that their files hold, and the others counted by reason."""
-    names = dict.fromkeys(event.file for event in events)
-    ids = {name: _ids_or_none(root / name, event_frames) for name in names if file_size(root / name) is not None}
-
-    def fault(event: Event) -> str | None:
-        if event.file not in ids:
-            return MISSING_FILE
-        stored = ids[event.file]
-        if stored is None:
-            return WRONG_LAYOUT
-        if not 0 <= event.index < len(stored):
-            return OUT_OF_RANGE
-        return OTHER_ID if stored[event.index] != event.id else None
-
-    faults = [fault(event) for event in events]
-    usable = [event for event, reason in zip(events, faults, strict=True) if reason is None]
-    return usable, Counter(filter(None, faults))
+    faults = faults_of(root, events, event_frames, _refuse)
+    usable = [event for event, fault in zip(events, faults, strict=True) if fault is None]
+    return usable, Counter(fault[0] for fault in faults if fault)
 
 
-def _ids_or_none(path: Path, event_frames: int) -> list[str] | None:
-    """Ids of events in a file, None if its layout is wrong."""
-    try:
-        return stored_ids(path, event_frames)
-    except LayoutError:
-        return None
-    except READ_ERRORS as error:
-        raise InputError(f"Cannot read {path} ({reason_of(error, path)}); download the file again.") from error
+def _refuse(path: Path, error: Exception) -> NoReturn:
+    raise InputError(f"Cannot read {path} ({reason_of(error, path)}); download the file again.") from error
+
+
+def faults_of(
+    root: Path,
+    events: Sequence[Event],
+    event_frames: int,
+    unreadable: Callable[[Path, Exception], tuple[str, str]],  # kind and detail for a file that cannot be read
+) -> list[tuple[str, str] | None]:
+    """Kind and detail of each event that its file does not hold."""
+    ids: dict[str, list[str]] = {}
+    faults: dict[str, tuple[str, str]] = {}
+    for file in dict.fromkeys(event.file for event in events):
+        path = root / file
+        try:
+            if file_size(path) is None:
+                faults[file] = MISSING_FILE, file
+            else:
+                ids[file] = stored_ids(path, event_frames)
+        except LayoutError as error:
+            faults[file] = WRONG_LAYOUT, f"{file}: {error}"
+        except READ_ERRORS as error:
+            faults[file] = unreadable(path, error)
+    return [faults.get(event.file) or _misplaced(event, ids[event.file]) for event in events]
+
+
+def _misplaced(event: Event, ids: list[str]) -> tuple[str, str] | None:
+    if not 0 <= event.index < len(ids):
+        return OUT_OF_RANGE, f"{event.index} of {len(ids)}"
+    return None if ids[event.index] == event.id else (OTHER_ID, f"{ids[event.index]!r} at {event.index}")
 
 
 def open_frames(path: Path, event_frames: int) -> h5py.Dataset:
-    """Open the frames of a file, uint8 `[N, H, H, event_frames]`.
-
-    Raises `LayoutError` if they are not.
-    """
+    """Open frames uint8 `[N, H, H, event_frames]`, or raise `LayoutError`."""
     file = open_hdf5(path)
     try:
         vil = own_dataset(file, "vil")
@@ -217,10 +224,7 @@ def read_frames(vil: h5py.Dataset, index: int, first: int, stop: int) -> np.ndar
 
 
 def stored_ids(path: Path, event_frames: int) -> list[str]:
-    """Read the ids of the events in a file.
-
-    Raises `LayoutError` if its arrays do not have SEVIR's layout.
-    """
+    """Read the ids of the events, or raise `LayoutError`."""
     vil = patiently(lambda: open_frames(path, event_frames))
     with vil.file as file:
         ids = own_dataset(file, "id")

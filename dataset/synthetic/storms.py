@@ -125,7 +125,7 @@ def follow(wind: Tensor, position: Tensor, steps: int) -> list[Tensor]:
 
 
 def wavenumbers(grid: int, pixel: float) -> Tensor:
-    """Wavenumbers `(grid, grid // 2 + 1)` of a real field, in cycles/km."""
+    """Wavenumbers of a real field `(grid, grid // 2 + 1)`, cycles/km."""
     ky, kx = torch.fft.fftfreq(grid, pixel), torch.fft.rfftfreq(grid, pixel)
     return torch.hypot(ky[:, None], kx)
 

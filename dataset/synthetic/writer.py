@@ -77,7 +77,7 @@ def write_sevir(
 ) -> None:
     """Write `events` synthetic events of 49 frames, all or nothing.
 
-    An event's storms depend on `seed`, its number and `resolution`; its date depends on `events` too. With three
+    An event's storms depend on `seed`, its number and `resolution`. Its date depends on `events` too. With three
     events or more each split has at least one. Raises `InputError` for impossible numbers, and for a folder that
     holds data already or cannot be written.
     """

@@ -143,6 +143,14 @@ def test_the_cache_serves_when_its_source_files_are_gone(sevir):
     assert torch.equal(build(sevir)[3], expected)
 
 
+def test_rows_that_are_lost_later_are_an_error(sevir):
+    folder = pack("sevir", sevir.path, SIZE)
+    dataset = build(sevir)
+    short_cache(sevir, folder)
+    with pytest.raises(InputError, match="Cannot read the cache"):
+        dataset[0]
+
+
 class Killed(BaseException):
     pass
 
