@@ -186,8 +186,8 @@ def definitions(entries: Sequence[Entry]) -> Html:
 def facts(entries: Sequence[Entry]) -> Html:
     """What was evaluated, on what, when and how, in one cell where all entries agree."""
     columns = [_facts(entry) for entry in entries]
-    labels = [label for label in columns[0] if any(column[label] for column in columns)]
-    rows = [[label, *_merged([column[label] or UNDEFINED for column in columns])] for label in labels]
+    texts = {key: [UNDEFINED if column[key] is None else column[key] for column in columns] for key in columns[0]}
+    rows = [[label, *_merged(cells)] for label, cells in texts.items() if set(cells) != {UNDEFINED}]
     return table(["", *(name_cell(entries, i) for i in range(len(entries)))], rows, "Runs", class_="texts")
 
 
