@@ -1,4 +1,4 @@
-"""Command-line options made from the fields of settings, so that each is written once."""
+"""Command-line options from the fields of settings dataclasses."""
 
 import argparse
 from dataclasses import MISSING, Field, field, fields
@@ -12,7 +12,7 @@ _RULES = ("flag", "rare", "at_least", "at_most", "below")
 
 
 def option(default, help: str, **rules):
-    """Define a field of a settings dataclass that is an option of a command line.
+    """Define a field that is an option of a command line.
 
     Rules are `flag` (its spelling, otherwise `--` and the field's name), `rare` (it is listed at the end of the help),
     the bounds `at_least`, `at_most` and `below` of a number, or keywords of `argparse.ArgumentParser.add_argument`.
@@ -21,7 +21,9 @@ def option(default, help: str, **rules):
 
 
 def add_options(group, settings: type, rare=None, leave_out: tuple[str, ...] = ()) -> None:
-    """Add the options of a settings dataclass to a parser or group, and rare ones to the group `rare`.
+    """Add the options of a settings dataclass to a parser or group.
+
+    Rare options go to the group `rare`.
 
     An option that the user does not give is absent from the parsed arguments.
     """
@@ -40,7 +42,7 @@ def options_of(settings) -> list[Field]:
 
 
 def build(settings: type, options: dict):
-    """Build a settings dataclass from those options, by name, that are fields of it."""
+    """Build a settings dataclass from the options that it has."""
     values = {one.name: options[one.name] for one in fields(settings) if one.name in options}
     return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
