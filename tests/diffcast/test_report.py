@@ -17,6 +17,7 @@ from diffcast.report.evaluation import Entry, load_evaluation
 from utils.errors import InputError
 
 THRESHOLDS, LEADS, MEMBERS, SCALES, BINS = (16, 74), 4, 3, 3, 8
+pytestmark = pytest.mark.usefixtures("charts")
 SOURCE = {
     **{
         "name": "VIL",
