@@ -17,7 +17,6 @@ from tests.diffcast.test_report import LEADS, MEMBERS, THRESHOLDS, Page, rewrite
 from utils.errors import InputError
 from utils.metrics import Scores
 
-pytestmark = pytest.mark.usefixtures("charts")
 DIGEST = "1f3e"  # of the evaluation
 
 
