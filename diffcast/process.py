@@ -34,7 +34,7 @@ class Schedule(nn.Module):
             "sqrt_recip_alphas_cumprod": (1 / signal).sqrt(),
             "sqrt_recipm1_alphas_cumprod": (1 / signal - 1).sqrt(),
         }.items():
-            self.register_buffer(name, value.float(), persistent=False)
+            self.register_buffer(name, value.float().to(torch.get_default_device()), persistent=False)
 
     @cached_property
     def half_log_snr(self) -> Tensor:
@@ -46,11 +46,11 @@ class Schedule(nn.Module):
 
 
 def sigmoid_betas(timesteps: int) -> Tensor:
-    """Noise added per step, float64 `(timesteps,)`."""
-    position = torch.linspace(-3, 3, timesteps + 1, dtype=torch.float64)
+    """Noise added per step, float64 `(timesteps,)` on the host."""
+    position = torch.linspace(-3, 3, timesteps + 1, dtype=torch.float64, device="cpu")
     # The end points are float32 in the official schedule. They nearly cancel against the last steps' sigmoids, so that
     # exact ones would move the last betas by up to 6.5e-6.
-    first, last = (torch.tensor(end, dtype=torch.float32).sigmoid().double() for end in (-3.0, 3.0))
+    first, last = (torch.tensor(end, dtype=torch.float32, device="cpu").sigmoid().double() for end in (-3.0, 3.0))
     signal = (last - position.sigmoid()) / (last - first)
     signal = signal / signal[0]
     return (1 - signal[1:] / signal[:-1]).clamp(0, 0.999)

@@ -1,4 +1,4 @@
-"""A forecaster small enough for every test."""
+"""A forecaster small enough for every test, a folder of storms, and reports without charts."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from torch import nn
 
 from dataset.synthetic.writer import write_sevir
 from diffcast import DiffCast, build_diffcast
+from diffcast.report import page, svg
 from models import Backbone
 
 
@@ -38,3 +39,17 @@ def storm_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("storms") / "sevir"
     write_sevir(folder, events=12, size=16, resolution=16)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_charts():
+    """Leave the charts of reports empty: drawing them takes most of the time of a small evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "render", lambda chart, slug: "<svg></svg>")
+        yield
+
+
+@pytest.fixture
+def charts(monkeypatch):
+    """Draw the charts of reports in a test."""
+    monkeypatch.setattr(page, "render", svg.render)

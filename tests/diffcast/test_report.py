@@ -115,6 +115,7 @@ def page_of(folder):
     return Page(write_report(folder).read_text())
 
 
+@pytest.mark.usefixtures("charts")
 def test_report_is_one_valid_page_that_loads_nothing(evaluation):
     text = write_report(evaluation).read_text()
     page = Page(text)
@@ -129,11 +130,13 @@ def test_report_is_one_valid_page_that_loads_nothing(evaluation):
     assert "CRPS 0.0123, rain on 23% of the pixels" in page.text
 
 
+@pytest.mark.usefixtures("charts")
 def test_same_evaluation_gives_the_same_bytes(evaluation):
     first = write_report(evaluation).read_bytes()
     assert write_report(evaluation).read_bytes() == first
 
 
+@pytest.mark.usefixtures("charts")
 def test_text_of_files_cannot_become_markup(evaluation):
     attack = '"><script>alert(1)</script><img src=x onerror=alert(1)> $x_$ & '
 
@@ -174,6 +177,7 @@ def test_charts_without_scores_are_left_out(tmp_path, kept):
     assert set(page.ids) & {"csi", "hss", "ensemble", "ranks", "reliability", "roc", "spectra", "fss"} == drawn
 
 
+@pytest.mark.usefixtures("charts")
 def test_undefined_scores_are_dashes_and_gaps(evaluation):
     def undefine(metrics):
         scores = metrics["scores"]["diffcast"]
@@ -187,6 +191,7 @@ def test_undefined_scores_are_dashes_and_gaps(evaluation):
     assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", text))
 
 
+@pytest.mark.usefixtures("charts")
 def test_a_dry_source_can_be_drawn(evaluation):
     def dry(metrics):
         for scores in metrics["scores"].values():
@@ -223,6 +228,7 @@ def test_a_threshold_that_nothing_reaches_has_no_csi(tmp_path):
     assert f"Number of such cells: a {LEADS}." in text
 
 
+@pytest.mark.usefixtures("charts")
 def test_perfect_frames_make_psnr_infinite(tmp_path):
     scores = {"a": {"psnr": None, "perfect_frames": 3}, "b": {"psnr": 31.5, "perfect_frames": 0}}
     text = write_report(write_metrics(tmp_path, scores)).read_text()
@@ -355,6 +361,7 @@ def test_a_run_folder_stands_for_its_only_evaluation(evaluation):
         write_report(evaluation.parent)
 
 
+@pytest.mark.usefixtures("charts")
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on PATH")
 def test_page_opens_in_a_browser_without_console_errors(evaluation, tmp_path):
     switches = "headless no-sandbox disable-gpu disable-background-networking disable-component-update disable-sync"

@@ -137,7 +137,7 @@ def test_data_of_the_same_names_are_other_data(weights, tmp_path, monkeypatch):
     assert {path.name for path in (tmp_path / "Diffsimvp_sevir").iterdir()} == {"evaluation_best", "evaluation_best_2"}
 
 
-def test_results_tell_where_they_come_from(weights, storm_folder, tmp_path):
+def test_results_tell_where_they_come_from(weights, storm_folder, tmp_path, charts):
     words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--members", "3", "--dress", "--cases", "2"]
     run.main(arguments(storm_folder, tmp_path, *words))
     found = scores(tmp_path)
@@ -156,6 +156,7 @@ def test_results_tell_where_they_come_from(weights, storm_folder, tmp_path):
     report = (folder / "report.html").read_text()
     assert best["id"] in report
     assert "5 sequences of synthetic storms" in report
+    assert report.count("<svg ") > 5
     assert "sevir synthetic" not in report
     assert (folder / "lead_time.csv").read_text().splitlines()[1].startswith("synthetic storms,diffcast_simvp,5.0,")
 
