@@ -263,7 +263,7 @@ def test_a_watch_forecasts_every_whole_frame_once_and_survives_what_fails(
     assert sorted(path.stem for path in operation.folder.iterdir()) == forecasts
     complaints = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(complaints) == 2
-    assert "202305011230.png cannot be used" in complaints[0]
+    assert "202305011230.png cannot be read" in complaints[0]
     assert "out of memory" in complaints[1]
     assert caplog.messages[-1] == "stopped"
     assert signal.getsignal(signal.SIGTERM) == handler
