@@ -45,7 +45,7 @@ def test_shipped_weights_forecast_the_shipped_sequences(tmp_path, capsys):
     printed = capsys.readouterr().out
     drawn = {path.name for path in tmp_path.iterdir()}
     assert drawn == {IDENTITY} | {f"storm_{number}.{suffix}" for number in range(3) for suffix in ("png", "gif")}
-    assert "pictures of 3 sequences, taken for synthetic storms" in printed
+    assert "pictures of 3 sequences, read as synthetic storms" in printed
     assert "persistence" in printed
 
 
@@ -128,7 +128,7 @@ def test_bad_frames_get_one_sentence(kind, weights, sequences, tmp_path, capsys)
     ("words", "told"),
     [
         ("--members 4", "is a backbone alone, which makes one forecast; leave out --members"),
-        (f"--seed {10**20}", f"--seed {10**20} is too large"),
+        (f"--seed {10**20}", f"seed must be at least 0 and at most {2**63 - 1}, not {10**20}"),
         ("--latest /radar --watch 1e300", "--watch must lie between 0 and a million"),
         ("--latest {frames} --now 9999-12-31T23:59", "--now must be a time such as"),
     ],
