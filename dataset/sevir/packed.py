@@ -198,7 +198,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data_path", type=Path, required=True, help="folder with CATALOG.csv")
     parser.add_argument("--img_size", type=int, default=128, help="side of the frames in pixels (default: %(default)s)")
-    parser.add_argument("--split", choices=tuple(SCHEMES), help="no longer needed, as a cache serves all split schemes")
     parser.add_argument("--out", type=Path, help="folder for the caches (default: DATA_PATH/packed)")
     parser.add_argument("--num_workers", type=int, default=4, help="processes that read (default: %(default)s)")
     parser.add_argument("--verify", action="store_true", help="compare the cache with its source afterwards")
