@@ -19,10 +19,10 @@ benchmark: $(VENV)/ready  ## what DiffCast adds to each backbone, or to one: mak
 	$(RUN) -m benchmarks.skill $(if $(BACKBONE),--backbones $(BACKBONE))
 
 test: $(VENV)/ready  ## the fast tests, one process per core: minutes
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 test-all: $(VENV)/ready  ## all tests but those of `make chaos`
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto -m "not chaos"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile -m "not chaos"
 
 chaos: $(VENV)/ready  ## kill trainings by the dozen and see that nothing is lost
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m chaos -s tests/chaos

@@ -92,6 +92,7 @@ def check_python(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("block", OWN_BACKBONES, ids=lambda block: block.document)
+@pytest.mark.slow
 def test_own_backbone_trains_in_diffcast(block, storm_folder, tmp_path, monkeypatch):
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "my_module.py").write_text(block.code)
@@ -108,7 +109,7 @@ def test_own_backbone_trains_in_diffcast(block, storm_folder, tmp_path, monkeypa
 def test_python_examples_run(block, storm_folder, tmp_path, monkeypatch):
     (tmp_path / "resources").symlink_to(ROOT / "resources")
     monkeypatch.chdir(tmp_path)
-    exec(block.code.replace("/tmp/storms", str(storm_folder)), {})
+    exec(block.code.replace("/tmp/storms", str(storm_folder)).replace("members=8", "members=2"), {})
 
 
 @pytest.mark.parametrize("block", of_language("yaml"), ids=lambda block: block.document)

@@ -40,6 +40,7 @@ def sequences(tmp_path):
     return tmp_path / "seqs"
 
 
+@pytest.mark.slow
 def test_shipped_weights_forecast_the_shipped_sequences(tmp_path, capsys):
     sample_batch.main(["--out", str(tmp_path), "--sampling_steps", "2"])
     printed = capsys.readouterr().out

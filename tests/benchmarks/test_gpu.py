@@ -25,6 +25,7 @@ def bench(tmp_path, monkeypatch):
     return Bench(TOY, tmp_path, time.time() + 1000)
 
 
+@pytest.mark.slow
 def test_a_section_that_is_stopped_or_skipped_leaves_the_others(tmp_path, monkeypatch, capsys):
     device = gpu.SECTIONS["device"]
     sections = {"device": device, "golden": device._replace(most=0.1), "forecasts": device._replace(least=1e6)}
@@ -67,6 +68,7 @@ def test_another_output_is_told():
     assert compare(lambda: {"forecast": (ours * torch.nan, expected, tolerance)})["failed"] == "beyond its tolerance"
 
 
+@pytest.mark.slow
 def test_training_tells_speed_and_what_it_waits_for(bench):
     row = trained(bench, "simvp", "--mixed_precision", "no")
     assert row["sequences/s"] == pytest.approx(2 * row["steps/s"])
@@ -75,6 +77,7 @@ def test_training_tells_speed_and_what_it_waits_for(bench):
     assert min(row.values()) > 0
 
 
+@pytest.mark.slow
 def test_trainings_and_forecasts_repeat_themselves(bench):
     assert repeated(bench, deterministic=False) == {
         "again, weights": 0,

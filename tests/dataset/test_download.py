@@ -216,7 +216,7 @@ def test_a_year_that_the_catalogue_lacks_and_a_size_that_is_not_told_are_one_sen
     with pytest.raises(InputError, match=r"names no file vil/2017/\*"):
         command(server, tmp_path, "--years", "2017")
     server.told = {"Content-Length": "many"}
-    with pytest.raises(InputError, match=r"does not tell the size of CATALOG\.csv"):
+    with pytest.raises(InputError, match=r"does not give the size of CATALOG\.csv"):
         command(server, tmp_path)
 
 

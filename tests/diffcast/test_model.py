@@ -235,6 +235,7 @@ class TestForecast:
             first, second = model.forecast(frames, sampler=sampler, sampling_steps=3, noise=noise)[0]
             assert torch.allclose(first, second, atol=1e-3) == same
 
+    @pytest.mark.slow
     def test_compiled_forecasts_are_the_same_and_compile_once(self, tiny, monkeypatch):
         model, frames = tiny(), torch.rand(1, 5, 1, 16, 16)
         noise = torch.randn(1, 2, 4, 5, 1, 16, 16)

@@ -46,6 +46,7 @@ def test_two_processes_with_half_the_batch_equal_one(storm_folder, tmp_path):
     np.testing.assert_allclose(rows[2], rows[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_a_large_one(storm_folder, tmp_path):
     for name, words in {"large": "--batch_size 4", "small": "--batch_size 2 --grad_acc_step 2"}.items():
         words = ["--use_diff", "--lr", "1e-5", *SHORT, *words.split()]
@@ -98,6 +99,7 @@ def test_compiled_training_and_evaluation_give_the_same(storm_folder, tmp_path, 
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_interrupted_validation_is_made_up_for(storm_folder, tmp_path, monkeypatch):
     words = ["--training_steps", "12", "--epochs", "0", "--valid_every", "4", "--no_eval"]
     run.main(arguments(storm_folder, tmp_path / "whole", *words))
