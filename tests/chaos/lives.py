@@ -19,6 +19,7 @@ import pytest
 
 import run
 from dataset.sequences import Sequences
+from diffcast.commandline.settings import DataSettings
 from tests.chaos import disk
 from utils.errors import InputError
 
@@ -136,12 +137,12 @@ def damage() -> None:
 
 
 def _replace_training_set(change: Callable) -> None:
-    whole = run.open_split
+    opened = DataSettings.open
 
-    def changed(args, split):
-        return Changed(whole(args, split), change) if split == "train" else whole(args, split)
+    def changed(settings, split):
+        return Changed(opened(settings, split), change) if split == "train" else opened(settings, split)
 
-    run.open_split = changed
+    DataSettings.open = changed
 
 
 class Changed(Sequences):
