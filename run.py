@@ -103,7 +103,7 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
         return Accelerator(
             mixed_precision=precision,
             gradient_accumulation_steps=settings.training.grad_acc_step,
-            log_with=settings.purpose.trackers or None,
+            log_with=list(settings.purpose.log_with) or None,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
         )
     except ValueError as error:
@@ -161,8 +161,8 @@ def start_trackers(settings: RunSettings, accelerator: Accelerator) -> None:
     """Send the options of the run to its trackers."""
     purpose = settings.purpose
     options = {name: v if isinstance(v, int | float) else str(v) for name, v in settings.options().items()}
-    wandb = {"wandb": {"mode": purpose.wandb_mode, "name": settings.folder.name}}
-    accelerator.init_trackers("diffcast", options, wandb if "wandb" in purpose.trackers else {})
+    wandb = {"wandb": {"mode": purpose.wandb_state, "name": settings.folder.name}}
+    accelerator.init_trackers("diffcast", options, wandb if "wandb" in purpose.log_with else {})
 
 
 def start_evaluation(settings: RunSettings, accelerator: Accelerator, model) -> None:

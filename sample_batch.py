@@ -29,11 +29,10 @@ from dataset.frames.config import read_config
 from dataset.source import VIL, Source, synthetic
 from diffcast.evaluation.results import score_table
 from diffcast.forecaster import Architecture, describe, load_forecaster, place
-from diffcast.forecasting.forecasts import ForecastSettings, forecast_all
+from diffcast.forecasting.forecasts import ForecastSettings, check_members, forecast_all
 from diffcast.forecasting.operational import Operation
 from diffcast.forecasting.pictures import draw_case
 from diffcast.loading import generators
-from diffcast.model import DiffCast
 from utils.checkpoint import find_weights
 from utils.claims import own_folder
 from utils.errors import InputError, exit_on_input_error
@@ -117,8 +116,7 @@ def load(args: argparse.Namespace, members: int) -> tuple[nn.Module, Architectur
     """
     path = find_weights(str(args.ckpt_milestone), Path())
     model, architecture = load_forecaster(path, args.backbone)
-    if members > 1 and not isinstance(model, DiffCast):
-        raise InputError(f"{path} is a backbone alone, which makes one forecast; leave out --members.")
+    check_members(model, members)
     place(model, torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
     height, width = architecture.frame_shape[1:]
     LOG.info("%s: %s at %d x %d pixels", path, architecture.backbone, height, width)
@@ -159,6 +157,7 @@ def sample(args: argparse.Namespace, settings: ForecastSettings) -> None:
     device = next(model.parameters()).device
     sequences = read_sequences(args.seqs, model.frames_in, model.frames_out, height)
     identity = {"weights": weights, "seqs": str(args.seqs.resolve())} | asdict(settings)
+    del identity["forecast_batch"]  # which does not change the forecasts
     folder = own_folder(args.out.resolve(), identity)
     source = synthetic(VIL) if args.seqs.resolve() == DEMO else VIL
     scores: dict[str, Scores] = {}

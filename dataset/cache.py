@@ -1,11 +1,12 @@
 """A cache of frames at working resolution.
 
 A cache is a folder. `index.json` says what the rows were made from, each `<array>.bin` holds a part of every row, and
-`records.bin` which item a row is of. A row counts once its record is there. An interrupted run therefore goes on where
-it stopped, new items cost no more than themselves, and a training that reads the cache meanwhile is not disturbed.
+`records.bin` which item a row is of. A row counts once its record is there. An interrupted run therefore continues with
+the missing rows, new items cost no more than themselves, and a training may read the cache meanwhile.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -45,6 +46,7 @@ class RowCache:
         self.layout = layout
         self.record = np.dtype([*identity.descr, ("usable", "?")])
         self._rows = 0  # that were complete when the records were read
+        self._digest = ""  # of their records
         self._arrays: dict[str, np.memmap] | None = None
 
     def fits(self) -> bool:
@@ -70,6 +72,7 @@ class RowCache:
             return np.zeros(0, self.record)
         complete = [sizes[name] // _row_bytes(*row) for name, row in self.layout.items()]
         self._rows = min(len(content) // self.record.itemsize, *complete)
+        self._digest = self._digest_of(content)
         return np.frombuffer(content, self.record, self._rows)
 
     def append(self, identities: np.ndarray, rows: Iterable[tuple[np.ndarray, ...] | None]) -> None:
@@ -110,8 +113,8 @@ class RowCache:
 
     def _open(self) -> dict[str, np.memmap]:
         try:
-            if not self.fits():
-                raise InputError(f"The cache {self.folder} was made anew with other settings meanwhile; start again.")
+            if not self.fits() or self._digest_of(self._path("records").read_bytes()) != self._digest:
+                raise InputError(f"The cache {self.folder} was made anew meanwhile; start again.")
             return {
                 name: np.memmap(self._path(name), dtype, "r", shape=(self._rows, *shape))
                 for name, (dtype, shape) in self.layout.items()
@@ -121,6 +124,10 @@ class RowCache:
         except (OSError, ValueError) as error:
             reason = reason_of(error, self.folder)
             raise InputError(f"Cannot read the cache {self.folder} ({reason}); delete it and start again.") from error
+
+    def _digest_of(self, records: bytes) -> str:
+        """Digest of the records of the rows that are in use, which do not change when rows are added."""
+        return hashlib.sha256(records[: self._rows * self.record.itemsize]).hexdigest()
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.bin"

@@ -13,21 +13,21 @@ from dataset.sequences import Sequences
 from dataset.source import Source
 from diffcast.forecaster import Architecture, load_forecaster, place
 from diffcast.forecasting import forecasts
-from diffcast.forecasting.forecasts import ForecastSettings
+from diffcast.forecasting.forecasts import ForecastSettings, check_members
 from diffcast.forecasting.pictures import draw_forecast
 from diffcast.loading import generators
 from diffcast.model import DiffCast
-from utils.checkpoint import existing
+from utils.checkpoint import find_weights
 from utils.errors import InputError
 
-PATIENCE = 3  # seconds of a forecast before a progress bar appears
+BAR_DELAY = 3  # seconds of a forecast before a progress bar appears
 
 
 def load(path: str | Path, device: str | torch.device | None = None, backbone: str | None = None) -> nn.Module:
     """Load a forecaster in evaluation mode.
 
     Args:
-        path: our safetensors, or an official checkpoint of frames of 128 x 128 pixels.
+        path: our safetensors, a checkpoint folder, or an official checkpoint of frames of 128 x 128 pixels.
         device: where the forecaster runs. The default is the first GPU, or the processor if there is none.
         backbone: class of the backbone as `package.module:Class`, if the weights belong to your own.
 
@@ -37,7 +37,7 @@ def load(path: str | Path, device: str | torch.device | None = None, backbone: s
     Raises:
         InputError: the file does not exist, is damaged, or does not say which network it belongs to.
     """
-    model, _ = load_forecaster(existing(Path(path), "load"), backbone)
+    model, _ = load_forecaster(find_weights(str(path), Path()), backbone)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     return place(model, torch.device(device or default)).eval()
 
@@ -111,18 +111,21 @@ def forecast(model: nn.Module, observed: Tensor, members: int = 1, seed: int = 0
         InputError: `observed` has another shape or range, or an option is impossible.
     """
     settings = ForecastSettings(members=members, seed=seed, **options)
-    _check(model, observed, members)
+    _check(model, observed)
+    check_members(model, members)
     device = next(model.parameters(), observed).device
     draws = generators(device, seed, 3, range(len(observed)))
     segments = len(observed) * members * (model.segments if isinstance(model, DiffCast) else 1)
-    with tqdm(total=segments, desc="forecasting", unit="segment", delay=PATIENCE, leave=False) as bar:
+    with tqdm(total=segments, desc="forecasting", unit="segment", delay=BAR_DELAY, leave=False) as bar:
         made = forecasts.forecast(model, observed.to(device).float(), settings, draws, bar.update)
     return made.ensemble.to(observed.device)
 
 
-def _check(model: nn.Module, observed: Tensor, members: int) -> None:
+def _check(model: nn.Module, observed: Tensor) -> None:
     expected = (model.frames_in, *model.frame_shape)
-    if observed.ndim != 5 or tuple(observed.shape[1:]) != expected:
+    if not isinstance(observed, Tensor):
+        raise InputError(f"observed must be a tensor, not {type(observed).__name__}; use torch.from_numpy.")
+    if observed.ndim != 5 or tuple(observed.shape[1:]) != expected or len(observed) == 0:
         raise InputError(
             f"observed must have the shape (B, T, C, H, W) = (B, {', '.join(map(str, expected))}), not "
             f"{tuple(observed.shape)}."
@@ -131,8 +134,6 @@ def _check(model: nn.Module, observed: Tensor, members: int) -> None:
     if valid.numel() and not 0 <= valid.min() <= valid.max() <= 1:
         low, high = valid.min().item(), valid.max().item()
         raise InputError(f"observed must lie in [0, 1], not in [{low:g}, {high:g}]; divide bytes by 255.")
-    if members > 1 and not isinstance(model, DiffCast):
-        raise InputError(f"{type(model).__name__} is a backbone alone, which makes one forecast; leave members at 1.")
 
 
 def draw(

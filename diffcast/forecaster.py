@@ -16,7 +16,7 @@ from diffcast.model import DiffCast
 from models import BACKBONES, build_backbone
 from utils.errors import InputError
 from utils.official import read_official
-from utils.options import check_bounds, option
+from utils.options import check_values, option
 from utils.weights import load_weights
 
 # What constructors raise for settings that nobody chose.
@@ -57,7 +57,7 @@ class Architecture:
     )
 
     def __post_init__(self):
-        check_bounds(self)
+        check_values(self)
 
     def build(self, **training) -> nn.Module:
         """Build the forecaster with random weights.

@@ -91,6 +91,6 @@ class Dispensable:
     def __exit__(self, _, error: BaseException | None, __) -> bool:
         failed = isinstance(error, OSError | InputError)
         if failed and not self.warned:
-            LOG.warning("%s cannot be written and will have gaps; the run goes on: %s", self.what, error)
+            LOG.warning("%s cannot be written and will be incomplete; the run continues: %s", self.what, error)
             self.warned = True
         return failed

@@ -21,7 +21,7 @@ def start_logging(file: Path | None = None, main: bool = True) -> None:
 class PatientFileHandler(logging.FileHandler):
     """A log file that a run can do without.
 
-    If the file cannot be written, a warning is logged once, and the run goes on.
+    If the file cannot be written, a warning is logged once, and the run continues.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -35,7 +35,7 @@ class PatientFileHandler(logging.FileHandler):
 
     def _give_up(self, error: BaseException | None) -> None:
         self.setLevel(logging.CRITICAL + 1)
-        logging.getLogger(__name__).warning("%s ends here; the run goes on: %s", self.baseFilename, error)
+        logging.getLogger(__name__).warning("%s ends here; the run continues: %s", self.baseFilename, error)
 
 
 def format_table(header: list[str], rows: list[list[str]]) -> str:

@@ -105,7 +105,7 @@ def read_official(path: Path) -> tuple[dict[str, Tensor], dict]:
     anything else.
     """
     if path.name == TRAINING:
-        raise InputError(f"checkpoint {path} holds the state to resume from; name the {WEIGHTS} beside it.")
+        raise InputError(f"checkpoint {path} holds the state to resume from; name the {WEIGHTS} in the same folder.")
     loaded = load_pickle(path)
     noted = _read_note(path, loaded.pop(NOTE)) if NOTE in loaded else {}
     state = next((loaded[entry] for entry in _ENTRIES if isinstance(loaded.get(entry), dict)), loaded)

@@ -1,6 +1,7 @@
 """Command-line options from the fields of settings dataclasses."""
 
 import argparse
+import math
 from dataclasses import MISSING, Field, field, fields
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints
@@ -47,25 +48,35 @@ def build(settings: type, options: dict):
     return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def check_bounds(settings) -> None:
-    """Raise `InputError` for a number outside the bounds of its option."""
+def check_values(settings) -> None:
+    """Raise `InputError` for a value outside the bounds or choices of its option."""
     for one in options_of(settings):
         value = getattr(settings, one.name)
-        for number in value if isinstance(value, tuple) else [value]:
-            if isinstance(number, int | float) and not isinstance(number, bool):
-                _check_number(one, number)
+        for part in value if isinstance(value, tuple) else [value]:
+            _check_value(one, part)
 
 
-def _check_number(one: Field, number: float) -> None:
-    rules = one.metadata
-    low, high, limit = rules.get("at_least"), rules.get("at_most"), rules.get("below")
-    if limit is None and isinstance(number, int):
-        high = LARGEST if high is None else high
-    wrong = number != number or (low is not None and number < low)
-    if wrong or (high is not None and number > high) or (limit is not None and number >= limit):
-        bounds = {"at least": low, "at most": high, "below": limit}
-        said = " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
-        raise InputError(f"{one.name} must be {said or 'a number'}, not {number}.")
+def _check_value(one: Field, value) -> None:
+    choices = one.metadata.get("choices")
+    if isinstance(value, str) and choices and value not in choices:
+        raise InputError(f"{one.name} must be one of {', '.join(choices)}, not {value}.")
+    if type(value) in (int, float) and (broken := _broken_bound(one, value)):
+        raise InputError(f"{one.name} must be {broken}, not {value}.")
+
+
+def _broken_bound(one: Field, number: float) -> str:
+    """The first bound that a number breaks, in words."""
+    low, limit = one.metadata.get("at_least"), one.metadata.get("below")
+    high = one.metadata.get("at_most", LARGEST if type(number) is int else None)
+    if isinstance(one.default, int) and type(number) is float:
+        return "a whole number"
+    if number != number:
+        return "a number"
+    if low is not None and number < low:
+        return f"at least {low}"
+    if limit is not None and number >= limit:
+        return "finite" if limit == math.inf else f"below {limit}"
+    return f"at most {high}" if high is not None and number > high else ""
 
 
 def _form(hint) -> dict:

@@ -64,7 +64,7 @@ class Runner:
         if self.stopped:
             return
         if status != 0:
-            raise InputError(f"{name} ended with status {status}: see {log}; the same command goes on.")
+            raise InputError(f"{name} ended with status {status}: see {log}; the same command continues.")
         self._say(f"{name}: done in {(time.monotonic() - started) / 60:.1f} min")
 
     def cpu_seconds(self, name: str) -> float:

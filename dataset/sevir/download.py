@@ -194,7 +194,7 @@ def _persistently(action: Callable[[], T], position: Callable[[], int] = lambda:
             failures = 1 if position() > furthest else failures + 1
             furthest = max(furthest, position())
             if failures == ATTEMPTS:
-                raise InputError(f"{error}; the same command goes on from here.") from None
+                raise InputError(f"{error}; the same command continues from here.") from None
             pause = FIRST_PAUSE * 2 ** (failures - 1)
             LOG.warning("%s; trying again in %g s", error, pause)
             time.sleep(pause)
@@ -251,7 +251,7 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"cannot write {path} ({error.strerror or error}); make room or choose another --out, and the same command "
-            "goes on from here."
+            "continues from here."
         ) from None
 
 

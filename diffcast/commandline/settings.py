@@ -15,7 +15,7 @@ from diffcast.forecasting.forecasts import BASELINES
 from diffcast.training.settings import TrainingSettings
 from models import SIZES
 from utils.errors import InputError
-from utils.options import build, check_bounds, option, options_of
+from utils.options import build, check_values, option, options_of
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,10 @@ class Purpose:
                 raise InputError(f"--eval evaluates and does not train, so --{other} does not fit; give one of them.")
         if self.exp_note and Path(self.exp_note).name != self.exp_note:
             raise InputError(f"--exp_note {self.exp_note} becomes part of a folder's name; leave out the slashes.")
-
-    @property
-    def trackers(self) -> list[str]:
-        """Names of the trackers. A mode of wandb implies wandb."""
-        wandb = ["wandb"] if self.wandb_state != "disabled" and "wandb" not in self.log_with else []
-        return [*self.log_with, *wandb]
-
-    @property
-    def wandb_mode(self) -> str:
-        """Mode of the wandb tracker, if there is one."""
-        return "online" if self.wandb_state == "disabled" else self.wandb_state
+        if "wandb" in self.log_with and self.wandb_state == "disabled":
+            object.__setattr__(self, "wandb_state", "online")
+        if self.wandb_state != "disabled" and "wandb" not in self.log_with:
+            object.__setattr__(self, "log_with", (*self.log_with, "wandb"))
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,7 @@ class DataSettings:
     img_channel: int = option(1, "number of channels of a frame. All data sets have one", at_least=1, rare=True)
 
     def __post_init__(self):
-        check_bounds(self)
+        check_values(self)
         if len(self.img_size) > 2:
             raise InputError(f"--img_size takes one or two numbers, not {' '.join(map(str, self.img_size))}.")
         if self.img_channel != 1:
@@ -153,9 +146,10 @@ class RunSettings:
 
     def options(self) -> dict:
         """All options by name, JSON-ready."""
-        found = self.architecture.options()
-        for part in (self.purpose, self.data, self.training, self.evaluation):
-            found = {one.name: getattr(part, one.name) for one in options_of(part)} | found
+        found = {}
+        for part in (self.purpose, self.architecture, self.data, self.training, self.evaluation):
+            found |= {one.name: getattr(part, one.name) for one in options_of(part)}
+        found |= {"img_size": self.architecture.frame_shape[1:]}
         return {name: _plain(value) for name, value in found.items()}
 
     def computing_in(self, mixed_precision: str) -> "RunSettings":
@@ -270,6 +264,6 @@ def _check_together(settings: RunSettings) -> None:
             f"--members {members}: {architecture.backbone} alone makes one forecast; add --use_diff or --dress, or "
             "leave --members out."
         )
-    for tracker in purpose.trackers:
+    for tracker in purpose.log_with:
         if find_spec(tracker) is None:
             raise InputError(f"--log_with {tracker} needs the package {tracker}: pip install {tracker}.")

@@ -70,7 +70,7 @@ def evaluate(
     folder: Path,  # of the results; a number is appended if another evaluation has it
     name: str,  # of the forecaster in tables
     about: dict,  # JSON-ready, to be written to metrics.json with the scores
-    dressed: Dressed | None = None,  # residuals that make an ensemble of the trend, scored beside
+    dressed: Dressed | None = None,  # residuals that make an ensemble of the trend, also scored
 ) -> dict[str, dict]:
     """Score a forecaster, its trend and the baselines on a data set.
 

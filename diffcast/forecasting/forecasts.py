@@ -13,7 +13,7 @@ from diffcast.samplers import SAMPLERS, STEPS
 from models import build_backbone
 from models.backbone import without_gaps
 from utils.errors import InputError
-from utils.options import check_bounds, option
+from utils.options import check_values, option
 
 BASELINES = ("advection", "persistence")
 MAX_MEMBERS = 500  # rank scores take a gigabyte for these, and their memory grows as the cube of the members
@@ -24,7 +24,7 @@ class ForecastSettings:
     """How to forecast. Raises `InputError` for impossible values."""
 
     members: int = option(
-        1, "members of the ensemble. More than one needs --use_diff or --dress", at_least=1, at_most=MAX_MEMBERS
+        1, "members of the ensemble. A backbone alone makes one forecast", at_least=1, at_most=MAX_MEMBERS
     )
     sampler: str | Callable = option(
         "dpm", "sampler of the diffusion. The official code uses ddim", choices=tuple(SAMPLERS)
@@ -52,11 +52,17 @@ class ForecastSettings:
     compile: bool = False  # compile the diffusion networks by torch.compile
 
     def __post_init__(self):
+        check_values(self)
         if self.sampling_steps is None:
-            if self.sampler not in STEPS:
-                raise InputError("sampling_steps has a default only for the named samplers; give a number.")
+            if callable(self.sampler):
+                raise InputError("sampling_steps has no default for a sampler of your own; give a number.")
             object.__setattr__(self, "sampling_steps", STEPS[self.sampler])
-        check_bounds(self)
+
+
+def check_members(model: nn.Module, members: int) -> None:
+    """Raise `InputError` if several members are to come from a backbone alone."""
+    if members > 1 and not isinstance(model, DiffCast):
+        raise InputError(f"{type(model).__name__} is a backbone alone, which makes one forecast; leave out members.")
 
 
 class Forecast(NamedTuple):

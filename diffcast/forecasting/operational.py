@@ -25,10 +25,9 @@ from dataset.frames.names import seconds
 from dataset.source import Source
 from dataset.units import same_units
 from diffcast.evaluation.results import data_differences, describe_source
-from diffcast.forecasting.forecasts import ForecastSettings, forecast_all
+from diffcast.forecasting.forecasts import ForecastSettings, check_members, forecast_all
 from diffcast.forecasting.pictures import draw_case, exceedance
 from diffcast.loading import generators
-from diffcast.model import DiffCast
 from utils.errors import InputError
 from utils.files import Dispensable
 from utils.netcdf import Variable, write_netcdf
@@ -57,8 +56,7 @@ class Operation:
     def __post_init__(self):
         if self.model.frame_shape[0] != 1:
             raise InputError(f"{self.weights} is for frames with {self.model.frame_shape[0]} channels; radar has one.")
-        if self.settings.members > 1 and not isinstance(self.model, DiffCast):
-            raise InputError(f"{self.weights} is a backbone alone, which has one forecast; leave out --members.")
+        check_members(self.model, self.settings.members)
         found = describe_source(self.config.source(widening=1), self.model)
         if differences := data_differences(self.trained, found):
             raise InputError(

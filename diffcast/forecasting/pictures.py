@@ -67,7 +67,7 @@ def draw_forecast(
     Raises `InputError` for another suffix, or if the file cannot be written.
     """
     if path.suffix not in SUFFIXES:
-        raise InputError(f"{path} must end in {', '.join(SUFFIXES)}.")
+        raise InputError(f"{path} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
     rows = {} if future is None else {"Target": _first_channel(future)}
     members = _first_channel(ensemble)
     if len(members) == 1:

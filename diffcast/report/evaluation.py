@@ -11,11 +11,11 @@ from diffcast.evaluation.results import METRICS, read_metrics
 from utils.errors import InputError
 
 LEARNT = ("trend", "dressed")  # forecasts that have weights, besides the evaluated one
-OF_DIFFUSION = ("sampler", "sampling_steps", "precision", "forecast_precision", "compile")
+SAMPLING = ("sampler", "sampling_steps", "forecast_precision", "compile")
 OF_ENSEMBLES = ("seed", "members", "dress")
 OF_DATA = (
     *("dataset", "data_path", "packed_path", "scale", "split", "stride", "img_size", "img_channel", "seq_len"),
-    *("frames_in", "frames_out", "eval_sequences", "sequences", "lpips", "device", "processes"),
+    *("frames_in", "frames_out", "eval_sequences", "lpips", "device", "processes"),
 )
 
 
@@ -90,7 +90,7 @@ class Entry:
         """
         how = self.evaluation.section("evaluation")
         sampled = how.get("sampler") and self.forecast == next(iter(self.evaluation.scores))
-        absent = () if sampled else OF_DIFFUSION if self.forecast == "dressed" else (*OF_DIFFUSION, *OF_ENSEMBLES)
+        absent = () if sampled else SAMPLING if self.forecast == "dressed" else (*SAMPLING, *OF_ENSEMBLES)
         found = self.evaluation.section("settings") | how
         return {key: found[key] for key in found if key not in absent and (self.has_weights or key in OF_DATA)}
 

@@ -256,7 +256,11 @@ class Trainer:
         """Send scores and a picture of validation forecasts to the trackers."""
         if not (self.accelerator.trackers and self.accelerator.is_main_process):
             return
-        scores, picture = preview(self.ema.module, self.valid_set, self.accelerator.device, self.settings.seed)
+        try:
+            scores, picture = preview(self.ema.module, self.valid_set, self.accelerator.device, self.settings.seed)
+        except (InputError, RuntimeError, MemoryError) as error:  # a training does not depend on it
+            LOG.warning("step %d: no preview for the trackers: %s", self.step, error)
+            return
         self._track({f"valid_{name}": value for name, value in scores.items()})
         for tracker in self.accelerator.trackers:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
@@ -300,7 +304,6 @@ class Trainer:
         self.stale = 0 if improved else self.stale + 1
         self.pending = False
         self._track({f"valid_{name}": value for name, value in terms.items()} | {"skipped_steps": self.guard.skipped})
-        self._show_preview()
         LOG.info(
             "step %d: validation %s%s (%.0f s)",
             self.step,
@@ -309,6 +312,7 @@ class Trainer:
             time.monotonic() - started,
         )
         self._save(terms["loss"], improved)
+        self._show_preview()
         return True
 
     def _save(self, valid_loss: float | None, improved: bool = False) -> None:

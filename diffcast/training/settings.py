@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from diffcast.process import LOSS_WEIGHTS
 from utils.errors import InputError
-from utils.options import check_bounds, option
+from utils.options import check_values, option
 
 EMA_INTERVAL = 20  # steps between updates of the averaged weights
 EMA_COPY = 100  # first steps, during which the averaged weights are the current ones
@@ -91,7 +91,7 @@ class TrainingSettings:
     )
 
     def __post_init__(self):
-        check_bounds(self)
+        check_values(self)
 
     def of_the_loss(self) -> dict:
         """Return the options of `DiffCast` that shape only its training."""

@@ -65,4 +65,4 @@ def test_a_signal_to_a_launcher_loses_nothing(storm_folder, tmp_path, number, re
     (saved,) = checkpoint.checkpoints(folder / "checkpoints")
     checkpoint.verify(saved)
     assert f"step {checkpoint.step_of(saved)}: stopping after" in (folder / "run.log").read_text()
-    assert "the same with --resume goes on" in (folder / MARKER).read_text()
+    assert "the same command with --resume continues" in (folder / MARKER).read_text()

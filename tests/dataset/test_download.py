@@ -147,7 +147,7 @@ def test_a_later_run_continues_and_a_new_version_does_not(server, remote, tmp_pa
     server.cuts, server.failures = [10_000], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(download, "ATTEMPTS", 1)
-        with pytest.raises(InputError, match="ends after 10000 of 50000 bytes; the same command goes on"):
+        with pytest.raises(InputError, match="ends after 10000 of 50000 bytes; the same command continues"):
             fetch(server.url, remote, tmp_path)
     assert not (tmp_path / H5).exists()
     server.etag, server.requests = '"def"', []
@@ -168,7 +168,7 @@ def test_a_server_that_sends_the_whole_file_again_is_understood(server, remote, 
 
 def test_a_server_that_begins_again_and_again_is_given_up(server, remote, tmp_path):
     server.ranges, server.cuts = False, [10_000, 20_000, 10_000] + 5 * [15_000, 10_000]
-    with pytest.raises(InputError, match="of 50000 bytes; the same command goes on"):
+    with pytest.raises(InputError, match="of 50000 bytes; the same command continues"):
         fetch(server.url, remote, tmp_path)
     assert len(server.requests) == 1 + download.ATTEMPTS
 
@@ -177,7 +177,7 @@ def test_passing_failures_are_outlasted_and_lasting_ones_told(server, remote, tm
     server.failures = [500, 503, 429]
     assert fetch(server.url, remote, tmp_path / "a").read_bytes() == CONTENT
     server.failures = [500] * download.ATTEMPTS
-    with pytest.raises(InputError, match=r"answers 500 .*; the same command goes on from here"):
+    with pytest.raises(InputError, match=r"answers 500 .*; the same command continues from here"):
         fetch(server.url, remote, tmp_path / "b")
     with pytest.raises(InputError, match="answers 404"):
         fetch(server.url, remote._replace(key="data/none.h5"), tmp_path)

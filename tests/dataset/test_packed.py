@@ -1,5 +1,6 @@
 import logging
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -141,6 +142,18 @@ def test_the_cache_serves_when_its_source_files_are_gone(sevir):
     pack("sevir", sevir.path, SIZE)
     sevir.file("A").unlink()
     assert torch.equal(build(sevir)[3], expected)
+
+
+def test_a_cache_that_was_made_anew_in_another_order_is_an_error(sevir):
+    folder = pack("sevir", sevir.path, SIZE)
+    dataset = build(sevir)
+    shutil.rmtree(folder)
+    catalog = sevir.path / "CATALOG.csv"
+    header, first, *others = catalog.read_text().splitlines()
+    catalog.write_text("\n".join([header, *others, first]) + "\n")
+    pack("sevir", sevir.path, SIZE)
+    with pytest.raises(InputError, match="was made anew meanwhile; start again"):
+        dataset[0]
 
 
 def test_rows_that_are_lost_later_are_an_error(sevir):

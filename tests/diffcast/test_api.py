@@ -43,7 +43,7 @@ def test_load_forecast_score_and_draw(model, storm_folder, tmp_path):
         path = tmp_path / f"storm.{suffix}"
         assert isinstance(dc.draw(path, observed[0], future[0], ensemble[0], data.source), Figure)
         assert path.read_bytes().startswith(magic)
-    with pytest.raises(InputError, match=r"storm.jpg must end in .png, .pdf, .gif"):
+    with pytest.raises(InputError, match=r"storm.jpg must end in .png, .pdf or .gif"):
         dc.draw(tmp_path / "storm.jpg", observed[0], None, ensemble[0], data.source)
 
 
@@ -78,7 +78,7 @@ def test_a_backbone_alone_makes_one_forecast(weights):
     backbone = dc.load(weights / "False.safetensors", device="cpu")
     observed = torch.rand(1, 5, 1, 16, 16)
     assert dc.forecast(backbone, observed).shape == (1, 1, 20, 1, 16, 16)
-    with pytest.raises(InputError, match="leave members at 1"):
+    with pytest.raises(InputError, match="leave out members"):
         dc.forecast(backbone, observed, members=2)
 
 

@@ -30,5 +30,5 @@ def test_a_log_file_that_cannot_be_written_is_told_once(tmp_path, capfd, path):
         logging.getLogger("run").info("step %d", step)
     out, err = capfd.readouterr()
     assert [line for line in out.splitlines() if line.startswith("step")] == ["step 0", "step 1", "step 2"]
-    assert out.count("ends here; the run goes on") == 1
+    assert out.count("ends here; the run continues") == 1
     assert "Traceback" not in err
