@@ -1,9 +1,19 @@
 """Attributes in HDF5 files that nobody vouches for."""
 
+import contextlib
+from datetime import datetime
+
 import h5py
 import numpy as np
 
 LONGEST = 80  # characters of a text
+
+
+def parsed_time(text: str, layout: str) -> datetime | None:
+    """The time that a text says, None if it has another layout."""
+    with contextlib.suppress(ValueError):
+        return datetime.strptime(text, layout)
+    return None
 
 
 def numbers_of(holder: h5py.HLObject, key: str) -> tuple[float, ...]:
@@ -30,9 +40,9 @@ def number_of(holder: h5py.HLObject, key: str) -> float | None:
     return numbers[0] if numbers else None
 
 
-def text_of(holder: h5py.HLObject, key: str) -> str:
+def text_of(holder: h5py.HLObject, key: str, longest: int = LONGEST) -> str:
     """Read a text attribute as a printable line, empty if absent."""
     text = np.ravel(holder.attrs[key])[:1].tolist() if key in holder.attrs else []
     text = text[0] if text else ""
     text = text.decode(errors="replace") if isinstance(text, bytes) else text
-    return "".join(filter(str.isprintable, text))[:LONGEST].strip() if isinstance(text, str) else ""
+    return "".join(filter(str.isprintable, text))[:longest].strip() if isinstance(text, str) else ""

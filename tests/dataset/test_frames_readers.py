@@ -1,0 +1,170 @@
+"""Formats of weather services: what their files say need not be typed, and hostile files are refused."""
+
+import gzip
+
+import h5py
+import numpy as np
+import pyproj
+import pytest
+import xarray
+
+from dataset.check import main
+from dataset.frames.complete import complete_config, first_frame
+from dataset.frames.config import read_config
+from dataset.frames.files import read_frame
+from tests.dataset.archive import START, Archive
+from utils.errors import InputError
+
+NAN = np.nan
+BARE = {"units": None, "extent_km": None, "range": [-10, 60], "thresholds": [10, 20]}  # the files say the rest
+LAEA = "+proj=laea +lat_0=55.0 +lon_0=10.0 +x_0=1950000.0 +y_0=-2100000.0 +units=m +ellps=WGS84"
+CORNER = (100_000.0, -200_000.0)  # x and y of the outer upper left corner
+PIXEL = 2000.0
+DBZ = np.array([[255, 64, 104], [0, 184, 84]], np.uint8)
+EXPECTED = [[NAN, 0, 20], [-10, 60, 10]]  # 0 is dry
+
+
+@pytest.fixture
+def archive(tmp_path) -> Archive:
+    return Archive(tmp_path)
+
+
+def configured(archive, suffix, **changes) -> Archive:
+    return archive.configure(pattern=f"%Y%m%d%H%M{suffix}", **BARE | changes)
+
+
+def write_odim(path):
+    longitude, latitude = pyproj.Proj(LAEA)(*CORNER, inverse=True)
+    where = {"projdef": LAEA.encode(), "UL_lon": longitude, "UL_lat": latitude, "xscale": PIXEL, "yscale": PIXEL}
+    about = {"gain": 0.5, "offset": -32.0, "nodata": 255.0, "undetect": 0.0, "quantity": b"DBZH"}
+    with h5py.File(path, "w") as file:
+        file.attrs["Conventions"] = b"ODIM_H5/V2_4"
+        file["dataset1/data1/data"] = DBZ
+        file["dataset1/data2/data"] = DBZ
+        file.create_group("dataset1/data1/what").attrs.update(about)
+        file.create_group("where").attrs.update(where)
+        file.create_group("what").attrs.update(date=b"20230501", time=b"000000")
+
+
+def write_knmi(path):
+    corner = {"geo_column_offset": 100.0, "geo_row_offset": 200.0, "geo_pixel_size_x": 2.0, "geo_pixel_size_y": -2.0}
+    with h5py.File(path, "w") as file:
+        file["image1/image_data"] = DBZ
+        file["image1"].attrs["image_geo_parameter"] = b"REFLECTIVITY_[DBZ]"
+        about = {"calibration_formulas": b"GEO=0.5*PV+-32.0", "calibration_missing_data": np.int32([255])}
+        file.create_group("image1/calibration").attrs.update(about)
+        file.create_group("overview").attrs["product_datetime_end"] = b"01-MAY-2023;00:00:00.000"
+        file.create_group("geographic").attrs.update(corner)
+        projection = b"+proj=stere +lat_0=90 +lon_0=0.0 +lat_ts=60.0 +a=6378.137 +b=6356.752 +x_0=0 +y_0=0"
+        file.create_group("geographic/map_projection").attrs["projection_proj4_params"] = projection
+
+
+def write_netcdf(path):
+    attributes = {"units": "dBZ", "grid_mapping": "crs", "standard_name": "equivalent_reflectivity_factor"}
+    about = {"standard_name": "projection_x_coordinate", "units": "km"}
+    x, y = np.array([101.0, 103, 105]), np.array([-203.0, -201])  # y rises
+    dataset = xarray.Dataset({"dbz": (("y", "x"), DBZ[::-1], attributes)})
+    dataset["dbz"].attrs.update(scale_factor=0.5, add_offset=-32.0, _FillValue=np.uint8(255))
+    dataset["x"], dataset["y"] = ("x", x, about), ("y", y, about | {"standard_name": "projection_y_coordinate"})
+    dataset["crs"] = ((), 0, pyproj.CRS(LAEA).to_cf())
+    dataset["time"] = ((), 0, {"units": "seconds since 2023-05-01 00:00:00 UTC"})
+    dataset.to_netcdf(path, engine="h5netcdf")
+
+
+def write_gzip(path):
+    write_odim(path)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
+WRITERS = {
+    "odim": (".h5", write_odim),
+    "knmi": (".h5", write_knmi),
+    "netcdf": (".nc", write_netcdf),
+    "odim, gzipped": (".h5.gz", write_gzip),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_values_units_time_and_grid_come_from_the_file(archive, name):
+    suffix, write = WRITERS[name]
+    write(configured(archive, suffix).path(0))
+    config = complete_config(archive.folder)
+    _, frame = first_frame(config)
+    np.testing.assert_array_equal(np.clip(frame.values, -10, 60), EXPECTED)
+    metadata = frame.metadata
+    assert (metadata.format, metadata.time) == (name.partition(",")[0], START)
+    assert config.units == "dBZ"
+    assert config.extent_km == pytest.approx(6)
+    np.testing.assert_allclose(metadata.georeference.x, [101_000, 103_000, 105_000], atol=1e-3)
+    np.testing.assert_allclose(metadata.georeference.y, [-201_000, -203_000], atol=1e-3)
+    assert pyproj.CRS(metadata.georeference.crs).is_projected
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"units": "mm/h"}, "units are dBZ there but mm/h"),
+        ({"extent_km": 100}, "the width is 6 km there but extent_km is 100"),
+        ({"format": "png"}, "format is [a-z]+ there but png"),
+    ],
+)
+def test_settings_that_contradict_the_file_are_refused(archive, name, changes, message):
+    suffix, write = WRITERS[name]
+    path = configured(archive, suffix, **changes).path(0)
+    write(path)
+    with pytest.raises(InputError, match=f"{path}: {message}"):
+        read_frame(path, read_config(archive.folder))
+
+
+def test_the_check_describes_the_first_frame(archive, caplog):
+    write_odim(configured(archive, ".h5").path(0))
+    with caplog.at_level("INFO"):
+        main(["--dataset", "frames", "--data_path", str(archive.folder), "--num_workers", "0"])
+    assert "odim of 2 x 3 pixels (uint8); DBZH, -10 to 60 dBZ; 16.7 % missing; 2023-05-01 00:00 UTC" in caplog.text
+    assert "pixels of 2 x 2 km, +proj=laea" in caplog.text
+
+
+def test_a_key_that_neither_settings_nor_files_give_is_named(archive):
+    configured(archive, ".npy").add([0])
+    with pytest.raises(InputError, match="lacks the key units"):
+        complete_config(archive.folder)
+
+
+def test_several_datasets_that_may_be_the_frame_are_named(archive):
+    path = configured(archive, ".nc").path(0)
+    with h5py.File(path, "w") as file:
+        file["rain"], file["snow"], file["x"] = DBZ, DBZ, np.arange(3)
+    with pytest.raises(InputError, match=r"2 \(rain, snow\) of the data sets .* give the key variable"):
+        read_frame(path, read_config(archive.folder))
+
+
+def test_a_gzip_bomb_is_refused_and_a_truncated_file_too(archive, monkeypatch):
+    path = configured(archive, ".h5.gz").path(0)
+    config = read_config(archive.folder)
+    write_gzip(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-30])
+    with pytest.raises(InputError, match=f"{path} cannot be used"):
+        read_frame(path, config)
+    path.write_bytes(content)
+    monkeypatch.setattr("dataset.frames.files.MAX_BYTES", 1000)
+    with pytest.raises(InputError, match="larger than 1000 bytes"):
+        read_frame(path, config)
+
+
+def test_a_projection_that_would_open_other_files_is_not_used(archive):
+    path = configured(archive, ".h5").path(0)
+    write_odim(path)
+    with h5py.File(path, "r+") as file:
+        file["where"].attrs["projdef"] = b"+proj=longlat +nadgrids=/etc/passwd"
+    assert read_frame(path, read_config(archive.folder)).metadata.georeference is None
+
+
+@pytest.mark.parametrize(("name", "package"), [("netcdf", "pyproj")])
+def test_frames_are_read_without_the_packages_for_the_grid(archive, name, package, monkeypatch):
+    monkeypatch.setattr("dataset.frames.packages.find_spec", lambda name: None)
+    suffix, write = WRITERS[name]
+    write(configured(archive, suffix).path(0))
+    _, frame = first_frame(complete_config(archive.folder))
+    assert frame.metadata.georeference.crs is None
