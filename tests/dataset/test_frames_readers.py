@@ -7,6 +7,7 @@ import numpy as np
 import pyproj
 import pytest
 import xarray
+from PIL import Image
 
 from dataset.check import main
 from dataset.frames.complete import complete_config, first_frame
@@ -71,16 +72,31 @@ def write_netcdf(path):
     dataset.to_netcdf(path, engine="h5netcdf")
 
 
-def write_gzip(path):
-    write_odim(path)
-    path.write_bytes(gzip.compress(path.read_bytes()))
+def write_pgm(path, shape=DBZ.shape):
+    sphere = pyproj.Proj("+proj=stere +lat_0=90 +lon_0=25 +lat_ts=60 +R=6371288")
+    longitude, latitude = sphere(CORNER[0], CORNER[1] - 2 * PIXEL, inverse=True)
+    header = ["P5", "# obstime 202305010000", "# param CorrectedReflectivity", "# projection radar {"]
+    header += ["# type stereographic", "# centrallongitude 25", "# centrallatitude 90", "# truelatitude 60"]
+    header += [f"# metersperpixel_x {PIXEL}", f"# metersperpixel_y {PIXEL}"]
+    header += [f"# bottomleft {longitude} {latitude}", "# }", f"{shape[1]} {shape[0]}", "255\n"]
+    path.write_bytes("\n".join(header).encode() + DBZ.tobytes())
+
+
+def gzipped(write):
+    def write_gzip(path):
+        write(path)
+        path.write_bytes(gzip.compress(path.read_bytes()))
+
+    return write_gzip
 
 
 WRITERS = {
     "odim": (".h5", write_odim),
     "knmi": (".h5", write_knmi),
     "netcdf": (".nc", write_netcdf),
-    "odim, gzipped": (".h5.gz", write_gzip),
+    "pgm": (".pgm", write_pgm),
+    "odim, gzipped": (".h5.gz", gzipped(write_odim)),
+    "pgm, gzipped": (".pgm.gz", gzipped(write_pgm)),
 }
 
 
@@ -142,7 +158,7 @@ def test_several_datasets_that_may_be_the_frame_are_named(archive):
 def test_a_gzip_bomb_is_refused_and_a_truncated_file_too(archive, monkeypatch):
     path = configured(archive, ".h5.gz").path(0)
     config = read_config(archive.folder)
-    write_gzip(path)
+    gzipped(write_odim)(path)
     content = path.read_bytes()
     path.write_bytes(content[:-30])
     with pytest.raises(InputError, match=f"{path} cannot be used"):
@@ -151,6 +167,23 @@ def test_a_gzip_bomb_is_refused_and_a_truncated_file_too(archive, monkeypatch):
     monkeypatch.setattr("dataset.frames.files.MAX_BYTES", 1000)
     with pytest.raises(InputError, match="larger than 1000 bytes"):
         read_frame(path, config)
+
+
+def test_a_pgm_that_is_shorter_or_larger_than_it_may_be_is_refused(archive):
+    path = configured(archive, ".pgm").path(0)
+    config = read_config(archive.folder)
+    write_pgm(path, (3, 3))
+    with pytest.raises(InputError, match="its 3 x 3 pixels are not complete"):
+        read_frame(path, config)
+    write_pgm(path, (10**6, 10**6))
+    with pytest.raises(InputError, match="its 1000000 x 1000000 pixels are more than"):
+        read_frame(path, config)
+
+
+def test_a_pgm_of_any_tool_gives_its_numbers(archive):
+    path = configured(archive, ".pgm", units="dBZ", extent_km=3).path(0)
+    Image.fromarray(np.uint16([[0, 40], [7, 60]])).save(path)
+    np.testing.assert_array_equal(read_frame(path, read_config(archive.folder)).values, [[0, 40], [7, 60]])
 
 
 def test_a_projection_that_would_open_other_files_is_not_used(archive):

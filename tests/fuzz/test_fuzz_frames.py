@@ -8,6 +8,7 @@ import xarray
 from dataset.frames.config import read_config
 from dataset.frames.files import read_frame
 from tests.dataset.archive import Archive
+from tests.dataset.test_frames_readers import WRITERS
 from tests.fuzz.children import ACCEPTED, REFUSED, fuzz, mutate
 from utils.errors import InputError
 
@@ -42,6 +43,20 @@ def test_mutated_netcdf_and_odim_frames_are_read_or_refused(tmp_path):
         read_frame(path, config)
     outcomes = fuzz("frames", lambda rng: path.write_bytes(mutate(samples, rng)), lambda: read_frame(path, config), 600)
     assert min(outcomes[ACCEPTED], outcomes[REFUSED]) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["pgm", "pgm, gzipped"])
+def test_mutated_frames_of_weather_services_are_read_or_refused(tmp_path, name):
+    suffix, write = WRITERS[name]
+    archive = Archive(tmp_path).configure(pattern=f"%Y%m%d%H%M{suffix}", units="dBZ", extent_km=6)
+    config, path = read_config(tmp_path), archive.path(0)
+    write(path)
+    read_frame(path, config)
+    samples = [path.read_bytes()]
+    outcomes = fuzz(name, lambda rng: path.write_bytes(mutate(samples, rng)), lambda: read_frame(path, config), 600)
+    assert min(outcomes[ACCEPTED], outcomes[REFUSED]) > 1
 
 
 def test_a_damaged_text_does_not_make_reading_endless(tmp_path):

@@ -15,6 +15,7 @@ from dataset.frames.readers.hdf5 import opened
 from dataset.frames.readers.knmi import is_knmi, read_knmi
 from dataset.frames.readers.netcdf import read_netcdf
 from dataset.frames.readers.odim import is_odim, read_odim
+from dataset.frames.readers.pgm import read_pgm
 from dataset.frames.readers.plain import read_npy, read_png_frame
 from dataset.frames.values import Metadata
 
@@ -23,11 +24,13 @@ READERS: dict[str, Callable[[Path, str | None], tuple[np.ndarray, Metadata]]] = 
     "netcdf": read_netcdf,
     "npy": read_npy,
     "odim": read_odim,
+    "pgm": read_pgm,
     "png": read_png_frame,
 }
 WITH_VARIABLES = ("knmi", "netcdf", "odim")  # formats whose files hold several datasets
 MAGIC = {  # how the files of a format begin
     "npy": re.compile(rb"\x93NUMPY"),
+    "pgm": re.compile(rb"P5\s"),
     "png": re.compile(rb"\x89PNG"),
 }
 
