@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pyproj
 import pytest
+import rasterio
 import xarray
 from PIL import Image
 
@@ -82,6 +83,20 @@ def write_pgm(path, shape=DBZ.shape):
     path.write_bytes("\n".join(header).encode() + DBZ.tobytes())
 
 
+def write_geotiff(path, shape=DBZ.shape):
+    items = {"Observation time": "202305010000", "Quantity": "Reflectivity", "Gain": 0.5, "Offset": -32, "Undetect": 0}
+    place = {
+        "crs": rasterio.crs.CRS.from_proj4(LAEA),
+        "transform": rasterio.Affine(PIXEL, 0, CORNER[0], 0, -PIXEL, CORNER[1]),
+    }
+    size = {"count": 1, "height": shape[0], "width": shape[1], "sparse_ok": True}
+    with rasterio.open(path, "w", driver="GTiff", dtype="uint8", nodata=255, **size, **place) as target:
+        target.update_tags(**items)
+        target.units = ["dBZ"]
+        if shape == DBZ.shape:
+            target.write(DBZ, 1)
+
+
 def gzipped(write):
     def write_gzip(path):
         write(path)
@@ -94,6 +109,7 @@ WRITERS = {
     "odim": (".h5", write_odim),
     "knmi": (".h5", write_knmi),
     "netcdf": (".nc", write_netcdf),
+    "geotiff": (".tif", write_geotiff),
     "pgm": (".pgm", write_pgm),
     "odim, gzipped": (".h5.gz", gzipped(write_odim)),
     "pgm, gzipped": (".pgm.gz", gzipped(write_pgm)),
@@ -184,6 +200,37 @@ def test_a_pgm_of_any_tool_gives_its_numbers(archive):
     path = configured(archive, ".pgm", units="dBZ", extent_km=3).path(0)
     Image.fromarray(np.uint16([[0, 40], [7, 60]])).save(path)
     np.testing.assert_array_equal(read_frame(path, read_config(archive.folder)).values, [[0, 40], [7, 60]])
+
+
+def test_a_picture_of_many_pixels_or_bands_is_refused(archive):
+    path = configured(archive, ".tif").path(0)
+    config = read_config(archive.folder)
+    write_geotiff(path, (2**16, 2**16))
+    with pytest.raises(InputError, match="its 65536 x 65536 pixels are more than"):
+        read_frame(path, config)
+    with rasterio.open(path, "w", driver="GTiff", dtype="uint8", count=2, height=3, width=3):
+        pass
+    with pytest.raises(InputError, match=r"its shape \(2, 3, 3\) is not that of one frame"):
+        read_frame(path, config)
+
+
+def test_a_picture_from_south_to_north_is_turned(archive):
+    path = configured(archive, ".tif").path(0)
+    write_geotiff(path)
+    with rasterio.open(path, "r+") as target:
+        target.transform = rasterio.Affine(PIXEL, 0, CORNER[0], 0, PIXEL, CORNER[1] - 2 * PIXEL)
+        target.write(DBZ[::-1], 1)
+    frame = read_frame(path, read_config(archive.folder))
+    np.testing.assert_array_equal(np.clip(frame.values, -10, 60), EXPECTED)
+    np.testing.assert_allclose(frame.metadata.georeference.y, [-201_000, -203_000])
+
+
+def test_a_package_that_is_missing_is_named(archive, monkeypatch):
+    path = configured(archive, ".tif").path(0)
+    write_geotiff(path)
+    monkeypatch.setattr("dataset.frames.packages.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="geotiff needs the package rasterio: pip install rasterio"):
+        read_frame(path, read_config(archive.folder))
 
 
 def test_a_projection_that_would_open_other_files_is_not_used(archive):

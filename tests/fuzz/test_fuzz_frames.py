@@ -47,7 +47,7 @@ def test_mutated_netcdf_and_odim_frames_are_read_or_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["pgm", "pgm, gzipped"])
+@pytest.mark.parametrize("name", ["geotiff", "pgm", "pgm, gzipped"])
 def test_mutated_frames_of_weather_services_are_read_or_refused(tmp_path, name):
     suffix, write = WRITERS[name]
     archive = Archive(tmp_path).configure(pattern=f"%Y%m%d%H%M{suffix}", units="dBZ", extent_km=6)
