@@ -7,6 +7,7 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
+import rasterio.shutil
 import xarray
 from PIL import Image
 
@@ -95,6 +96,22 @@ def write_geotiff(path, shape=DBZ.shape):
         target.units = ["dBZ"]
         if shape == DBZ.shape:
             target.write(DBZ, 1)
+
+
+RAIN = np.array([[-3, 0, 20], [-1, 60, 10]], np.float32)  # mm/h; -3 has no coverage, and -1 is dry
+MRMS = {"DISCIPLINE": "209", "IDS_CENTER": "161", "IDS_MASTER_TABLE": "255", "IDS_REF_TIME": "2023-05-01T00:00:00Z"}
+MRMS |= {"PDS_PDTN": "0", "PDS_TEMPLATE_NUMBERS": "6 1 8 0 97 0 0 0 0 0 0 0 0 102 0 0 0 0 0 255 1 0 0 0 0"}
+
+
+def write_grib(path):
+    """The frame `RAIN` as NOAA's Multi-Radar Multi-Sensor system packs it."""
+    size = {"count": 1, "height": RAIN.shape[0], "width": RAIN.shape[1]}
+    place = {"crs": "EPSG:4326", "transform": rasterio.Affine(0.01, 0, -130, 0, -0.01, 55)}
+    with rasterio.io.MemoryFile() as memory:
+        with memory.open(driver="GTiff", dtype="float32", **size, **place) as target:
+            target.write(RAIN, 1)
+        with memory.open() as source:
+            rasterio.shutil.copy(source, path, driver="GRIB", DATA_ENCODING="PNG", NBITS="12", **MRMS)
 
 
 def gzipped(write):
@@ -200,6 +217,29 @@ def test_a_pgm_of_any_tool_gives_its_numbers(archive):
     path = configured(archive, ".pgm", units="dBZ", extent_km=3).path(0)
     Image.fromarray(np.uint16([[0, 40], [7, 60]])).save(path)
     np.testing.assert_array_equal(read_frame(path, read_config(archive.folder)).values, [[0, 40], [7, 60]])
+
+
+@pytest.mark.parametrize("suffix", [".grib2", ".grib2.gz"])
+def test_grib_says_what_is_missing_and_where_its_pixels_are(archive, suffix):
+    (gzipped(write_grib) if suffix.endswith("gz") else write_grib)(configured(archive, suffix).path(0))
+    config = complete_config(archive.folder)
+    _, frame = first_frame(config)
+    np.testing.assert_array_equal(frame.values, [[NAN, 0, 20], [-1, 60, 10]])
+    assert (config.units, frame.metadata.quantity) == ("mm/hr", "Radar Precipitation Rate")
+    assert (frame.metadata.format, frame.metadata.time) == ("grib", START)
+    assert config.extent_km == pytest.approx(0.03 * 111.195 * np.cos(np.radians(54.99)))
+    np.testing.assert_allclose(frame.metadata.georeference.x, [-129.995, -129.985, -129.975])
+    np.testing.assert_allclose(frame.metadata.georeference.y, [54.995, 54.985])
+
+
+def test_a_grib_that_holds_a_larger_picture_than_it_declares_is_refused(archive):
+    path = configured(archive, ".grib2").path(0)
+    write_grib(path)
+    size = b"IHDR" + (3).to_bytes(4, "big") + (2).to_bytes(4, "big")
+    assert size in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(size, b"IHDR" + 2 * (30000).to_bytes(4, "big")))
+    with pytest.raises(InputError, match="a picture of 30000 x 30000 pixels, more than"):
+        read_frame(path, read_config(archive.folder))
 
 
 def test_a_picture_of_many_pixels_or_bands_is_refused(archive):

@@ -8,7 +8,7 @@ import xarray
 from dataset.frames.config import read_config
 from dataset.frames.files import read_frame
 from tests.dataset.archive import Archive
-from tests.dataset.test_frames_readers import WRITERS
+from tests.dataset.test_frames_readers import WRITERS, write_grib
 from tests.fuzz.children import ACCEPTED, REFUSED, fuzz, mutate
 from utils.errors import InputError
 
@@ -47,10 +47,10 @@ def test_mutated_netcdf_and_odim_frames_are_read_or_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["geotiff", "pgm", "pgm, gzipped"])
+@pytest.mark.parametrize("name", ["geotiff", "grib", "pgm", "pgm, gzipped"])
 def test_mutated_frames_of_weather_services_are_read_or_refused(tmp_path, name):
-    suffix, write = WRITERS[name]
-    archive = Archive(tmp_path).configure(pattern=f"%Y%m%d%H%M{suffix}", units="dBZ", extent_km=6)
+    suffix, write = (WRITERS | {"grib": (".grib2", write_grib)})[name]
+    archive = Archive(tmp_path).configure(pattern=f"%Y%m%d%H%M{suffix}", units=None, extent_km=None)
     config, path = read_config(tmp_path), archive.path(0)
     write(path)
     read_frame(path, config)

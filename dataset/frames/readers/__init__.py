@@ -17,11 +17,12 @@ from dataset.frames.readers.netcdf import read_netcdf
 from dataset.frames.readers.odim import is_odim, read_odim
 from dataset.frames.readers.pgm import read_pgm
 from dataset.frames.readers.plain import read_npy, read_png_frame
-from dataset.frames.readers.raster import read_geotiff
+from dataset.frames.readers.raster import read_geotiff, read_grib
 from dataset.frames.values import Metadata
 
 READERS: dict[str, Callable[[Path, str | None], tuple[np.ndarray, Metadata]]] = {
     "geotiff": read_geotiff,
+    "grib": read_grib,
     "knmi": read_knmi,
     "netcdf": read_netcdf,
     "npy": read_npy,
@@ -33,6 +34,7 @@ WITH_VARIABLES = ("knmi", "netcdf", "odim")  # formats whose files hold several 
 MAGIC = {  # how the files of a format begin
     "geotiff": re.compile(rb"II[*+]\0|MM\0[*+]"),
     "npy": re.compile(rb"\x93NUMPY"),
+    "grib": re.compile(rb"GRIB"),
     "pgm": re.compile(rb"P5\s"),
     "png": re.compile(rb"\x89PNG"),
 }

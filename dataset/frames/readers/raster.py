@@ -1,7 +1,9 @@
 """Frames in GeoTIFF and GRIB, which GDAL decodes."""
 
 import contextlib
+import mmap
 import re
+import struct
 import warnings
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -12,13 +14,14 @@ import numpy as np
 from dataset.frames.attributes import parsed_time
 from dataset.frames.georeference import Georeference
 from dataset.frames.packages import needed
-from dataset.frames.readers.limits import check_frame
+from dataset.frames.readers.limits import MAX_PIXELS, check_frame
 from dataset.frames.values import Metadata
 
 # no files next to the frame, and none written there
 ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
 ITEM = re.compile(r'<Item name="([\w ]+)"[^>]*>([^<]*)</Item>')  # as FMI writes them into a TIFF
 UNIT = re.compile(r'<Item name="Quantity" unit="([^"]*)"')
+PICTURE = re.compile(rb"\x89PNG\r\n\x1a\n.{8}(.{8})|\xff\x4f\xff\x51.{4}(.{8})", re.DOTALL)  # width and height
 MRMS = "209"  # discipline of NOAA's Multi-Radar Multi-Sensor system
 NO_COVERAGE = {"mm/hr": -3.0, "dBZ": -999.0}  # of MRMS, by units
 
@@ -45,6 +48,7 @@ def read_geotiff(path: Path, variable: None) -> tuple[np.ndarray, Metadata]:
 
 def read_grib(path: Path, variable: None) -> tuple[np.ndarray, Metadata]:
     """Read the only message of a file `(H, W)`, masked where it has a bitmap."""
+    _refuse_large_pictures(path)
     with _opened(path, "GRIB", "grib") as source:
         said = source.tags(1)
         units = said.get("GRIB_UNIT", "").strip("[]")
@@ -67,6 +71,18 @@ def _opened(path: Path, driver: str, reader: str) -> Iterator:
         with rasterio.Env(**ALONE), rasterio.open(path, driver=driver) as source:
             check_frame((source.count, *source.shape), source.dtypes[0])
             yield source
+
+
+def _refuse_large_pictures(path: Path) -> None:
+    """Raise ValueError if PNG or JPEG 2000 inside a GRIB is larger than a frame.
+
+    GDAL decodes them when it opens the file, whatever size the message declares.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for found in PICTURE.finditer(content):
+            width, height = struct.unpack(">II", found[1] or found[2])
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"its values are a picture of {width} x {height} pixels, more than {MAX_PIXELS}")
 
 
 def _read(source) -> tuple[np.ndarray, Georeference | None]:
