@@ -114,6 +114,14 @@ def write_grib(path):
             rasterio.shutil.copy(source, path, driver="GRIB", DATA_ENCODING="PNG", NBITS="12", **MRMS)
 
 
+def radolan(product, values, precision="E-01", version=3) -> bytes:
+    """A composite of the German Weather Service, of 16 bits or of bytes; `values` from south to north."""
+    height, width = values.shape
+    about = f"VS{version:2}SW   2.13.1PR {precision}INT  60GP{height:4}x{width:4}MF 00000001MS  9<boo,ros>"
+    size = len(product) + 15 + 9 + len(about) + 1 + values.nbytes
+    return f"{product}010000100000523BY{size:7}{about}\3".encode() + values.tobytes()
+
+
 def gzipped(write):
     def write_gzip(path):
         write(path)
@@ -240,6 +248,51 @@ def test_a_grib_that_holds_a_larger_picture_than_it_declares_is_refused(archive)
     path.write_bytes(path.read_bytes().replace(size, b"IHDR" + 2 * (30000).to_bytes(4, "big")))
     with pytest.raises(InputError, match="a picture of 30000 x 30000 pixels, more than"):
         read_frame(path, read_config(archive.folder))
+
+
+RADOLAN = np.array([[0x29C4, 0, 0x1000 + 17], [4095, 0x4000 + 5, 0x8000 + 7]], "<u2")  # no data; negative; clutter
+BYTES = np.array([[250, 0, 65], [105, 249, 255]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("product", "precision", "values", "units", "expected"),
+    [
+        ("RW", "E-01", RADOLAN, "mm", [[409.5, -0.5, NAN], [NAN, 0, 1.7]]),
+        ("RY", "E-02", RADOLAN, "mm", [[40.95, -0.05, NAN], [NAN, 0, 0.17]]),
+        ("RX", "E+00", BYTES, "dBZ", [[20, NAN, NAN], [NAN, -32.5, 0]]),
+        ("WN", "E-01", RADOLAN & 0x3FFF, "dBZ", [[172.25, -32.25, -32.15], [NAN, -32.5, -31.65]]),
+    ],
+)
+def test_radolan_says_what_bits_mean_and_its_first_row_is_the_southern_one(
+    archive, product, precision, values, units, expected
+):
+    path = configured(archive, "-bin", extent_km=3).path(0)
+    path.write_bytes(radolan(product, values, precision))
+    config = complete_config(archive.folder)
+    frame = read_frame(path, config)
+    np.testing.assert_allclose(frame.values, expected)
+    assert (config.units, frame.metadata.quantity, frame.metadata.time) == (units, product, START)
+
+
+@pytest.mark.parametrize(("version", "x", "y"), [(3, -522_962.167, -3_759_144.724), (5, -523_196.835, -3_772_588.862)])
+def test_radolan_places_its_national_grid(archive, version, x, y):
+    path = configured(archive, "-bin").path(0)
+    path.write_bytes(radolan("RW", np.full((900, 900), 5, "<u2"), version=version))
+    config = complete_config(archive.folder)
+    georeference = read_frame(path, config).metadata.georeference
+    assert config.extent_km == pytest.approx(900)
+    np.testing.assert_allclose([georeference.x[0], georeference.y[0]], [x, y], atol=1e-2)
+
+
+def test_a_radolan_of_another_size_than_its_header_says_is_refused(archive):
+    path = configured(archive, "-bin").path(0)
+    config = read_config(archive.folder)
+    path.write_bytes(radolan("RW", RADOLAN)[:-1])
+    with pytest.raises(InputError, match="its 11 bytes are not 2 x 3 values, 12 bytes by its header"):
+        read_frame(path, config)
+    path.write_bytes(radolan("RW", RADOLAN).replace(b"GP   2x   3", b"GP99999x99999"))
+    with pytest.raises(InputError, match="its 99999 x 99999 pixels are more than"):
+        read_frame(path, config)
 
 
 def test_a_picture_of_many_pixels_or_bands_is_refused(archive):

@@ -8,11 +8,15 @@ import xarray
 from dataset.frames.config import read_config
 from dataset.frames.files import read_frame
 from tests.dataset.archive import Archive
-from tests.dataset.test_frames_readers import WRITERS, write_grib
+from tests.dataset.test_frames_readers import RADOLAN, WRITERS, radolan, write_grib
 from tests.fuzz.children import ACCEPTED, REFUSED, fuzz, mutate
 from utils.errors import InputError
 
 ROWS = {"coords": {"y": np.arange(16.0)}, "dims": ("y", "x")}
+MORE_WRITERS = {
+    "grib": (".grib2", write_grib),
+    "radolan": ("-bin", lambda path: path.write_bytes(radolan("RW", RADOLAN))),
+}
 PACKING = {"_FillValue": -1, "scale_factor": 0.5, "add_offset": 1.0, "chunksizes": (8, 16), "zlib": True}
 
 
@@ -47,9 +51,9 @@ def test_mutated_netcdf_and_odim_frames_are_read_or_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["geotiff", "grib", "pgm", "pgm, gzipped"])
+@pytest.mark.parametrize("name", ["geotiff", "grib", "pgm", "pgm, gzipped", "radolan"])
 def test_mutated_frames_of_weather_services_are_read_or_refused(tmp_path, name):
-    suffix, write = (WRITERS | {"grib": (".grib2", write_grib)})[name]
+    suffix, write = (WRITERS | MORE_WRITERS)[name]
     archive = Archive(tmp_path).configure(pattern=f"%Y%m%d%H%M{suffix}", units=None, extent_km=None)
     config, path = read_config(tmp_path), archive.path(0)
     write(path)
