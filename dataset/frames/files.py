@@ -1,6 +1,6 @@
-"""A frame from a file of any format, which may be compressed by gzip.
+"""A frame from a file of any format.
 
-No file is trusted. Sizes are checked before memory is used.
+The file may be compressed by gzip. No file is trusted. Sizes are checked before memory is used.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def _read(path: Path, config: FramesConfig) -> tuple[np.ndarray, Metadata]:
 
 @contextlib.contextmanager
 def plain_file(path: Path) -> Iterator[Path]:
-    """The file, or a temporary one with its content if gzip compressed it."""
+    """The file, or a temporary one with its decompressed content."""
     with path.open("rb") as file:
         compressed = file.read(len(GZIP)) == GZIP
     if not compressed:

@@ -67,7 +67,7 @@ def projected(crs: str, longitude: float, latitude: float) -> tuple[float, float
 
 @lru_cache
 def wkt_of_cf(attributes: tuple[tuple[str, Hashable], ...]) -> str | None:
-    """WKT of a grid mapping by CF, None if pyproj does not know it."""
+    """WKT of a grid mapping by CF, None if it is unknown."""
     pyproj = needed("pyproj", "a grid mapping")
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in attributes}
     try:

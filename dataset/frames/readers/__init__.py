@@ -45,7 +45,10 @@ MAGIC = {  # how the files of a format begin
 
 
 def format_of(path: Path) -> str:
-    """Name of the format of a file; raises ValueError if it has no reader."""
+    """Name of the format of a file.
+
+    Raises ValueError if it has no reader.
+    """
     if h5py.is_hdf5(path):
         with opened(path) as file:
             return "odim" if is_odim(file) else "knmi" if is_knmi(file) else "netcdf"

@@ -19,7 +19,10 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 
 def frame_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """The dataset of a frame; raises ValueError if it is not safe to read."""
+    """The dataset of a frame.
+
+    Raises ValueError if it is not safe to read.
+    """
     data = own_dataset(file, name.strip("/"))
     check_frame(data.shape, data.dtype)
     refuse_bombs(data, [0] * data.ndim, data.shape)
@@ -27,5 +30,5 @@ def frame_dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def own_group(file: h5py.File, name: str) -> h5py.Group | None:
-    """A group that lies in the file itself, None if there is none."""
+    """A group that lies in the file itself, or None."""
     return file[name] if is_own(file, name) and isinstance(file[name], h5py.Group) else None

@@ -32,7 +32,10 @@ MAX_ATTRIBUTES, MAX_WKT = 50, 10_000  # of a grid mapping; characters
 
 
 def read_netcdf(path: Path, variable: str | None) -> tuple[np.ndarray, Metadata]:
-    """Read stored values `(H, W)` with north up and west left, masked where not valid."""
+    """Read stored values `(H, W)`, masked where not valid.
+
+    North is up and west is left.
+    """
     with opened(path) as file:
         data = frame_dataset(file, variable or _only_frame(path, file))
         stored = data[()].reshape(data.shape[-2:])
@@ -59,7 +62,7 @@ def read_netcdf(path: Path, variable: str | None) -> tuple[np.ndarray, Metadata]
 
 
 def _only_frame(path: Path, file: h5py.File) -> str:
-    """Name of the only dataset of the root that can be a frame."""
+    """Name of the only dataset that can be a frame."""
     own = [name for name in file if is_own(file, name) and isinstance(file[name], h5py.Dataset)]
     bounds = {text_of(file[name], "bounds") for name in own}
     found = [name for name in own if name not in bounds and not direction_of(file[name]) and _is_plane(file[name])]

@@ -1,6 +1,6 @@
-"""Frames in PGM with a header of comments, as the Finnish Meteorological Institute writes them.
+"""Frames in PGM, the format of the Finnish Meteorological Institute (FMI).
 
-Row 0 is the north edge.
+Comments in the header hold the metadata. Row 0 is the north edge.
 """
 
 import re

@@ -30,7 +30,7 @@ ELLIPSOID = (f"{STEREOGRAPHIC} +ellps=WGS84", (-73696.8352177, -4222088.86193059
 
 
 def read_radolan(path: Path, variable: None) -> tuple[np.ndarray, Metadata]:
-    """Read stored values `(H, W)` with north up, masked where there is clutter or no data."""
+    """Read stored values `(H, W)`, masked where clutter or not covered."""
     with path.open("rb") as file:
         header, end, _ = file.read(MAX_HEADER).partition(END)
         begin, grid, precision = (part.search(header) for part in (BEGIN, GRID, PRECISION))
@@ -70,7 +70,7 @@ def _unpacked(content: bytes, shape: tuple[int, int]) -> np.ma.MaskedArray:
 
 
 def _georeference(shape: tuple[int, int], version: int) -> Georeference | None:
-    """Coordinates of pixels of 1 km, None if the grid is not one of the national ones."""
+    """Coordinates of a national grid of 1 km, else None."""
     if shape not in ORIGINS:
         return None
     crs, (x, y) = SPHERE if version < 5 else ELLIPSOID

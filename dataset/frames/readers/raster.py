@@ -27,7 +27,7 @@ NO_COVERAGE = {"mm/hr": -3.0, "dBZ": -999.0}  # of MRMS, by units
 
 
 def read_geotiff(path: Path, variable: None) -> tuple[np.ndarray, Metadata]:
-    """Read the only band of a picture `(H, W)`, masked where it says so."""
+    """Read the only band of a picture `(H, W)`, masked where missing."""
     with _opened(path, "GTiff", "geotiff") as source:
         tags = source.tags()
         said = tags | dict(ITEM.findall(tags.get("GDAL_METADATA", "")))
@@ -47,7 +47,7 @@ def read_geotiff(path: Path, variable: None) -> tuple[np.ndarray, Metadata]:
 
 
 def read_grib(path: Path, variable: None) -> tuple[np.ndarray, Metadata]:
-    """Read the only message of a file `(H, W)`, masked where it has a bitmap."""
+    """Read the only message of a file `(H, W)`, masked where missing."""
     _refuse_large_pictures(path)
     with _opened(path, "GRIB", "grib") as source:
         said = source.tags(1)
@@ -74,9 +74,9 @@ def _opened(path: Path, driver: str, reader: str) -> Iterator:
 
 
 def _refuse_large_pictures(path: Path) -> None:
-    """Raise ValueError if PNG or JPEG 2000 inside a GRIB is larger than a frame.
+    """Raise ValueError if a GRIB holds a picture larger than a frame.
 
-    GDAL decodes them when it opens the file, whatever size the message declares.
+    The picture is PNG or JPEG 2000. GDAL decodes them when it opens the file, whatever size the message declares.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for found in PICTURE.finditer(content):
@@ -86,7 +86,7 @@ def _refuse_large_pictures(path: Path) -> None:
 
 
 def _read(source) -> tuple[np.ndarray, Georeference | None]:
-    """Values from north to south, and coordinates if there is a system in metres or degrees."""
+    """Values from north to south, and coordinates in metres or degrees."""
     stored, transform, crs = source.read(1, masked=True), source.transform, source.crs
     if transform.b or transform.d or transform.a <= 0:
         raise ValueError("its rows do not go from west to east")
