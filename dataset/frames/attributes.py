@@ -23,7 +23,9 @@ def numbers_of(holder: h5py.HLObject, key: str) -> tuple[float, ...]:
     """
     if key not in holder.attrs:
         return ()
-    numbers = np.asarray(holder.attrs[key])
+    # asked before HDF5 reads, because it crashes over damaged lists
+    numeric = holder.attrs.get_id(key).dtype.kind in "uif"
+    numbers = np.asarray(holder.attrs[key] if numeric else ())
     if numbers.dtype.kind not in "uif" or not numbers.size:
         raise ValueError(f"its attribute {key} is not a number")
     return tuple(numbers.astype(np.float64).ravel().tolist())
@@ -42,7 +44,9 @@ def number_of(holder: h5py.HLObject, key: str) -> float | None:
 
 def text_of(holder: h5py.HLObject, key: str, longest: int = LONGEST) -> str:
     """Read a text attribute as a printable line, empty if absent."""
-    text = np.ravel(holder.attrs[key])[:1].tolist() if key in holder.attrs else []
+    if key not in holder.attrs or h5py.check_string_dtype(holder.attrs.get_id(key).dtype) is None:
+        return ""
+    text = np.ravel(holder.attrs[key])[:1].tolist()
     text = text[0] if text else ""
     text = text.decode(errors="replace") if isinstance(text, bytes) else text
     return "".join(filter(str.isprintable, text))[:longest].strip() if isinstance(text, str) else ""

@@ -14,7 +14,8 @@ from utils.errors import InputError
 def complete_config(path: str | Path) -> FramesConfig:
     """Read `frames.yaml`, completed by the first usable frame.
 
-    The frame gives units and width where the file lacks them. Raises `InputError` that names the wrong key, or the key that the frame does not replace.
+    The frame gives units and width where the file lacks them. Raises `InputError` that names the wrong key, or the key
+    that the frame does not replace.
     """
     config = read_config(path)
     if config.units and config.extent_km:

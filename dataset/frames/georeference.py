@@ -59,10 +59,13 @@ def is_proj_string(text: str) -> bool:
 
 
 @lru_cache
-def projected(crs: str, longitude: float, latitude: float) -> tuple[float, float]:
-    """Project a point in degrees; infinite if it cannot be."""
+def projected(crs: str, longitude: float, latitude: float) -> tuple[float, float] | None:
+    """Project a point in degrees, None if PROJ does not know the projection."""
     pyproj = needed("pyproj", "the position of a frame")
-    return pyproj.Proj(crs)(longitude, latitude)
+    try:
+        return pyproj.Proj(crs)(longitude, latitude)
+    except pyproj.exceptions.CRSError:
+        return None
 
 
 @lru_cache
@@ -72,5 +75,10 @@ def wkt_of_cf(attributes: tuple[tuple[str, Hashable], ...]) -> str | None:
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in attributes}
     try:
         return pyproj.CRS.from_cf(values).to_wkt()
-    except pyproj.exceptions.CRSError:
+    except (
+        pyproj.exceptions.CRSError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # of odd parameters
         return None

@@ -92,10 +92,11 @@ def _names(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[str]:
 def _scales(file: h5py.File, data: h5py.Dataset, axis: int) -> Iterator[h5py.Dataset]:
     """Scales of a dimension; `data.dims` would crash on invalid lists."""
     if "DIMENSION_LIST" in data.attrs:
-        listed = data.attrs["DIMENSION_LIST"]
-        kind = h5py.check_vlen_dtype(data.attrs.get_id("DIMENSION_LIST").dtype)
-        if kind is None or h5py.check_ref_dtype(kind) is not h5py.Reference or np.shape(listed) != (data.ndim,):
+        stored = data.attrs.get_id("DIMENSION_LIST")
+        kind = h5py.check_vlen_dtype(stored.dtype)
+        if kind is None or h5py.check_ref_dtype(kind) is not h5py.Reference or stored.shape != (data.ndim,):
             raise ValueError("its attribute DIMENSION_LIST is not a list of dimensions")
+        listed = data.attrs["DIMENSION_LIST"]
         yield from (file[reference] for reference in listed[axis] if reference)  # copied data sets lose them
 
 

@@ -51,7 +51,7 @@ def test_mutated_netcdf_and_odim_frames_are_read_or_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["geotiff", "grib", "pgm", "pgm, gzipped", "radolan"])
+@pytest.mark.parametrize("name", sorted(WRITERS | MORE_WRITERS))
 def test_mutated_frames_of_weather_services_are_read_or_refused(tmp_path, name):
     suffix, write = (WRITERS | MORE_WRITERS)[name]
     archive = Archive(tmp_path).configure(pattern=f"%Y%m%d%H%M{suffix}", units=None, extent_km=None)

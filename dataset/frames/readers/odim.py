@@ -77,4 +77,5 @@ def _georeference(file: h5py.File, shape: tuple[int, int]) -> Georeference | Non
     if len(numbers) < len(keys):
         return None
     longitude, latitude, width, height = (numbers[key] for key in keys)
-    return Georeference.of_corner(crs, projected(crs, longitude, latitude), (width, height), shape)
+    corner = projected(crs, longitude, latitude)
+    return corner and Georeference.of_corner(crs, corner, (width, height), shape)

@@ -57,5 +57,5 @@ def _georeference(said: dict[str, str], shape: tuple[int, int]) -> Georeference 
         return None
     latitude, longitude, true_latitude, width, height = (float(said[key]) for key in keys)
     crs = f"+proj=stere +lat_0={latitude} +lon_0={longitude} +lat_ts={true_latitude} +R={RADIUS}"
-    left, bottom = projected(crs, *(float(degrees) for degrees in said["bottomleft"].split()[:2]))
-    return Georeference.of_corner(crs, (left, bottom + height * shape[0]), (width, height), shape)
+    corner = projected(crs, *(float(degrees) for degrees in said["bottomleft"].split()[:2]))
+    return corner and Georeference.of_corner(crs, (corner[0], corner[1] + height * shape[0]), (width, height), shape)
