@@ -63,6 +63,16 @@ def test_mutated_frames_of_weather_services_are_read_or_refused(tmp_path, name):
     assert min(outcomes[ACCEPTED], outcomes[REFUSED]) > 1
 
 
+def test_a_text_whose_type_is_damaged_does_not_crash_the_process(tmp_path):
+    path = Archive(tmp_path).configure(pattern="%Y%m%d%H%M.h5").path(0)
+    WRITERS["odim"][1](path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\x19\x01\x00\x00\x10") + 1] |= 8  # a list of nothing
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="give the key variable"):
+        read_frame(path, read_config(tmp_path))
+
+
 def test_a_damaged_text_does_not_make_reading_endless(tmp_path):
     archive = Archive(tmp_path).configure(pattern="%Y%m%d%H%M.nc", variable="v")
     content = bytearray(odim())
