@@ -6,6 +6,7 @@ from pathlib import Path
 from dataset.frames.config import FramesConfig, meaning_of, read_config
 from dataset.frames.files import read_frame
 from dataset.frames.names import find_frames, moment
+from dataset.frames.packages import has
 from dataset.frames.values import StoredFrame
 from dataset.hdf5 import AccessError
 from utils.errors import InputError
@@ -28,8 +29,10 @@ def complete_config(path: str | Path) -> FramesConfig:
     }
     lacking = [key for key, value in found.items() if not value]
     if lacking:
+        unread = "" if has("pyproj") else "; the width of some formats needs the package pyproj: pip install pyproj"
         raise InputError(
-            f"{config.file} lacks the key {lacking[0]}, which says {meaning_of(lacking[0])}; {path} does not say it."
+            f"{config.file} lacks the key {lacking[0]}, which says {meaning_of(lacking[0])}; {path} does not say it"
+            f"{unread}."
         )
     return replace(config, **found)
 

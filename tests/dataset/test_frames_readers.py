@@ -295,6 +295,7 @@ def test_a_radolan_of_another_size_than_its_header_says_is_refused(archive):
         read_frame(path, config)
 
 
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 def test_a_picture_of_many_pixels_or_bands_is_refused(archive):
     path = configured(archive, ".tif").path(0)
     config = read_config(archive.folder)
@@ -334,10 +335,13 @@ def test_a_projection_that_would_open_other_files_is_not_used(archive):
     assert read_frame(path, read_config(archive.folder)).metadata.georeference is None
 
 
-@pytest.mark.parametrize(("name", "package"), [("netcdf", "pyproj")])
-def test_frames_are_read_without_the_packages_for_the_grid(archive, name, package, monkeypatch):
+def test_frames_are_read_without_the_package_for_projections(archive, monkeypatch):
     monkeypatch.setattr("dataset.frames.packages.find_spec", lambda name: None)
-    suffix, write = WRITERS[name]
-    write(configured(archive, suffix).path(0))
-    _, frame = first_frame(complete_config(archive.folder))
-    assert frame.metadata.georeference.crs is None
+    write_netcdf(configured(archive, ".nc").path(0))
+    georeference = first_frame(complete_config(archive.folder))[1].metadata.georeference
+    assert (georeference.crs, georeference.extent_km) == (None, 6)
+    write_odim(configured(archive, ".h5").path(0))
+    with pytest.raises(InputError, match=r"lacks the key extent_km.* pip install pyproj"):
+        complete_config(archive.folder)
+    configured(archive, ".h5", extent_km=6)
+    assert first_frame(complete_config(archive.folder))[1].metadata.georeference is None
