@@ -11,13 +11,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from dataset.frames.readers import radolan
 from dataset.frames.readers.hdf5 import opened
 from dataset.frames.readers.knmi import is_knmi, read_knmi
 from dataset.frames.readers.netcdf import read_netcdf
 from dataset.frames.readers.odim import is_odim, read_odim
 from dataset.frames.readers.pgm import read_pgm
 from dataset.frames.readers.plain import read_npy, read_png_frame
+from dataset.frames.readers.radolan import BEGIN as RADOLAN_BEGIN
 from dataset.frames.readers.radolan import read_radolan
 from dataset.frames.readers.raster import read_geotiff, read_grib
 from dataset.frames.values import Metadata
@@ -40,7 +40,7 @@ MAGIC = {  # how the files of a format begin
     "grib": re.compile(rb"GRIB"),
     "pgm": re.compile(rb"P5\s"),
     "png": re.compile(rb"\x89PNG"),
-    "radolan": radolan.BEGIN,
+    "radolan": RADOLAN_BEGIN,
 }
 
 
