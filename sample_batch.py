@@ -25,7 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dataset.demo_sequences import Sequence, read_sequences
-from dataset.frames.config import read_config
+from dataset.frames.complete import complete_config
 from dataset.source import VIL, Source, synthetic
 from diffcast.evaluation.results import score_table
 from diffcast.forecaster import Architecture, describe, load_forecaster, place
@@ -126,7 +126,7 @@ def load(args: argparse.Namespace, members: int) -> tuple[nn.Module, Architectur
 def forecast_latest(args: argparse.Namespace, settings: ForecastSettings) -> None:
     """Forecast from the newest frames, once or until a signal arrives."""
     now = None if args.now is None else parse_time(args.now)
-    config = read_config(args.latest)
+    config = complete_config(args.latest)
     model, architecture, weights = load(args, settings.members)
     folder = writable_folder(args.out, "the forecasts")
     trained = describe(find_weights(str(args.ckpt_milestone), Path())).metadata.get("source")

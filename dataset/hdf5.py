@@ -82,14 +82,18 @@ def open_hdf5(path: Path, arriving: bool = False) -> h5py.File:
     return h5py.File(path, "r", locking=False)
 
 
+def is_own(file: h5py.File, name: str) -> bool:
+    """Whether a file has a dataset or group of this name that lies in the file itself."""
+    steps = itertools.accumulate(name.split("/"), "{}/{}".format)
+    return all(isinstance(file.get(step, getlink=True), h5py.HardLink) for step in steps)
+
+
 def own_dataset(file: h5py.File, name: str) -> h5py.Dataset:
     """Open a dataset that lies in the file itself.
 
     It may be compressed by gzip or LZF. Raises `LayoutError` for any other.
     """
-    steps = itertools.accumulate(name.split("/"), "{}/{}".format)
-    own = all(isinstance(file.get(step, getlink=True), h5py.HardLink) for step in steps)
-    if not own or not isinstance(file[name], h5py.Dataset):
+    if not is_own(file, name) or not isinstance(file[name], h5py.Dataset):
         raise LayoutError(f"it has no dataset {name} of its own")
     filters = _filters(file[name])
     harmless = {*EXPANSION, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}

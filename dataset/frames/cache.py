@@ -19,7 +19,7 @@ from utils.errors import InputError
 
 LOG = logging.getLogger(__name__)
 
-FORMAT = 3  # raise it when a change of code changes the cached rows
+FORMAT = 4  # raise it when a change of code changes the cached rows
 IDENTITY = np.dtype([(field, "<i8") for field in ("time", "size", "mtime")])  # of the file that a row came from
 
 
@@ -168,6 +168,7 @@ def _index(encoder: Encoder) -> dict:
     return {
         "format": FORMAT,
         "pattern": config.pattern.text,
+        "format_of_files": config.format,
         "variable": config.variable,
         "scale": config.scale,
         "offset": config.offset,

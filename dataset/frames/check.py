@@ -1,5 +1,6 @@
 """Checks a folder of frames: every file whose name has a time."""
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
@@ -25,7 +26,9 @@ from dataset.checking import (
 )
 from dataset.exclusions import exclusions_path
 from dataset.frames.cache import listed_frames
-from dataset.frames.config import FramesConfig, read_config
+from dataset.frames.complete import complete_config, first_frame
+from dataset.frames.config import FramesConfig
+from dataset.frames.description import describe
 from dataset.frames.files import read_frame
 from dataset.frames.names import frame_id, moment
 from dataset.frames.reader import Runs, split_numbers
@@ -34,6 +37,8 @@ from dataset.hdf5 import AccessError
 from dataset.parallel import parallel_map
 from dataset.sequences import SPLITS
 from utils.errors import InputError
+
+LOG = logging.getLogger(__name__)
 
 UNLIKE = "frame of another size or type than most"
 ALL_MISSING = "frame without a valid pixel"
@@ -64,13 +69,14 @@ def check(data_path: str | Path, workers: int = 0) -> Report:
     Raises `InputError` for mistakes in `frames.yaml` and for folders without frames. Of two equal frames the one of the
     later split, or else the first, is not at fault.
     """
-    config = read_config(data_path)
+    config = complete_config(data_path)
     listed, excluded = listed_frames(config)
     splits, splits_excluded = (_splits_of(found["mark"], config) for found in (listed, excluded))
     times, fresh = listed["time"], is_fresh(listed["mtime"] / 1e9)
     forms, looks, unreadable = _look_at_all(config, times, workers)
     if len(unreadable) == len(listed):  # a mistake in frames.yaml, more likely than so many damaged files
         raise InputError(f"None of the {len(listed)} frames in {config.folder} can be used: {unreadable[0][1]}")
+    LOG.info("%s", describe(*first_frame(config), config))
     found = [(number, UNFINISHED if fresh[number] else BAD_FRAMES, reason) for number, reason in unreadable]
     found += [*_judge(config, listed, splits, forms, looks)]
     faults = [Fault(frame_id(times[number]), splits[number], kind, detail) for number, kind, detail in found]

@@ -18,9 +18,7 @@ from dataset.source import VIL, Source
 from utils.errors import InputError
 
 CONFIG = "frames.yaml"
-HDF5_SUFFIXES = (".nc", ".nc4", ".h5", ".hdf5", ".hdf")
-SUFFIXES = (".png", ".npy", *HDF5_SUFFIXES)
-REQUIRED = ("pattern", "interval", "range", "units", "thresholds", "extent_km")
+REQUIRED = ("pattern", "interval", "range", "thresholds")
 
 
 @dataclass(frozen=True)
@@ -36,15 +34,16 @@ class FramesConfig:
     pattern: NamePattern
     interval: float  # minutes between the frames of a sequence, a multiple of a second
     range: tuple[float, float]
-    units: str
     thresholds: tuple[float, ...]
-    extent_km: float  # width of a stored frame
+    units: str | None = None  # None, and of the width too: what the first file says, which `complete_config` puts here
+    extent_km: float | None = None  # width of a stored frame
     tolerance: float = 0  # seconds that a name may be off its multiple of the interval; 0: names are exact
     name: str = "radar"
     scale: float | None = None  # None: the file's, or 1
     offset: float | None = None  # None: the file's, or 0
     missing: tuple[float, ...] = ()  # stored values, besides those that the file names
-    variable: str | None = None  # name of the data set in HDF5 and NetCDF-4 files
+    format: str | None = None  # of the files; None: whatever each file is
+    variable: str | None = None  # name of the data set in HDF5 and NetCDF-4 files; None: the only one, or the first
     bounds: tuple[float, ...] | None = None
     colors: tuple[str, ...] | None = None
     split: tuple[datetime, datetime] | None = None  # where the validation and the test split begin (UTC)
@@ -89,13 +88,18 @@ def read_config(path: str | Path) -> FramesConfig:
         raise InputError(f"{file}: unknown key {unknown[0]}; the keys are {', '.join(_CHECKS)}.")
     lacking = [key for key in REQUIRED if key not in content]
     if lacking:
-        raise InputError(f"{file} lacks the key {lacking[0]}, which says {_CHECKS[lacking[0]][1]}.")
+        raise InputError(f"{file} lacks the key {lacking[0]}, which says {meaning_of(lacking[0])}.")
     values = {key: _checked(file, key, value) for key, value in content.items()}
     config = FramesConfig(**values | {"file": file, "folder": file.parent / values.get("folder", "")})
     fault = _contradiction(config)
     if fault:
         raise InputError(f"{file}: {fault}.")
     return config
+
+
+def meaning_of(key: str) -> str:
+    """What the value of a key says."""
+    return _CHECKS[key][1]
 
 
 def _load(file: Path) -> dict:
@@ -133,13 +137,6 @@ def _contradiction(config: FramesConfig) -> str | None:
         return "bounds and colors must be given together"
     if config.bounds and len(config.bounds) != len(config.colors) + 1:
         return f"{len(config.bounds)} bounds need {len(config.bounds) - 1} colors, not {len(config.colors)}"
-    suffix = config.pattern.suffix
-    if suffix not in SUFFIXES:
-        return f"pattern must end in one of {', '.join(SUFFIXES)}, not in '{suffix}'"
-    if suffix in HDF5_SUFFIXES and config.variable is None:
-        return f"{suffix} files need the key variable, the name of the data set with the frame"
-    if suffix not in HDF5_SUFFIXES and config.variable is not None:
-        return f"variable is for HDF5 and NetCDF-4 files, not for {suffix}"
     if not config.pattern.tells_apart(config.interval):
         return (
             f"pattern {config.pattern.text} does not tell frames {config.interval:g} minutes apart; give %Y %m %d %H %M"
@@ -238,6 +235,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
         "the minutes between frames, a multiple of a second above 0",
     ),
     "tolerance": (_positive, "the seconds above 0 that names may be off the full interval"),
+    "format": (_text, "the format of the files"),
     "variable": (_text, "the name of the data set in HDF5 or NetCDF-4 files"),
     "scale": (_number_that(bool), "the factor from stored to physical values, not 0"),
     "offset": (_number, "what is added to get physical values"),

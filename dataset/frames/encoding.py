@@ -130,7 +130,7 @@ def _unit(values: np.ndarray, config: FramesConfig) -> np.ndarray:
 def _bytes_suffice(frame: StoredFrame, config: FramesConfig) -> bool:
     if frame.kind != "uint8":
         return False
-    levels = 255 * _unit(np.arange(256) * frame.scale + frame.offset, config)
+    levels = 255 * _unit(np.arange(256) * frame.metadata.scale + frame.metadata.offset, config)
     return bool(np.abs(levels - np.rint(levels)).max() < 1e-3)
 
 

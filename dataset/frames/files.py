@@ -1,26 +1,28 @@
-"""A frame from a file of PNG, NPY, HDF5 or NetCDF-4.
+"""A frame from a file of any format.
 
-No file is trusted. Sizes are checked before memory is used.
+The file may be compressed by gzip. No file is trusted. Sizes are checked before memory is used.
 """
 
-import math
+import contextlib
+import gzip
+import tempfile
 import tokenize
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dataset.frames.config import FramesConfig
-from dataset.frames.readers.knmi import is_knmi, read_knmi
-from dataset.frames.readers.netcdf import read_netcdf
-from dataset.frames.readers.odim import is_odim, read_odim
-from dataset.frames.values import Meaning, StoredFrame, agreed, physical
-from dataset.hdf5 import open_hdf5, own_dataset, patiently, reason_of, refuse_bombs, refuse_endless_heaps
-from dataset.png import read_png
+from dataset.frames.readers import READERS, WITH_VARIABLES, format_of
+from dataset.frames.readers.limits import MAX_BYTES
+from dataset.frames.values import Metadata, StoredFrame, agreed, physical
+from dataset.hdf5 import patiently, reason_of
 from utils.errors import InputError
 
-MAX_PIXELS = 2**26  # of a frame: 8192 x 8192
-NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-FAULTS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SyntaxError, OverflowError, EOFError)
+GZIP, BLOCK = b"\x1f\x8b", 2**20
+FAULTS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SyntaxError, OverflowError, EOFError, zlib.error)
 FAULTS += (tokenize.TokenError,)  # which NumPy's reading of a header may end in
 
 
@@ -30,10 +32,10 @@ def read_frame(path: Path, config: FramesConfig) -> StoredFrame:
     Dry pixels have the lowest value of the range, missing ones are NaN. Raises `InputError` that names the file if it
     is damaged, too large, not a single frame, or contradicts `frames.yaml`.
     """
-    read = {".png": _read_png, ".npy": _read_npy}.get(config.pattern.suffix, _read_hdf5)
     try:
         with np.errstate(all="ignore"):  # absurd scales
-            frame = patiently(lambda: read(path, config))
+            stored, metadata = patiently(lambda: _read(path, config))
+            frame = physical(stored, agreed(path, metadata, config))
     except InputError:
         raise
     except FAULTS as error:
@@ -42,41 +44,33 @@ def read_frame(path: Path, config: FramesConfig) -> StoredFrame:
     return frame
 
 
-def _read_png(path: Path, config: FramesConfig) -> StoredFrame:
-    return physical(read_png(path, MAX_PIXELS), agreed(path, Meaning(), config))
+def _read(path: Path, config: FramesConfig) -> tuple[np.ndarray, Metadata]:
+    with plain_file(path) as plain:
+        found = format_of(plain)
+        if config.format and config.format != found:
+            raise InputError(f"{path}: format is {found} there but {config.format} in {config.file}; remove it there.")
+        if config.variable and found not in WITH_VARIABLES:
+            raise InputError(f"{path}: {found} has no datasets with names; remove variable from {config.file}.")
+        stored, metadata = READERS[found](plain, config.variable)
+        return stored, replace(metadata, format=found)
 
 
-def _read_npy(path: Path, config: FramesConfig) -> StoredFrame:
-    with open(path, "rb") as file:
-        version = np.lib.format.read_magic(file)
-        if version not in NPY_HEADERS:
-            raise ValueError(f"NPY format {version[0]}.{version[1]} is not for plain arrays")
-        shape, _, dtype = NPY_HEADERS[version](file)
-        _check(shape, dtype)
-        file.seek(0)
-        stored = np.lib.format.read_array(file, allow_pickle=False)
-    return physical(stored.reshape(stored.shape[-2:]), agreed(path, Meaning(), config))
-
-
-def _read_hdf5(path: Path, config: FramesConfig) -> StoredFrame:
+@contextlib.contextmanager
+def plain_file(path: Path) -> Iterator[Path]:
+    """The file, or a temporary one with its decompressed content."""
     with path.open("rb") as file:
-        if file.read(3) == b"CDF":
-            raise ValueError("it is NetCDF-3: convert it, for example with `nccopy -k nc4`")
-    refuse_endless_heaps(path)
-    with open_hdf5(path, arriving=True) as file:
-        data = own_dataset(file, config.variable.strip("/"))
-        _check(data.shape, data.dtype)
-        refuse_bombs(data, [0] * data.ndim, data.shape)
-        if is_odim(file):
-            return read_odim(data, path, config)
-        return read_knmi(data, path, config) if is_knmi(data) else read_netcdf(file, data, path, config)
-
-
-def _check(shape: tuple[int, ...] | None, dtype: np.typing.DTypeLike) -> None:
-    """Raise ValueError unless these are numbers of one frame of bearable size."""
-    if np.dtype(dtype).kind not in "uif" or np.dtype(dtype).itemsize > 8:
-        raise ValueError(f"its values are {dtype}, not plain numbers")
-    if not shape or len(shape) < 2 or math.prod(shape[:-2]) != 1 or min(shape) < 1:
-        raise ValueError(f"its shape {shape} is not that of one frame [height, width]")
-    if math.prod(shape) > MAX_PIXELS:
-        raise ValueError(f"its {shape[-2]} x {shape[-1]} pixels are more than {MAX_PIXELS}")
+        compressed = file.read(len(GZIP)) == GZIP
+    if not compressed:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile() as plain:
+        with gzip.open(path) as content:
+            while block := content.read(BLOCK):
+                plain.write(block)
+                if plain.tell() > MAX_BYTES:
+                    raise ValueError(f"its content is larger than {MAX_BYTES} bytes")
+        plain.flush()
+        try:
+            yield Path(plain.name)
+        except InputError as error:  # which should name the user's file
+            raise type(error)(str(error).replace(plain.name, str(path))) from None

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dataset.checking import DISTINCT
 from dataset.exclusions import exclusions_path, read_exclusions
-from dataset.frames.config import FramesConfig, read_config
+from dataset.frames.complete import complete_config
+from dataset.frames.config import FramesConfig
 from dataset.frames.encoding import Encoder, Grid
 from dataset.frames.names import moment, on_marks, seconds, times_of
 from dataset.source import Source
@@ -39,7 +40,7 @@ def latest(
     Excluded frames, and those dated more than one interval after `now`, are left out. Raises `InputError` if the newest
     frame is older than `max_age` intervals, one of the others is missing, one cannot be used, or all are the same.
     """
-    config = path if isinstance(path, FramesConfig) else read_config(path)
+    config = path if isinstance(path, FramesConfig) else complete_config(path)
     live, now = now is None, now or datetime.now(timezone.utc)
     now = now if now.tzinfo is None else now.astimezone(timezone.utc).replace(tzinfo=None)
     names, early = _newest(config, frames_in, now, max_age)

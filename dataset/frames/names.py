@@ -26,7 +26,6 @@ class NamePattern:
 
     def __init__(self, text: str):
         self.text = text
-        self.suffix = Path(text).suffix.lower()
         parts = text.split("/")
         if "\\" in text or any(part in ("", ".", "..") for part in parts):
             raise InputError(f"pattern must be a name below the folder, with / between its parts, not {text}.")

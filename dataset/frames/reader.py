@@ -14,7 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from dataset.frames.cache import Cache, open_cache
-from dataset.frames.config import FramesConfig, read_config
+from dataset.frames.complete import complete_config
+from dataset.frames.config import FramesConfig
 from dataset.frames.names import frame_id, seconds
 from dataset.sequences import SPLITS, Sequences, check_split
 from utils.errors import InputError
@@ -131,7 +132,7 @@ def open_frames(
     for name, value in (("seq_len", seq_len), ("stride", stride)):
         if value is not None and value < 1:
             raise InputError(f"{name} {value} is not possible; use 1 frame or more.")
-    config = read_config(data_path)
+    config = complete_config(data_path)
     if config.split is None:
         raise InputError(f"{config.file} lacks the key split, which says {{valid_from: DATE, test_from: DATE}}.")
     return Frames(open_cache(config, img_size, packed_path), config, split, seq_len, stride or config.stride)

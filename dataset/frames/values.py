@@ -1,68 +1,87 @@
 """Conversion of stored values to physical ones."""
 
 import math
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from dataset.frames.config import FramesConfig
+from dataset.frames.georeference import Georeference
 from dataset.units import NOTHING, same_units
 from utils.errors import InputError
 
 MASKED_FLOAT, MASKED_INTEGER = 1e20, 999999  # what `filled` of NumPy's masked arrays writes; no radar measures that
+LIKE = 0.05  # relative difference of two widths that are the same
 
 
-class StoredFrame(NamedTuple):
-    """A frame in units, and how a file stores it."""
-
-    values: np.ndarray  # float `(H, W)` from north to south; NaN where missing, minus infinity where dry
-    kind: str  # stored type
-    scale: float  # value = stored value * scale + offset
-    offset: float
-
-
-class Meaning(NamedTuple):
-    """Metadata of a file about its stored values."""
+@dataclass(frozen=True)
+class Metadata:
+    """What a file says about its frame, None where it says nothing."""
 
     scale: float | None = None
     offset: float | None = None
     missing: tuple[float, ...] = ()  # stored values
     dry: tuple[float, ...] = ()  # stored values
     units: str | None = None
+    quantity: str | None = None
+    format: str = ""  # name of the reader
+    time: datetime | None = None  # naive, UTC
+    georeference: Georeference | None = None
 
 
-def agreed(path: Path, meaning: Meaning, config: FramesConfig) -> Meaning:
+class StoredFrame(NamedTuple):
+    """A frame in units, and how a file stores it."""
+
+    values: np.ndarray  # float64 `(H, W)` from north to south; NaN where missing, minus infinity where dry
+    kind: str  # stored type
+    metadata: Metadata  # scale and offset are numbers
+
+
+def agreed(path: Path, metadata: Metadata, config: FramesConfig) -> Metadata:
     """Join the metadata of a file and of `frames.yaml`.
 
     Raises `InputError` that names both values if they contradict.
     """
-    scale = _agreed(path, "scale", meaning.scale, config.scale, config, 1.0)
-    offset = _agreed(path, "offset", meaning.offset, config.offset, config, 0.0)
+    scale = _agreed(path, "scale", metadata.scale, config.scale, config, 1.0)
+    offset = _agreed(path, "offset", metadata.offset, config.offset, config, 0.0)
     if not (math.isfinite(scale) and math.isfinite(offset) and scale):
         raise ValueError(f"its scale {scale:g} or offset {offset:g} is not possible")
-    for value in set(meaning.dry).intersection(config.missing):
+    for value in set(metadata.dry).intersection(config.missing):
         raise InputError(f"{path}: {value:g} is dry there but missing in {config.file}; remove it from missing.")
-    converted = meaning.scale is None and scale != 1
-    units = (meaning.units or "").strip()
-    if units.lower() not in NOTHING and not converted and not same_units(units, config.units):
+    converted = metadata.scale is None and scale != 1
+    units = "" if converted else (metadata.units or "").strip()
+    units = None if units.lower() in NOTHING else units
+    if units and config.units and not same_units(units, config.units):
         raise InputError(
-            f"{path}: units are {units} there but {config.units} in {config.file}; correct units, range and thresholds "
-            "in the latter."
+            f"{path}: units are {units} there but {config.units} in {config.file} or in the first frame; correct "
+            "units, range and thresholds."
         )
-    return meaning._replace(scale=scale, offset=offset, missing=meaning.missing + config.missing)
+    extent = metadata.georeference and metadata.georeference.extent_km
+    if extent and config.extent_km and not math.isclose(extent, config.extent_km, rel_tol=LIKE):
+        raise InputError(
+            f"{path}: the width is {extent:.4g} km there but extent_km is {config.extent_km:g} in {config.file} or in "
+            "the first frame; remove extent_km."
+        )
+    missing = metadata.missing + config.missing
+    return replace(metadata, scale=scale, offset=offset, missing=missing, units=units)
 
 
-def physical(stored: np.ndarray, meaning: Meaning) -> StoredFrame:
-    """The frame of stored values `(H, W)` whose meaning is agreed."""
-    kind = np.result_type(stored.dtype, np.float32)
-    values = stored.astype(kind)
+def physical(stored: np.ndarray, metadata: Metadata) -> StoredFrame:
+    """The frame of stored values `(H, W)` whose metadata are agreed.
+
+    A masked pixel is missing.
+    """
+    plain = np.ma.getdata(stored)
     # rounded like the values, or else -9999.9 would not be found among float32
-    missing, dry = (np.isin(values, np.array(marks, kind)) for marks in (meaning.missing, meaning.dry))
-    values = values * kind.type(meaning.scale) + kind.type(meaning.offset)
+    kind = plain.dtype if plain.dtype.kind == "f" else np.float64
+    missing, dry = (np.isin(plain, np.array(marks, kind)) for marks in (metadata.missing, metadata.dry))
+    values = plain.astype(np.float64, order="C") * metadata.scale + metadata.offset
     values[dry] = -np.inf
-    values[missing | unknown(stored)] = np.nan
-    return StoredFrame(values, stored.dtype.name, meaning.scale, meaning.offset)
+    values[missing | unknown(plain) | np.ma.getmaskarray(stored)] = np.nan
+    return StoredFrame(values, plain.dtype.name, metadata)
 
 
 def unknown(stored: np.ndarray) -> np.ndarray:

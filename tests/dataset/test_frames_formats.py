@@ -160,7 +160,7 @@ def test_knmi_says_scale_units_and_what_is_missing(archive):
         )
     assert_holds(archive, [[0, 2.5], [NAN, NAN]])
     configured(archive, variable="image1/image_data", units="mm/h", range=[0, 10], thresholds=[1, 2, 5])
-    with pytest.raises(InputError, match="units are MM there but mm/h"):
+    with pytest.raises(InputError, match="units are mm there but mm/h"):
         read(archive)
 
 

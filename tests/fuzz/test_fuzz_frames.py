@@ -8,10 +8,15 @@ import xarray
 from dataset.frames.config import read_config
 from dataset.frames.files import read_frame
 from tests.dataset.archive import Archive
+from tests.dataset.test_frames_readers import RADOLAN, WRITERS, radolan, write_grib
 from tests.fuzz.children import ACCEPTED, REFUSED, fuzz, mutate
 from utils.errors import InputError
 
 ROWS = {"coords": {"y": np.arange(16.0)}, "dims": ("y", "x")}
+MORE_WRITERS = {
+    "grib": (".grib2", write_grib),
+    "radolan": ("-bin", lambda path: path.write_bytes(radolan("RW", RADOLAN))),
+}
 PACKING = {"_FillValue": -1, "scale_factor": 0.5, "add_offset": 1.0, "chunksizes": (8, 16), "zlib": True}
 
 
@@ -42,6 +47,30 @@ def test_mutated_netcdf_and_odim_frames_are_read_or_refused(tmp_path):
         read_frame(path, config)
     outcomes = fuzz("frames", lambda rng: path.write_bytes(mutate(samples, rng)), lambda: read_frame(path, config), 600)
     assert min(outcomes[ACCEPTED], outcomes[REFUSED]) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(WRITERS | MORE_WRITERS))
+def test_mutated_frames_of_weather_services_are_read_or_refused(tmp_path, name):
+    suffix, write = (WRITERS | MORE_WRITERS)[name]
+    archive = Archive(tmp_path).configure(pattern=f"%Y%m%d%H%M{suffix}", units=None, extent_km=None)
+    config, path = read_config(tmp_path), archive.path(0)
+    write(path)
+    read_frame(path, config)
+    samples = [path.read_bytes()]
+    outcomes = fuzz(name, lambda rng: path.write_bytes(mutate(samples, rng)), lambda: read_frame(path, config), 600)
+    assert min(outcomes[ACCEPTED], outcomes[REFUSED]) > 1
+
+
+def test_a_text_whose_type_is_damaged_does_not_crash_the_process(tmp_path):
+    path = Archive(tmp_path).configure(pattern="%Y%m%d%H%M.h5").path(0)
+    WRITERS["odim"][1](path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\x19\x01\x00\x00\x10") + 1] |= 8  # a list of nothing
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="give the key variable"):
+        read_frame(path, read_config(tmp_path))
 
 
 def test_a_damaged_text_does_not_make_reading_endless(tmp_path):

@@ -4,14 +4,19 @@ Most European weather services write it. Row 0 is the north edge. https://www.eu
 content/uploads/2021/07/ODIM_H5_v2.4.pdf
 """
 
+from datetime import datetime
 from pathlib import Path
 
 import h5py
+import numpy as np
 
-from dataset.frames.attributes import number_of, numbers_of, text_of
-from dataset.frames.config import FramesConfig
-from dataset.frames.values import Meaning, StoredFrame, agreed, physical
+from dataset.frames.attributes import number_of, numbers_of, parsed_time, text_of
+from dataset.frames.georeference import Georeference, is_proj_string, projected
+from dataset.frames.packages import has
+from dataset.frames.readers.hdf5 import frame_dataset, opened, own_group
+from dataset.frames.values import Metadata
 
+FIRST_DATA = "dataset1/data1/data"  # the data of a composite; others are its quality
 UNITS = {
     **dict.fromkeys(("TH", "TV", "DBZH", "DBZV"), "dBZ"),
     **{"RATE": "mm/h", "ACRR": "mm", "VIL": "kg m-2"},
@@ -23,27 +28,54 @@ def is_odim(file: h5py.File) -> bool:
     return text_of(file, "Conventions").startswith("ODIM_H5")
 
 
-def read_odim(data: h5py.Dataset, path: Path, config: FramesConfig) -> StoredFrame:
-    """Read a frame `(H, W)`, minus infinity where nothing was detected."""
-    groups = _whats(data)
+def read_odim(path: Path, variable: str | None) -> tuple[np.ndarray, Metadata]:
+    """Read stored values `(H, W)`."""
+    with opened(path) as file:
+        data = frame_dataset(file, variable or FIRST_DATA)
+        groups = _whats(file, data)
 
-    def nearest(read, key):  # what stands nearer to the data holds
-        return next((value for group in groups if (value := read(group, key)) not in (None, (), "")), None)
+        def nearest(read, key):  # what stands nearer to the data holds
+            return next((value for group in groups if (value := read(group, key)) not in (None, (), "")), None)
 
-    meaning = Meaning(
-        nearest(number_of, "gain"),
-        nearest(number_of, "offset"),
-        nearest(numbers_of, "nodata") or (),
-        nearest(numbers_of, "undetect") or (),
-        UNITS.get(nearest(text_of, "quantity")),
-    )
-    return physical(data[()].reshape(data.shape[-2:]), agreed(path, meaning, config))
+        quantity = nearest(text_of, "quantity")
+        return data[()].reshape(data.shape[-2:]), Metadata(
+            scale=nearest(number_of, "gain"),
+            offset=nearest(number_of, "offset"),
+            missing=nearest(numbers_of, "nodata") or (),
+            dry=nearest(numbers_of, "undetect") or (),
+            units=UNITS.get(quantity),
+            quantity=quantity,
+            time=_time(file),
+            georeference=_georeference(file, data.shape[-2:]),
+        )
 
 
-def _whats(data: h5py.Dataset) -> list[h5py.Group]:
+def _whats(file: h5py.File, data: h5py.Dataset) -> list[h5py.Group]:
     """The `what` groups that describe the data, nearest first."""
-    above = [data.parent]
-    if data.parent.name.rpartition("/")[2].startswith("data"):  # a quality has nothing from the data above it
-        above.append(data.parent.parent)
-    linked = [group for group in above if isinstance(group.get("what", getlink=True), h5py.HardLink)]
-    return [group["what"] for group in linked]
+    above = [data.parent.name.strip("/")]
+    folder, _, name = above[0].rpartition("/")
+    if name.startswith("data"):  # a quality has nothing from the data above it
+        above.append(folder)
+    found = [own_group(file, f"{group}/what".strip("/")) for group in above]
+    return [group for group in found if group is not None]
+
+
+def _time(file: h5py.File) -> datetime | None:
+    """Nominal time, or None."""
+    what = own_group(file, "what")
+    return parsed_time(text_of(what, "date") + text_of(what, "time"), "%Y%m%d%H%M%S") if what else None
+
+
+def _georeference(file: h5py.File, shape: tuple[int, int]) -> Georeference | None:
+    """Coordinates from the upper left corner and the size of a pixel."""
+    wheres = [group for name in ("where", "dataset1/where") if (group := own_group(file, name))]
+    crs = next((text for where in wheres if (text := text_of(where, "projdef", 500))), "")
+    if not is_proj_string(crs) or not has("pyproj"):
+        return None
+    keys = ("UL_lon", "UL_lat", "xscale", "yscale")
+    numbers = {key: number for where in wheres for key in keys if (number := number_of(where, key)) is not None}
+    if len(numbers) < len(keys):
+        return None
+    longitude, latitude, width, height = (numbers[key] for key in keys)
+    corner = projected(crs, longitude, latitude)
+    return corner and Georeference.of_corner(crs, corner, (width, height), shape)

@@ -1,0 +1,84 @@
+"""The coordinate reference system and the coordinates of a frame."""
+
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from dataset.frames.packages import needed
+
+KM_PER_DEGREE = 111.195  # of a great circle
+# others, such as nadgrids, may name files
+PROJ_KEYS = "proj|lat_[012]|lat_ts|lon_0|[xy]_0|k_0|k|a|b|R|rf|ellps|datum|towgs84|units|no_defs|type|wktext"
+PROJ_PART = re.compile(rf"\+({PROJ_KEYS})(=[-+\w.,]+)?", re.ASCII)
+
+
+@dataclass(frozen=True, eq=False)
+class Georeference:
+    """Coordinates of the pixel centres of a frame `(H, W)`.
+
+    They are metres, or degrees if the system is geographic.
+    """
+
+    crs: str | None  # coordinate reference system as WKT or PROJ string; None: unknown
+    x: np.ndarray  # `(W,)` from west to east
+    y: np.ndarray  # `(H,)` from north to south
+    geographic: bool = False
+
+    @classmethod
+    def of_corner(
+        cls,
+        crs: str | None,
+        corner: tuple[float, float],  # x and y of the outer upper left corner
+        pixel: tuple[float, float],  # width and height
+        shape: tuple[int, int],  # height and width in pixels
+        geographic: bool = False,
+    ) -> "Georeference":
+        """The coordinates of equal pixels below and right of a corner."""
+        (left, top), (width, height) = corner, pixel
+        if not np.isfinite([left, top, width, height]).all() or min(width, height) <= 0:
+            raise ValueError(f"its pixels of {width:g} x {height:g} at {left:g}, {top:g} are not possible")
+        x, y = left + width * (np.arange(shape[1]) + 0.5), top - height * (np.arange(shape[0]) + 0.5)
+        return cls(crs, x, y, geographic)
+
+    @property
+    def extent_km(self) -> float:
+        """Width of the frame; in degrees, at its middle latitude."""
+        pixels = len(self.x)
+        width = abs(float(self.x[-1] - self.x[0])) * pixels / max(1, pixels - 1)
+        if not self.geographic:
+            return width / 1000
+        return width * KM_PER_DEGREE * float(np.cos(np.radians(self.y.mean())))
+
+
+def is_proj_string(text: str) -> bool:
+    """Whether a text is a PROJ string that names no files."""
+    return bool(text) and all(map(PROJ_PART.fullmatch, text.split()))
+
+
+@lru_cache
+def projected(crs: str, longitude: float, latitude: float) -> tuple[float, float] | None:
+    """Project a point in degrees, None if PROJ does not know the projection."""
+    pyproj = needed("pyproj", "the position of a frame")
+    try:
+        return pyproj.Proj(crs)(longitude, latitude)
+    except pyproj.exceptions.CRSError:
+        return None
+
+
+@lru_cache
+def wkt_of_cf(attributes: tuple[tuple[str, Hashable], ...]) -> str | None:
+    """WKT of a grid mapping by CF, None if it is unknown."""
+    pyproj = needed("pyproj", "a grid mapping")
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in attributes}
+    try:
+        return pyproj.CRS.from_cf(values).to_wkt()
+    except (
+        pyproj.exceptions.CRSError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # of odd parameters
+        return None
