@@ -69,3 +69,6 @@ class InMemory(Sequences):
 
     def __getitem__(self, index):
         return self.frames[index]
+
+    def sequence_id(self, index):
+        return f"sequence {index}"

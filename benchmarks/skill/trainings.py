@@ -74,7 +74,7 @@ def prepared_runner() -> Runner:
     runner.run("storms", ["-m", "dataset", "synthetic", "--out", str(STORMS), *options], STORMS, "CATALOG.csv")
     size = str(DATA["size"])
     words = ["-m", "dataset", "pack", "--data_path", str(STORMS), "--img_size", size]
-    runner.run("packed", words, STORMS / "packed", f"sevir_official_{size}")
+    runner.run("packed", words, STORMS / "packed", f"sevir_{size}")
     return runner
 
 

@@ -21,7 +21,7 @@ from dataset import build_dataset
 from diffcast.evaluation.loop import EvaluationSettings, evaluate
 from diffcast.training import loop as training
 from diffcast.training.loop import Trainer, TrainingSettings, lr_factor
-from tests.tiny import ROOT, arguments, read_losses, run_py, tiny_architecture
+from tests.tiny import ROOT, InMemory, arguments, read_losses, run_py, tiny_architecture
 from utils.preemption import PREEMPTED
 from utils.weights import load_metadata
 
@@ -138,8 +138,8 @@ def test_diffcast_overfits_two_sequences(storm_folder, tmp_path):
     architecture = replace(tiny_architecture("simvp", use_diff=True), dim=16, residual_scale=0.22)
     model = architecture.build(loss_weight="uniform")
     whole = build_dataset("sevir", "train", storm_folder, 16)
-    two = torch.utils.data.Subset(whole, [0, 20])
-    two.source, two.sequence_id = whole.source, whole.sequence_id
+    two = InMemory(torch.stack([whole[0], whole[20]]))
+    two.source = whole.source
     steps = 300
     settings = TrainingSettings(
         batch_size=2,
