@@ -114,7 +114,9 @@ class RowCache:
     def _open(self) -> dict[str, np.memmap]:
         try:
             if not self.fits() or self._digest_of(self._path("records").read_bytes()) != self._digest:
-                raise InputError(f"The cache {self.folder} was made anew meanwhile; start again.")
+                raise InputError(
+                    f"The cache {self.folder} was made anew meanwhile, perhaps with other settings; start again."
+                )
             return {
                 name: np.memmap(self._path(name), dtype, "r", shape=(self._rows, *shape))
                 for name, (dtype, shape) in self.layout.items()

@@ -90,7 +90,7 @@ def test_settings_and_cache_may_lie_outside_an_archive_that_is_read_only(archive
 def test_a_cache_that_was_made_anew_is_not_read_under_the_old_settings(archive):
     dataset = archive.open()
     archive.configure(range=[0, 200]).open()
-    with pytest.raises(InputError, match="other settings meanwhile"):
+    with pytest.raises(InputError, match="made anew meanwhile"):
         dataset[0]
 
 

@@ -331,7 +331,7 @@ def test_a_watch_that_starts_again_repeats_nothing(operation, drawn, monkeypatch
 
 
 def test_a_backbone_alone_has_no_members(operation, model):
-    with pytest.raises(InputError, match=r"tiny.safetensors is a backbone alone.*--members"):
+    with pytest.raises(InputError, match=r"SimVP is a backbone alone.*leave out members"):
         Operation(model.backbone, "simvp", operation.config, operation.settings, operation.folder, "tiny.safetensors")
 
 
