@@ -27,12 +27,12 @@ def build_dataset(
     if name not in DATASETS:
         raise InputError(f"Unknown dataset '{name}'; choose one of {', '.join(DATASETS)}.")
     if scale is not None and name not in SCALED:
-        raise InputError(f"--scale belongs to {' and '.join(SCALED)}; leave it out with --dataset {name}.")
+        raise InputError(f"scale belongs to {' and '.join(SCALED)}; leave it out for the data set {name}.")
     if split_scheme != "official" and name not in DATED:
-        raise InputError(f"--split {split_scheme} is for {', '.join(DATED)}; leave it out with --dataset {name}.")
+        raise InputError(f"split {split_scheme} is for {', '.join(DATED)}; leave it out for the data set {name}.")
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     if height != width and name not in OBLONG:
-        raise InputError(f"--img_size {height} {width}: --dataset {name} has square frames; give one number.")
+        raise InputError(f"img_size {height} {width}: the data set {name} has square frames; give one number.")
     img_size = (height, width) if name in OBLONG else height
     options = {"scale": scale} if name in SCALED else {}
     return DATASETS[name](split, data_path, img_size, seq_len, stride, split_scheme, packed_path, **options)
@@ -61,16 +61,16 @@ def _sevir_lr(split, data_path, img_size, seq_len, stride, split_scheme, packed_
     from dataset.sevir.reader import SevirLR
 
     if packed_path is not None:
-        raise InputError("--packed_path does not fit --dataset sevir_lr, which has no packed cache; leave it out.")
+        raise InputError("packed_path does not fit the data set sevir_lr, which has no packed cache; leave it out.")
     return SevirLR(data_path, split, img_size, seq_len, stride, split_scheme)
 
 
 def _radar_h5(name, split, data_path, img_size, seq_len, stride, split_scheme, packed_path, scale=None):
     from dataset.published.reader import RadarH5
 
-    for option, value in {"--stride": stride, "--packed_path": packed_path}.items():
+    for option, value in {"stride": stride, "packed_path": packed_path}.items():
         if value is not None:
-            raise InputError(f"{option} does not fit --dataset {name}, whose file holds its windows; leave it out.")
+            raise InputError(f"{option} does not fit the data set {name}, whose file holds its windows; leave it out.")
     return RadarH5(name, data_path, split, img_size, seq_len, scale)
 
 

@@ -45,7 +45,7 @@ def check(dataset: str, data_path: str | Path, split_scheme: str | None = None, 
     if split_scheme is None:
         return CHECKS[dataset](data_path, workers=workers)
     if dataset not in READERS:
-        raise InputError(f"--split {split_scheme} is for {', '.join(READERS)}; leave it out with --dataset {dataset}.")
+        raise InputError(f"split {split_scheme} is for {', '.join(READERS)}; leave it out for the data set {dataset}.")
     return CHECKS[dataset](data_path, split_scheme=split_scheme, workers=workers)
 
 

@@ -207,11 +207,11 @@ def test_a_training_does_not_go_on_with_values_of_another_meaning(case, tmp_path
 @pytest.mark.parametrize(
     ("name", "option", "told"),
     [
-        ("frames", {"split_scheme": "benchmark"}, "--split benchmark"),
-        ("sevir_lr", {"packed_path": "packed"}, "--packed_path"),
-        ("cikm", {"stride": 3}, "--stride"),
-        ("meteo", {"scale": 70}, "--scale"),
-        ("sevir", {"img_size": (8, 16)}, "--img_size 8 16"),
+        ("frames", {"split_scheme": "benchmark"}, "split benchmark"),
+        ("sevir_lr", {"packed_path": "packed"}, "packed_path"),
+        ("cikm", {"stride": 3}, "stride"),
+        ("meteo", {"scale": 70}, "scale"),
+        ("sevir", {"img_size": (8, 16)}, "img_size 8 16"),
     ],
 )
 def test_an_option_that_a_data_set_does_not_have_is_refused(tmp_path, name, option, told):

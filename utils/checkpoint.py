@@ -190,7 +190,7 @@ def find_weights(milestone: str, folder: Path) -> Path:
     A milestone is a path, `best`, `latest` or a step of the run whose checkpoints are in `folder`. Raises `InputError`
     if there is no such file.
     """
-    return existing(locate(milestone, folder), f"--ckpt_milestone {milestone}")
+    return existing(locate(milestone, folder), f"weights {milestone}")
 
 
 def existing(path: Path, asked_by: str) -> Path:

@@ -16,5 +16,5 @@ def loading_processes(wanted: int) -> int:
     More would wait for each other. Raises `InputError` for a negative number.
     """
     if wanted < 0:
-        raise InputError(f"--num_workers must be 0 or more, not {wanted}.")
+        raise InputError(f"num_workers must be 0 or more, not {wanted}.")
     return min(wanted, processors())

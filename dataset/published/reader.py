@@ -270,7 +270,7 @@ def _check_options(
     check_split(split)
     if not 1 <= seq_len <= layout.frames:
         raise InputError(
-            f"--seq_len {seq_len} does not fit: the windows of {name} have {layout.frames} frames; "
+            f"seq_len {seq_len} does not fit: the windows of {name} have {layout.frames} frames; "
             f"use 1 to {layout.frames}."
         )
     if min(size) < 1:
@@ -280,6 +280,6 @@ def _check_options(
     highest = max(layout.source.thresholds)
     if scale is not None and not highest < scale < float("inf"):
         raise InputError(
-            f"--scale {scale:g} does not fit: it is the dBZ that the largest value stands for, and {name} is scored up "
+            f"scale {scale:g} does not fit: it is the dBZ that the largest value stands for, and {name} is scored up "
             f"to {highest} dBZ; give more."
         )

@@ -115,6 +115,6 @@ def _spread_at_random(total: int, wanted: int, seed: int) -> list[int]:
 def _check_enough(residuals: int, members: int) -> None:
     if residuals < members:
         raise InputError(
-            f"--dress gives each of the --members {members} the residual of another training sequence, but there are "
+            f"dressing gives each of {members} members the residual of another training sequence, but there are "
             f"only {residuals}; ask for fewer members or train on more data."
         )

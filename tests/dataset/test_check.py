@@ -65,7 +65,7 @@ def test_every_data_set_can_be_checked():
 
 def test_dates_of_splits_are_for_this_layout_alone(sevir):
     assert check("sevir", sevir.path, "benchmark").faults == []
-    with pytest.raises(InputError, match="--split benchmark is for sevir"):
+    with pytest.raises(InputError, match="split benchmark is for sevir"):
         check("cikm", sevir.path, "benchmark")
 
 

@@ -130,7 +130,7 @@ class TestWriting:
 
     @pytest.mark.parametrize("milestone", ["best", "latest", "12", "absent.pt"])
     def test_a_milestone_that_is_not_there_is_named(self, tmp_path, milestone):
-        with pytest.raises(InputError, match=f"--ckpt_milestone {milestone}: there is no file"):
+        with pytest.raises(InputError, match=f"weights {milestone}: there is no file"):
             find_weights(milestone, tmp_path)
 
 

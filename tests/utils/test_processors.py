@@ -19,5 +19,5 @@ def test_no_more_processes_load_data_than_the_machine_has_processors():
 
 
 def test_a_negative_number_of_processes_is_refused():
-    with pytest.raises(InputError, match="--num_workers must be 0 or more, not -1"):
+    with pytest.raises(InputError, match="num_workers must be 0 or more, not -1"):
         loading_processes(-1)
