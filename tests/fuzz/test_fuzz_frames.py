@@ -60,7 +60,8 @@ def test_mutated_frames_of_weather_services_are_read_or_refused(tmp_path, name):
     read_frame(path, config)
     samples = [path.read_bytes()]
     outcomes = fuzz(name, lambda rng: path.write_bytes(mutate(samples, rng)), lambda: read_frame(path, config), 600)
-    assert min(outcomes[ACCEPTED], outcomes[REFUSED]) > 1
+    assert outcomes[REFUSED] > 1
+    assert outcomes[ACCEPTED] > 1 or "gzipped" in name  # whose checksum finds every change
 
 
 def test_a_text_whose_type_is_damaged_does_not_crash_the_process(tmp_path):
