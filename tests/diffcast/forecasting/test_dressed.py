@@ -119,7 +119,7 @@ def test_missing_pixels_of_the_truth_leave_no_trace():
 
 def test_too_few_training_sequences_are_told_before_any_is_read():
     data = Recorded(sequences(5))
-    with pytest.raises(InputError, match="--members 6 the residual of another training sequence, but there are only 5"):
+    with pytest.raises(InputError, match="6 members the residual of another training sequence, but there are only 5"):
         dress(persistence(), data, members=6)
     assert not data.read
     with pytest.raises(InputError, match="only 5"):
