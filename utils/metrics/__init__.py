@@ -100,7 +100,10 @@ class Scores(ScoreGroup):
 
 
 def _missing_forecast(forecast: Tensor, target: Tensor) -> Tensor:
-    """Count the pixels `(B, T)` that are NaN in a member `(B, M, T, C, H, W)`, but valid in the target."""
+    """Count the pixels that are NaN in a member but valid in the target.
+
+    The forecast is `(B, M, T, C, H, W)`, and the counts are `(B, T)`.
+    """
     if not torch.isnan(forecast.sum()):  # several times faster than looking at every pixel
         return torch.zeros(target.shape[:2], dtype=torch.int64, device=target.device)
     return (forecast.isnan().any(dim=1) & ~target.isnan()).sum(dim=(2, 3, 4))

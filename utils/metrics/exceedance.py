@@ -11,7 +11,9 @@ from utils.metrics.score import Score, check_members, frame_histograms, split_mi
 
 
 class ExceedanceScores(Score):
-    """Scores of the probability of `scale * value >= threshold`, the share i / M of the members that reach it.
+    """Scores of the probability that a threshold is reached.
+
+    The probability of `scale * value >= threshold` is the share i / M of the members that reach it.
 
     - Reliability: the observed frequency, NaN if there is none, and the number of pixels of each probability
       i / M, i = 0 to M (Broecker and Smith 2007).

@@ -57,7 +57,10 @@ class FractionsSkill(Score):
         return {name: rearrange(term, "(b t) k s ... -> b k s t ...", b=len(target)) for name, term in sums.items()}
 
     def _block_terms(self, fields: Tensor) -> dict[str, Tensor]:
-        """Terms `(N, K, S, ...)` of levels `(N, M + 1, C, H, W)`, the last of which are the target's."""
+        """Compute terms `(N, K, S, ...)` of levels `(N, M + 1, C, H, W)`.
+
+        The last level is that of the target.
+        """
         rows = [
             _row_sums(numbers)
             for events in self.events.masks(_surround(fields, max(self.windows)))
@@ -133,7 +136,9 @@ def _sum_of_two(first: Tensor, second: Tensor, shift: int) -> Tensor:
 
 
 def _row_sums(numbers: Tensor) -> dict[str, Tensor]:
-    """Sums `(N, ..., C, H)` over the rows of the numbers `(N, M + 1, C, H, W)` of the members and, last, the target.
+    """Sum the numbers of members and target over each row.
+
+    Numbers `(N, M + 1, C, H, W)`, those of the target last, give sums `(N, ..., C, H)`.
 
     float32 is exact enough along a row, not over a frame.
     """

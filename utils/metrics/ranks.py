@@ -57,7 +57,10 @@ class RankHistogram(Score):
         return {name: (counts / counts.sum(-1, keepdim=True)).tolist() for name, counts in histograms.items()}
 
     def _shares(self) -> Tensor:
-        """Share `(M + 1, M + 1, M + 1)` of each rank in a pixel with so many members below and so many equal."""
+        """Share of each rank in a pixel, `(M + 1, M + 1, M + 1)`.
+
+        The axes are the number of members below the target, the number equal to it, and the rank.
+        """
         number = torch.arange(self.members + 1, device=self._sums["ranks"].device)
         below, equal, rank = number[:, None, None], number[:, None], number
         return ((below <= rank) & (rank <= below + equal)) / (equal + 1.0).double()

@@ -127,7 +127,10 @@ def pixel_sum_of_squares(values: Tensor) -> Tensor:
 
 
 def frame_histograms(bins: Tensor, number: int, missing: Tensor | None) -> Tensor:
-    """Count the pixels `(B, T, number)` of each bin of `bins` `(B, T, C, H, W)`, int32, leaving out missing ones."""
+    """Count the valid pixels of each bin.
+
+    Bins are `(B, T, C, H, W)`, and the counts are int32 `(B, T, number)`.
+    """
     if missing is not None:
         bins = bins.masked_fill(missing, number)
     batch, leads = bins.shape[:2]
