@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from dataset.hdf5 import reason_of
 from utils.errors import InputError
-from utils.files import replacing
+from utils.files import held, replacing
 
 LOG = logging.getLogger(__name__)
 
@@ -142,15 +142,8 @@ class RowCache:
 def adding_to(folder: Path) -> Iterator[None]:
     """Let one process at a time change the cache in a folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    try:
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        LOG.warning("%s cannot be locked; see to it that no other run works there: %s", folder, error)
-    try:
+    with held(FileLock(folder.parent / f".{folder.name}.lock"), folder):
         yield
-    finally:
-        lock.release()
 
 
 def read_index(folder: Path) -> dict | None:

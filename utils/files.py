@@ -43,9 +43,22 @@ def locked(folder: Path, advice: str) -> Iterator[None]:
     """
     lock = FileLock(folder / ".lock", timeout=LOCK_PATIENCE)
     try:
-        lock.acquire()
+        with held(lock, folder):
+            yield
     except Timeout:
         raise InputError(f"another run is at work in {folder}; {advice}.") from None
+
+
+@contextlib.contextmanager
+def held(lock: FileLock, folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder. If the disk has no locks, a warning replaces it.
+
+    Raises `Timeout` if the lock has a timeout and another run holds it until then.
+    """
+    try:
+        lock.acquire()
+    except Timeout:
+        raise
     except (OSError, NotImplementedError) as error:
         LOG.warning("%s cannot be locked; see to it that no other run works there: %s", folder, error)
     try:
