@@ -48,6 +48,10 @@ class Sequences(Dataset):
         """Crop frames or forecasts `(..., H, W)` to the unpadded part."""
         return frames
 
+    def around(self, index: int) -> tuple[Tensor, tuple[slice, slice]]:
+        """The complete frames `(seq_len, 1, H, W)` that an item shows a part of, and the rows and columns of the part."""
+        return self[index], (slice(None), slice(None))
+
     def checked(self, index: int) -> int:
         """The index itself; raises `IndexError` if there is no such sequence."""
         if not 0 <= index < len(self):

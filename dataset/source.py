@@ -28,6 +28,10 @@ class Source:
         """What `scale * x` reaches where the value reaches the thresholds."""
         return tuple(threshold - self.offset for threshold in self.thresholds)
 
+    def in_units(self, frames):
+        """Physical values of frames, an array or tensor in [0, 1]."""
+        return self.offset + self.scale * frames
+
 
 def vil(byte: float) -> float:
     """Vertically integrated liquid in kg/m2 of a byte of SEVIR.

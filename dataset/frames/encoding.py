@@ -27,8 +27,9 @@ class Grid:
     size: tuple[int, int]  # of the picture
 
     @classmethod
-    def fitting(cls, stored: tuple[int, int], size: tuple[int, int]) -> "Grid":
-        """The grid from stored frames to pictures `(height, width)`."""
+    def fitting(cls, stored: tuple[int, int], size: tuple[int, int] | None) -> "Grid":
+        """The grid from stored frames to pictures `(height, width)`, of the stored size if that is None."""
+        size = size or stored
         if min(size) < 1:
             raise InputError(f"img_size {size[0]} x {size[1]} is not possible; use 1 pixel or more.")
         shrinking = min(1.0, size[0] / stored[0], size[1] / stored[1])
@@ -58,7 +59,7 @@ class Encoder:
     levels: int  # 255, or `fine_levels`
 
     @classmethod
-    def of(cls, config: FramesConfig, first: datetime, img_size: tuple[int, int]) -> "Encoder":
+    def of(cls, config: FramesConfig, first: datetime, img_size: tuple[int, int] | None) -> "Encoder":
         """The encoder that fits the first frame of a folder.
 
         Raises `InputError` if that frame cannot be read.

@@ -31,7 +31,7 @@ class Latest(NamedTuple):
 def latest(
     path: str | Path | FramesConfig,  # folder that holds frames.yaml, such a file, or what it says
     frames_in: int,  # frames
-    img_size: tuple[int, int],  # height and width in pixels
+    img_size: tuple[int, int] | None,  # height and width in pixels; None: of the files
     now: datetime | None = None,  # UTC if naive; None: the clock's
     max_age: float = 3,  # intervals
 ) -> Latest:
