@@ -49,7 +49,7 @@ class Sequences(Dataset):
         return frames
 
     def around(self, index: int) -> tuple[Tensor, tuple[slice, slice]]:
-        """The complete frames `(seq_len, 1, H, W)` that an item shows a part of, and the rows and columns of the part."""
+        """The complete frames `(seq_len, 1, H, W)` that an item is a part of, and its rows and columns there."""
         return self[index], (slice(None), slice(None))
 
     def checked(self, index: int) -> int:
