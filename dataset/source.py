@@ -32,6 +32,10 @@ class Source:
         """Physical values of frames, an array or tensor in [0, 1]."""
         return self.offset + self.scale * frames
 
+    def to_frames(self, values):
+        """Frames of physical values, the inverse of `in_units`; values outside the range leave [0, 1]."""
+        return (values - self.offset) / self.scale
+
 
 def vil(byte: float) -> float:
     """Vertically integrated liquid in kg/m2 of a byte of SEVIR.
