@@ -32,6 +32,7 @@ from diffcast.forecaster import Architecture, describe, load_forecaster, place
 from diffcast.forecasting.forecasts import ForecastSettings, check_members, forecast_all
 from diffcast.forecasting.operational import Operation
 from diffcast.forecasting.pictures import draw_case
+from diffcast.forecasting.watching import watch
 from diffcast.loading import generators
 from utils.checkpoint import find_weights
 from utils.claims import own_folder
@@ -134,7 +135,7 @@ def forecast_latest(args: argparse.Namespace, settings: ForecastSettings) -> Non
     if args.watch is None:
         operation.run(now)
     else:
-        operation.watch(args.watch)
+        watch(operation, args.watch)
 
 
 def parse_time(text: str) -> datetime:

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from dataset.cache import BATCH, RowCache, adding_to, read_index, rows_of
 from dataset.exclusions import exclusions_path, read_exclusions
+from dataset.frames.archive import archive_of
 from dataset.frames.config import FramesConfig
 from dataset.frames.encoding import Encoder, Grid, fine_levels
-from dataset.frames.names import find_frames, moment, on_marks, times_of
+from dataset.frames.names import moment, on_marks, times_of
 from dataset.hdf5 import AccessError
 from utils.errors import InputError
 
@@ -77,7 +78,8 @@ def listed_frames(config: FramesConfig) -> tuple[np.ndarray, np.ndarray]:
 
     Exclusions are next to the YAML file, as in `frames.exclusions.txt`. Raises `InputError` if nothing is left.
     """
-    found = find_frames(config.folder, config.pattern)
+    archive = archive_of(config)
+    found = archive.find()
     excluded = np.isin(found["time"], times_of(read_exclusions(config.file)))
     if excluded.all():
         raise InputError(f"{exclusions_path(config.file)} excludes all {len(found)} frames in {config.folder}.")
@@ -86,10 +88,9 @@ def listed_frames(config: FramesConfig) -> tuple[np.ndarray, np.ndarray]:
     if not counts.any():
         raise InputError(f"{config.folder} has no frame within {marks}; correct interval or tolerance.")
     if len(off):
-        name = config.pattern.name_of(moment(off["time"][0]))
         LOG.warning(
             "%d frames in %s are left out, such as %s: they are not within %s, or another one is nearer to it",
-            *(len(off), config.folder, name, marks),
+            *(len(off), config.folder, archive.name_of(moment(off["time"][0])).name, marks),
         )
     return found[counts], found[excluded]
 

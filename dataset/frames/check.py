@@ -25,11 +25,11 @@ from dataset.checking import (
     stuck,
 )
 from dataset.exclusions import exclusions_path
+from dataset.frames.archive import archive_of
 from dataset.frames.cache import listed_frames
 from dataset.frames.complete import complete_config, first_frame
 from dataset.frames.config import FramesConfig
 from dataset.frames.description import describe
-from dataset.frames.files import read_frame
 from dataset.frames.names import frame_id, moment
 from dataset.frames.reader import Runs, split_numbers
 from dataset.frames.values import StoredFrame
@@ -119,9 +119,8 @@ def _look_at_all(
 
 
 def _look(config: FramesConfig, time: int) -> Look:
-    path = config.folder / config.pattern.name_of(moment(time))
     try:
-        return look_at(read_frame(path, config), config)
+        return look_at(archive_of(config).read(moment(time)), config)
     except AccessError:
         raise
     except InputError as error:

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+from dataset.frames.archive import archive_of
 from dataset.frames.config import FramesConfig, meaning_of, read_config
-from dataset.frames.files import read_frame
-from dataset.frames.names import find_frames, moment
+from dataset.frames.names import moment
 from dataset.frames.packages import has
 from dataset.frames.values import StoredFrame
 from dataset.hdf5 import AccessError
@@ -42,11 +42,10 @@ def first_frame(config: FramesConfig) -> tuple[Path, StoredFrame]:
 
     Raises `InputError`, of the first frame, if none is usable.
     """
-    fault = None
-    for time in find_frames(config.folder, config.pattern)["time"]:
-        path = config.folder / config.pattern.name_of(moment(time))
+    archive, fault = archive_of(config), None
+    for time in map(moment, archive.times()):
         try:
-            return path, read_frame(path, config)
+            return archive.name_of(time), archive.read(time)
         except AccessError:
             raise
         except InputError as error:

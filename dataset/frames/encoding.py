@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dataset.frames.archive import archive_of
 from dataset.frames.config import FramesConfig
-from dataset.frames.files import read_frame
 from dataset.frames.values import StoredFrame
 from dataset.source import Source
 from utils.errors import InputError
@@ -64,7 +64,7 @@ class Encoder:
 
         Raises `InputError` if that frame cannot be read.
         """
-        frame = read_frame(config.folder / config.pattern.name_of(first), config)
+        frame = archive_of(config).read(first)
         grid = Grid.fitting(frame.values.shape, img_size)
         levels = 255 if _bytes_suffice(frame, config) else fine_levels(config)
         return cls(config, grid, frame.kind, levels)
@@ -86,17 +86,17 @@ class Encoder:
         the result is valid if more than half of its weight was. Raises `InputError` for a file that cannot be used, is
         unlike the first or holds no valid pixel.
         """
-        path = self.config.folder / self.config.pattern.name_of(time)
-        frame = read_frame(path, self.config)
+        archive = archive_of(self.config)
+        frame, name = archive.read(time), archive.name_of(time)
         found = frame.values.shape, frame.kind
         if found != (self.grid.stored, self.stored_type):
             raise InputError(
-                f"{path} has {found[0]} {found[1]} values, the first frame {self.grid.stored} {self.stored_type}; "
+                f"{name} has {found[0]} {found[1]} values, the first frame {self.grid.stored} {self.stored_type}; "
                 "all frames of a folder must be alike."
             )
         values, valid = _shrink(_unit(frame.values, self.config), self.grid.fitted)
         if not valid.any():
-            raise InputError(f"{path} has no valid pixel.")
+            raise InputError(f"{name} has no valid pixel.")
         return np.rint(values * self.levels).astype(self.dtype), valid
 
     def decode(self, levels: np.ndarray, valid: np.ndarray) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dataset.checking import DISTINCT
 from dataset.exclusions import exclusions_path, read_exclusions
+from dataset.frames.archive import archive_of
 from dataset.frames.complete import complete_config
 from dataset.frames.config import FramesConfig
 from dataset.frames.encoding import Encoder, Grid
@@ -64,12 +65,8 @@ def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float)
     The oldest comes first. Messages do not say how old a frame is, because a watch repeats messages that change.
     """
     interval = timedelta(minutes=config.interval)
-    try:
-        listed = np.array(sorted(seconds(time) for time, _ in config.pattern.walk(config.folder)), np.int64)
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename or config.folder}: {error.strerror}.") from None
-    if not len(listed):
-        raise InputError(f"{config.folder} holds no frame like {config.pattern.text}; correct pattern or folder.")
+    archive = archive_of(config)
+    listed = archive.times()
     found = listed[listed <= seconds(now + interval)]
     excluded = np.isin(found, times_of(read_exclusions(config.file)))
     marks, counts = on_marks(found, excluded, round(60 * config.interval), config.tolerance)
@@ -87,7 +84,7 @@ def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float)
     if gap is not None:
         why = f"excluded by {exclusions_path(config.file)}" if seconds(gap) in marks[excluded] else "missing"
         raise InputError(
-            f"{config.folder / config.pattern.name_of(gap)} is {why}: a forecast from {newest:%Y-%m-%d %H:%M} UTC "
+            f"{archive.name_of(gap)} is {why}: a forecast from {newest:%Y-%m-%d %H:%M} UTC "
             f"needs the last {frames_in} frames without a gap."
         )
     return {time: names[time] for time in times}, len(listed) - len(found)

@@ -74,23 +74,6 @@ class NamePattern:
                     yield from self.walk(folder, f"{name}/", depth + 1)
 
 
-def find_frames(folder: Path, pattern: NamePattern) -> np.ndarray:
-    """Find `time`, nominal time `mark`, `size` and `mtime` of every frame.
-
-    Times are seconds since 1970 (UTC), sizes bytes, and times of modification ns. All are int64.
-
-    Raises `InputError` if the folder cannot be read or holds no frame.
-    """
-    try:
-        found = [(seconds(time), entry.stat()) for time, entry in pattern.walk(folder)]
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename or folder}: {error.strerror}.") from None
-    if not found:
-        raise InputError(f"{folder} holds no frame with a name like {pattern.text}; correct pattern or folder.")
-    rows = sorted((time, time, stat.st_size, stat.st_mtime_ns) for time, stat in found)
-    return np.array(rows, [(field, "<i8") for field in ("time", "mark", "size", "mtime")])
-
-
 def on_marks(times: np.ndarray, excluded: np.ndarray, interval: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
     """The nominal time of each frame, and whether the frame counts.
 

@@ -5,11 +5,9 @@ Each forecast becomes a NetCDF file and pictures.
 The files follow the CF conventions, https://cfconventions.org/Data/cf-conventions/cf-conventions-1.8/.
 """
 
-import contextlib
 import logging
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -34,7 +32,6 @@ from utils.netcdf import Variable, write_netcdf
 from utils.provenance import provenance
 
 LOG = logging.getLogger(__name__)
-FAILURES = (InputError, OSError, RuntimeError, MemoryError)  # after which another frame may find better luck
 LEVELS, FILL = 32000, np.int16(-32768)  # of packed values: the range of the frames has so many steps
 STANDARD_NAMES = {"dBZ": "equivalent_reflectivity_factor", "mm/h": "lwe_precipitation_rate"}
 EPOCH = {"units": "seconds since 1970-01-01 00:00:00", "calendar": "standard"}
@@ -77,29 +74,6 @@ class Operation:
             raise InputError(f"{path} exists already; delete it, choose another --out, or wait for the next frame.")
         self.forecast(newest, path)
         return path
-
-    def watch(self, poll: float, clock: Callable[[], datetime | None] = lambda: None) -> None:
-        """Forecast whenever there is a new frame, until SIGTERM or Ctrl-C.
-
-        The folder is read every `poll` seconds.
-
-        What cannot be forecast, such as a frame that is only half written, is logged once and tried again.
-        """
-        LOG.info("watching %s every %g s", self.config.folder, poll)
-        complaint = None
-        with ending_at_signals():
-            while True:
-                try:
-                    newest = self.newest(clock())
-                    path = self.path_of(newest)
-                    if not path.exists():
-                        self.forecast(newest, path)
-                    complaint = None
-                except FAILURES as error:
-                    if str(error) != complaint:
-                        LOG.warning("no forecast: %s", error)
-                    complaint = str(error)
-                time.sleep(poll)
 
     def newest(self, now: datetime | None = None) -> Latest:
         """The newest frames as of `now`, which the model observes."""
@@ -159,18 +133,6 @@ class Operation:
             "history": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}: {self.origin['command']}",
             "references": "Yu et al., DiffCast, CVPR 2024, arXiv:2312.06734",
         }
-
-
-@contextlib.contextmanager
-def ending_at_signals() -> Iterator[None]:
-    """End the block, and nothing else, at SIGTERM or Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        LOG.info("stopped")
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def coordinates(newest: Latest, config: FramesConfig, leads: int, members: int) -> dict[str, Variable]:

@@ -11,7 +11,7 @@ from dataset.check import check
 from dataset.exclusions import write_exclusions
 from dataset.frames.encoding import Encoder
 from dataset.frames.latest import latest
-from dataset.frames.names import NamePattern, find_frames, seconds
+from dataset.frames.names import NamePattern
 from tests.dataset.archive import START, STEP, Archive, truncated
 from utils.errors import InputError
 
@@ -110,7 +110,7 @@ def test_years_of_two_digits_and_days_of_the_year_are_read(tmp_path):
     for name in ("AQC151351545F_00005.801.png", "AQC153661545F_00005.801.png"):  # day 135, and day 366 of 365
         (tmp_path / name).touch()
     pattern = NamePattern("AQC%y%j%H%MF_00005.801.png")
-    assert find_frames(tmp_path, pattern)["time"].tolist() == [seconds(datetime(2015, 5, 15, 15, 45))]
+    assert [time for time, _ in pattern.walk(tmp_path)] == [datetime(2015, 5, 15, 15, 45)]
     assert pattern.time_of("AQC681351545F_00005.801.png").year == 2068
     assert pattern.time_of("AQC691351545F_00005.801.png").year == 1969
     assert NamePattern("%Y/%y%m%d.png").time_of("2015/160501.png") is None

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,9 +18,10 @@ import sample_batch
 from dataset.frames.config import read_config
 from diffcast.evaluation.results import describe_source
 from diffcast.forecaster import Architecture
-from diffcast.forecasting import operational
+from diffcast.forecasting import operational, watching
 from diffcast.forecasting.forecasts import ForecastSettings
 from diffcast.forecasting.operational import Operation
+from diffcast.forecasting.watching import watch
 from tests.tiny import BACKBONES
 from utils.errors import InputError
 from utils.weights import save_weights
@@ -254,10 +254,10 @@ def test_a_watch_forecasts_every_whole_frame_once_and_survives_what_fails(
     generate = model.generate
     events = [lambda: None, half_a_frame, lambda: None, the_other_half, out_of_memory, lambda: None, memory_again, stop]
     coming = iter(events)
-    monkeypatch.setattr(operational, "time", SimpleNamespace(sleep=lambda _: next(coming)(), monotonic=time.monotonic))
+    monkeypatch.setattr(watching, "time", SimpleNamespace(sleep=lambda _: next(coming)()))
     handler = signal.getsignal(signal.SIGTERM)
     with caplog.at_level("INFO"):
-        operation.watch(10, clock=lambda: now(6))
+        watch(operation, 10, clock=lambda: now(6))
     forecasts = [f"forecast_20230501T12{minutes}00Z" for minutes in (24, 30, 36)]
     assert [picture["name"] for picture in drawn] == forecasts
     assert sorted(path.stem for path in operation.folder.iterdir()) == forecasts
@@ -278,8 +278,8 @@ def test_a_watch_over_a_dead_radar_complains_once(operation, monkeypatch, caplog
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr(operational, "time", SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic))
-    operation.watch(10, clock)
+    monkeypatch.setattr(watching, "time", SimpleNamespace(sleep=lambda _: None))
+    watch(operation, 10, clock)
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
 
 
@@ -324,9 +324,9 @@ def test_a_watch_that_starts_again_repeats_nothing(operation, drawn, monkeypatch
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(operational, "time", SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
+    monkeypatch.setattr(watching, "time", SimpleNamespace(sleep=interrupt))
     for _ in range(2):
-        operation.watch(10, clock=now)
+        watch(operation, 10, clock=now)
     assert len(drawn) == 1
 
 
