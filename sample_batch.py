@@ -72,6 +72,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=Operation.max_age,
         help="refuse to forecast if the newest frame is older than this many intervals (default: %(default)s)",
     )
+    newest.add_argument(
+        "--tile",
+        type=int,
+        help="pixels of the overlapping tiles in which weights of crops forecast a map, 0 for one piece "
+        "(default: those of the crops)",
+    )
     newest.add_argument("--now", help="time to use as the present, such as 2023-05-01T12:00, in UTC by default")
     newest.add_argument(
         "--watch",
@@ -99,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for options that are impossible or contradict each other."""
     given = {"max_age": args.max_age != Operation.max_age, "now": args.now, "watch": args.watch}
+    given |= {"tile": args.tile is not None}
     for option, value in given.items():
         if value and args.latest is None:
             raise InputError(f"--{option} belongs to --latest; add that, or leave --{option} out.")
@@ -130,8 +137,19 @@ def forecast_latest(args: argparse.Namespace, settings: ForecastSettings) -> Non
     config = complete_config(args.latest)
     model, architecture, weights = load(args, settings.members)
     folder = writable_folder(args.out, "the forecasts")
-    trained = describe(find_weights(str(args.ckpt_milestone), Path())).metadata.get("source")
-    operation = Operation(model, architecture.label, config, settings, folder, weights, args.max_age, trained)
+    about = describe(find_weights(str(args.ckpt_milestone), Path())).metadata
+    course = about.get("course")
+    operation = Operation(
+        model,
+        architecture.label,
+        config,
+        settings,
+        folder,
+        weights,
+        args.max_age,
+        trained=about.get("source"),
+        native=isinstance(course, dict) and bool(course.get("crop")),
+    )
     if args.watch is None:
         operation.run(now)
     else:
@@ -158,7 +176,7 @@ def sample(args: argparse.Namespace, settings: ForecastSettings) -> None:
     device = next(model.parameters()).device
     sequences = read_sequences(args.seqs, model.frames_in, model.frames_out, height)
     identity = {"weights": weights, "seqs": str(args.seqs.resolve())} | asdict(settings)
-    del identity["forecast_batch"]  # which does not change the forecasts
+    del identity["forecast_batch"], identity["tile"]  # which do not change the forecasts
     folder = own_folder(args.out.resolve(), identity)
     source = synthetic(VIL) if args.seqs.resolve() == DEMO else VIL
     scores: dict[str, Scores] = {}

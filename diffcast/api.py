@@ -98,11 +98,12 @@ def forecast(model: nn.Module, observed: Tensor, members: int = 1, seed: int = 0
 
     Args:
         model: what `load` returns.
-        observed: frames `(B, T_in, C, H, W)` in [0, 1], NaN where data are missing.
+        observed: frames `(B, T_in, C, H, W)` in [0, 1], NaN where data are missing. They may have any height and
+            width. Maps larger than the frames of the model are forecast in overlapping tiles.
         members: members of the ensemble. A backbone alone has one.
         seed: seed of the noise.
         options: other fields of `ForecastSettings`: `sampler` (a name or a function), `sampling_steps`,
-            `forecast_batch`, `forecast_precision`, `compile`.
+            `forecast_batch`, `forecast_precision`, `compile`, `tile`.
 
     Returns:
         Frames `(B, members, T_out, C, H, W)` in [0, 1] on the device of `observed`.
@@ -122,12 +123,12 @@ def forecast(model: nn.Module, observed: Tensor, members: int = 1, seed: int = 0
 
 
 def _check(model: nn.Module, observed: Tensor) -> None:
-    expected = (model.frames_in, *model.frame_shape)
+    frames, channels = model.frames_in, model.frame_shape[0]
     if not isinstance(observed, Tensor):
         raise InputError(f"observed must be a tensor, not {type(observed).__name__}; use torch.from_numpy.")
-    if observed.ndim != 5 or tuple(observed.shape[1:]) != expected or len(observed) == 0:
+    if observed.ndim != 5 or tuple(observed.shape[1:3]) != (frames, channels) or 0 in observed.shape:
         raise InputError(
-            f"observed must have the shape (B, T, C, H, W) = (B, {', '.join(map(str, expected))}), not "
+            f"observed must have the shape (B, T, C, H, W) = (B, {frames}, {channels}, H, W), not "
             f"{tuple(observed.shape)}."
         )
     valid = observed[~observed.isnan()] if observed.is_floating_point() else observed

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -14,8 +14,9 @@ from torch import Generator, Tensor, nn
 from diffcast import motion, process, residual
 from diffcast.layers import computing_in, full_precision, recomputed
 from diffcast.motion import GlobalMotion
-from diffcast.residual import LocalResidual
+from diffcast.residual import Denoiser, LocalResidual
 from diffcast.samplers import SAMPLERS, Sampler
+from diffcast.tiles import Tiles, blended_trend
 from models import Backbone
 from models.backbone import without_gaps
 from utils.errors import InputError
@@ -99,6 +100,11 @@ class DiffCast(nn.Module):
         """Number of forecast frames."""
         return self.backbone.frames_out
 
+    @property
+    def divisor(self) -> int | None:
+        """See `Backbone.divisor`."""
+        return self.backbone.divisor and math.lcm(self.backbone.divisor, 2 ** (len(self.motion.levels) - 1))
+
     def forward(self, observed: Tensor, future: Tensor, generator: Generators = None) -> dict[str, Tensor]:
         """Training pass.
 
@@ -167,46 +173,59 @@ class DiffCast(nn.Module):
     @torch.no_grad()
     def generate(
         self,
-        observed: Tensor,  # (B, T_in, C, H, W) in [0, 1]
+        observed: Tensor,  # (B, T_in, C, H, W) in [0, 1], of any height and width
         members: int = 1,  # draws of the residual for each sequence
         generator: Generators = None,  # of the start noise, and of what a stochastic sampler adds
         sampler: str | Sampler = "ddim",  # a key of SAMPLERS, or a function as `diffcast.samplers` describes
         sampling_steps: int = 250,  # network evaluations per segment
         noise: Tensor | None = None,  # (B, M, S, L, C, H, W): replaces the drawn start noise
-        forecast_batch: int | None = None,  # forecasts (sequences x members) at a time, to bound the memory; None: all
+        forecast_batch: int | None = None,  # frames of `frame_shape` at a time, to bound the memory; None: B M
         precision: torch.dtype = torch.float32,  # of the computations in the diffusion networks
         compiled: bool = False,  # use torch.compile for LocalResidual; the first forecast then takes minutes
-        progress: Callable[[int], object] | None = None,  # called with the number of segments after each generation
+        progress: Callable[[float], object] | None = None,  # called with the number of segments after each generation
+        tile: int | None = None,  # pixels of the tiles that larger maps are cut into, see `Tiles.of`
     ) -> Generated:
         """Forecast an ensemble, and return its parts too.
 
         Backbone and GlobalMotion run once for all members. The noise of a member depends on the generator alone, and
-        not on the forecasts that are computed at the same time.
+        neither on the tiles nor on the forecasts that are computed at the same time.
         """
         b, device = len(observed), observed.device
         if noise is None:
             shape = (members, self.segments, self.segment_length, *observed.shape[2:])
             noise = _draw(torch.randn, b, shape, generator, device)
         seeds = _draw(partial(torch.randint, 2**63 - 1), b, (noise.shape[1],), generator, device)
+        tiles = Tiles.of(tuple(observed.shape[-2:]), self, tile)
+        at_once = tiles.at_once(self, forecast_batch or b * noise.shape[1])
         with full_precision(observed):  # rounding would move pixels across thresholds, and the backbone runs only once
-            mu = 2 * self.backbone.trend(observed).float() - 1
+            mu = 2 * blended_trend(self.backbone, observed, tile, at_once // b) - 1
         sample = partial(
             _find_sampler(sampler), schedule=self.schedule, steps=sampling_steps, clip=1 / self.residual_scale
         )
         transform = torch.compile if compiled else lambda denoise: denoise
         drawn = mu.new_empty(b, noise.shape[1], *mu.shape[1:])
         with computing_in(precision, observed):
-            contexts = self._context(2 * observed - 1, mu)
-            for rows, columns in _chunks(*noise.shape[:2], forecast_batch):
-                local, last = ([x[rows] for x in maps] for maps in contexts)
+            contexts = self._contexts(2 * observed - 1, mu, tiles, at_once // b)
+            for rows, columns in _chunks(*noise.shape[:2], at_once):
+                local, last = ([x[:, rows] for x in maps] for maps in contexts)
                 drawing = partial(sample, draw=_drawing(seeds[rows, columns]))
-                residual = self._sample_residual(noise[rows, columns], local, last, drawing, transform, progress)
+                denoise = partial(self._denoiser, tiles=tiles, at_once=at_once, transform=transform)
+                residual = self._sample_residual(noise[rows, columns], local, last, drawing, denoise, progress)
                 drawn[rows, columns] = self.residual_scale * residual
-        forecast = ((mu[:, None] + drawn + 1) / 2).clamp(0, 1)
+        del noise  # of the size of the forecast, of which large maps make gigabytes
+        forecast = (mu[:, None] + drawn).add_(1).div_(2).clamp_(0, 1)
         return Generated(forecast, (mu + 1) / 2, drawn)
 
+    def _contexts(self, frames: Tensor, mu: Tensor, tiles: Tiles, at_once: int) -> list[list[Tensor]]:
+        """Return local and global context of N tiles, each a list of maps `(N, B, C, h, w)`."""
+        parts = [self._context(tiles.cut(frames, part), tiles.cut(mu, part)) for part in tiles.parts(at_once)]
+        return [
+            [torch.cat(maps).unflatten(0, (-1, len(frames))) for maps in zip(*levels, strict=True)]
+            for levels in zip(*parts, strict=True)
+        ]
+
     def _sample_residual(
-        self, noise: Tensor, local: list[Tensor], last: list[Tensor], sample, transform, progress
+        self, noise: Tensor, local: list[Tensor], last: list[Tensor], sample, denoiser, progress
     ) -> Tensor:
         """Generate segment after segment.
 
@@ -217,12 +236,30 @@ class DiffCast(nn.Module):
         previous = torch.zeros_like(noise[:, :, 0]).flatten(0, 1)
         for s, start in enumerate(rearrange(noise, "b m s ... -> s (b m) ...")):
             index = torch.full((b,), s, device=start.device)
-            denoise = transform(self.residual.conditioned(previous, last if s else local, index))
-            previous = sample(denoise, start)
+            previous = sample(denoiser(previous, last if s else local, index), start)
             segments.append(previous)
             if progress is not None:
                 progress(len(start))
         return rearrange(segments, "s (b m) l c h w -> b m (s l) c h w", b=b)[:, :, : self.frames_out]
+
+    def _denoiser(
+        self, previous: Tensor, context: list[Tensor], index: Tensor, tiles: Tiles, at_once: int, transform
+    ) -> Denoiser:
+        """Return the denoiser of maps `(B M, L, C, H, W)`, given the residual of the segment before."""
+
+        @lru_cache(1)  # so that a single part is conditioned once, while several would need the memory of the map
+        def conditioned(part: range) -> Denoiser:
+            own = [maps[part.start : part.stop].flatten(0, 1) for maps in context]
+            return transform(self.residual.conditioned(tiles.cut(previous, part), own, index.repeat(len(part))))
+
+        def denoise(noisy: Tensor, time: Tensor) -> Tensor:
+            return tiles.blend(
+                lambda part: conditioned(part)(tiles.cut(noisy, part), time.repeat(len(part))),
+                len(noisy),
+                at_once // len(noisy),
+            )
+
+        return denoise
 
     def _context(self, frames: Tensor, mu: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return local and global context of frames and trend, both in [-1, 1]."""

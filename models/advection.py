@@ -21,6 +21,8 @@ class Advection(Backbone):
     With a single observed frame, the forecast is persistence.
     """
 
+    divisor = 1
+
     @torch.no_grad()
     def trend(self, observed: Tensor) -> Tensor:
         """See `Backbone.trend`; the forecast has no gradient."""

@@ -107,6 +107,8 @@ class ConvGRU(Backbone):
     cropped. The forecast may leave [0, 1]. Clip the gradient norm at 1 in training, because states are unbounded.
     """
 
+    divisor = 1
+
     def __init__(
         self,
         frame_shape: tuple[int, int, int] = (1, 128, 128),  # C, H, W

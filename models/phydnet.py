@@ -38,6 +38,8 @@ class PhyDNet(Backbone):
     The recurrence runs in float32 even under autocast, because bfloat16 changes the gradients by a tenth or more.
     """
 
+    divisor = DIVISOR
+
     def __init__(
         self,
         frame_shape: tuple[int, int, int] = (1, 128, 128),

@@ -26,6 +26,8 @@ class SimVP(Backbone):
     The forecast may leave [0, 1].
     """
 
+    divisor = 2
+
     def __init__(
         self,
         frame_shape: tuple[int, int, int] = (1, 128, 128),

@@ -157,6 +157,7 @@ class Evaluator:
         """Return the settings that this evaluation uses, JSON-ready."""
         machine = {"device": self.accelerator.device.type, "processes": self.accelerator.num_processes}
         how = asdict(self.settings) | machine
+        del how["tile"]  # as the frames of an evaluation have the size of the model's
         if isinstance(self.model, DiffCast):
             return how | {"forecast_precision": str(self.precision).removeprefix("torch.")}
         return {key: value for key, value in how.items() if key not in SAMPLING}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diffcast.model import DiffCast, Generators
 from diffcast.precision import forecast_precision
 from diffcast.samplers import SAMPLERS, STEPS
+from diffcast.tiles import blended_trend
 from models import build_backbone
 from models.backbone import without_gaps
 from utils.errors import InputError
@@ -38,7 +39,7 @@ class ForecastSettings:
     seed: int = option(0, "seed of the noise", at_least=0, at_most=2**63 - 1)
     forecast_batch: int = option(
         12,
-        "number of forecasts (sequences x members) to make at once. Lower it if memory is short",
+        "number of forecasts (sequences x members x tiles) to make at once. Lower it if memory is short",
         at_least=1,
         rare=True,
     )
@@ -50,6 +51,7 @@ class ForecastSettings:
         rare=True,
     )
     compile: bool = False  # compile the diffusion networks by torch.compile
+    tile: int | None = None  # pixels of the tiles of maps that are larger than the model's frames, see `Tiles.of`
 
     def __post_init__(self):
         check_values(self)
@@ -75,15 +77,15 @@ class Forecast(NamedTuple):
 @torch.no_grad()
 def forecast(
     model: nn.Module,
-    observed: Tensor,  # (B, T_in, C, H, W) in [0, 1], NaN where data are missing
+    observed: Tensor,  # (B, T_in, C, H, W) in [0, 1], of any height and width, NaN where data are missing
     settings: ForecastSettings,
     draws: Generators,  # of the noise, one per sequence
-    progress: Callable[[int], object] | None = None,  # called with the number of segments that have been generated
+    progress: Callable[[float], object] | None = None,  # called with the number of segments that have been generated
 ) -> Forecast:
     """Forecast an ensemble and its trend."""
     observed = without_gaps(observed)
     if not isinstance(model, DiffCast):
-        trend = model.trend(observed).float()
+        trend = blended_trend(model, observed, settings.tile, settings.forecast_batch // len(observed))
         return Forecast(trend.clamp(0, 1)[:, None], trend)
     made = model.generate(
         observed,
@@ -95,6 +97,7 @@ def forecast(
         precision=forecast_precision(settings.forecast_precision, observed.device),
         compiled=settings.compile,
         progress=progress,
+        tile=settings.tile,
     )
     return Forecast(made.forecast.float(), made.trend.float())
 

@@ -49,6 +49,7 @@ class Operation:
     weights: str  # which they are, for the NetCDF files
     max_age: float = 3  # intervals that the newest frame may be old
     trained: object = None  # what the weights say about the frames they were trained on, as `describe_source` does
+    native: bool = False  # forecast the grid of the files, as weights trained on crops of it can
 
     def __post_init__(self):
         if self.model.frame_shape[0] != 1:
@@ -77,7 +78,8 @@ class Operation:
 
     def newest(self, now: datetime | None = None) -> Latest:
         """The newest frames as of `now`, which the model observes."""
-        return latest(self.config, self.model.frames_in, self.model.frame_shape[1:], now, self.max_age)
+        size = None if self.native else self.model.frame_shape[1:]
+        return latest(self.config, self.model.frames_in, size, now, self.max_age)
 
     def path_of(self, newest: Latest) -> Path:
         """The NetCDF file of the forecast from these frames."""
@@ -103,8 +105,9 @@ class Operation:
         variables |= quantities(members, valid.sum(0)[0], newest.source)
         write_netcdf(path, variables, self.attributes())
         with Dispensable(f"pictures of {path}"):
-            pixel_km = newest.source.extent / self.model.frame_shape[2]
-            draw_case(self.folder, path.stem, observed, None, forecasts, newest.source, pixel_km, newest.times[-1])
+            draw_case(
+                self.folder, path.stem, observed, None, forecasts, newest.source, _pixel_km(newest), newest.times[-1]
+            )
         LOG.info("%d members in %.1f s: %s", len(members), time.monotonic() - begin, path)
 
     def doubts(self, newest: Latest) -> Iterator[str]:
@@ -113,7 +116,7 @@ class Operation:
             yield f"frames of the future are left out ({newest.early} in {self.config.folder}); are the names in UTC?"
         for copy in newest.copies:
             yield f"the frame of {copy:%Y-%m-%d %H:%M} UTC is no different from the one before"
-        pixel = describe_source(newest.source, self.model)["pixel_km"]
+        pixel = _pixel_km(newest)
         trained = self.trained.get("pixel_km") if isinstance(self.trained, dict) else None
         if isinstance(trained, float) and not 0.8 < pixel / trained < 1.25:
             yield f"pixels are {pixel:.3g} km wide; {self.weights} was trained on {trained:.3g} km"
@@ -133,6 +136,10 @@ class Operation:
             "history": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}: {self.origin['command']}",
             "references": "Yu et al., DiffCast, CVPR 2024, arXiv:2312.06734",
         }
+
+
+def _pixel_km(newest: Latest) -> float:
+    return newest.source.extent / newest.frames.shape[-1]
 
 
 def coordinates(newest: Latest, config: FramesConfig, leads: int, members: int) -> dict[str, Variable]:

@@ -64,7 +64,7 @@ def test_a_loaded_forecaster_is_in_evaluation_mode(model):
     ("observed", "message"),
     [
         (torch.full((1, 5, 1, 16, 16), 200.0), r"must lie in \[0, 1\], not in \[200, 200\]; divide bytes by 255"),
-        (torch.zeros(1, 4, 1, 16, 16), r"must have the shape .* = \(B, 5, 1, 16, 16\), not \(1, 4, 1, 16, 16\)"),
+        (torch.zeros(1, 4, 1, 16, 16), r"must have the shape .* = \(B, 5, 1, H, W\), not \(1, 4, 1, 16, 16\)"),
         (torch.zeros(5, 1, 16, 16), "must have the shape"),
     ],
     ids=["bytes", "too few frames", "no batch"],

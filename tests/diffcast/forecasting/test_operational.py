@@ -365,10 +365,28 @@ def test_the_command_line_writes_file_and_pictures(radar, weights, tmp_path):
         assert "tiny.safetensors (SHA-256 " in file.attrs["source"].decode()
 
 
+@pytest.mark.parametrize(("course", "size"), [({"crop": 8}, SHAPE), ({"crop": None}, (5, 8)), ({}, (5, 8))])
+def test_weights_trained_on_crops_forecast_the_grid_of_the_files(course, size, radar, tmp_path):
+    architecture = replace(ARCHITECTURE, frame_shape=(1, 8, 8))
+    metadata = {"architecture": architecture.to_metadata(), "course": course}
+    save_weights(tmp_path / "crops.safetensors", architecture.build().state_dict(), metadata)
+    words = ["--latest", radar.folder, "--ckpt_milestone", tmp_path / "crops.safetensors", "--out", tmp_path / "out"]
+    sample_batch.main(command(*words, "--now", "2023-05-01T12:30"))
+    with h5py.File(tmp_path / "out" / "forecast_20230501T122400Z.nc") as file:
+        assert file["forecast"].shape == (1, 7, *size)
+        assert np.diff(file["x"][()]) == pytest.approx(100 / size[1])
+        unseen = np.isnan(decoded(file["forecast"])[0, 0])
+    if size == SHAPE:
+        expected = np.zeros(SHAPE, bool)
+        expected[:3, :4] = True
+        np.testing.assert_array_equal(unseen, expected)
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         (["--watch"], "--latest"),
+        (["--tile", "0"], "--latest"),
         (["--now", "2023-05-01"], "--latest"),
         (["--latest", "DIR", "--now", "noon"], "noon"),
         (["--latest", "DIR", "--now", "2023-05-01", "--watch"], "--watch"),
