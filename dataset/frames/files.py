@@ -11,12 +11,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from dataset.frames.config import FramesConfig
 from dataset.frames.readers import READERS, WITH_VARIABLES, format_of
 from dataset.frames.readers.limits import MAX_BYTES
+from dataset.frames.tars import Member
 from dataset.frames.values import Metadata, StoredFrame, agreed, physical
 from dataset.hdf5 import patiently, reason_of
 from utils.errors import InputError
@@ -26,15 +28,15 @@ FAULTS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SyntaxError, O
 FAULTS += (tokenize.TokenError,)  # which NumPy's reading of a header may end in
 
 
-def read_frame(path: Path, config: FramesConfig) -> StoredFrame:
-    """Read a frame in physical units.
+def read_frame(path: Path, config: FramesConfig, member: Member | None = None) -> StoredFrame:
+    """Read a frame in physical units, from a file or a member of a tar.
 
     Dry pixels have the lowest value of the range, missing ones are NaN. Raises `InputError` that names the file if it
     is damaged, too large, not a single frame, or contradicts `frames.yaml`.
     """
     try:
         with np.errstate(all="ignore"):  # absurd scales
-            stored, metadata = patiently(lambda: _read(path, config))
+            stored, metadata = patiently(lambda: _read(path, config, member))
             frame = physical(stored, agreed(path, metadata, config))
     except InputError:
         raise
@@ -44,8 +46,8 @@ def read_frame(path: Path, config: FramesConfig) -> StoredFrame:
     return frame
 
 
-def _read(path: Path, config: FramesConfig) -> tuple[np.ndarray, Metadata]:
-    with plain_file(path) as plain:
+def _read(path: Path, config: FramesConfig, member: Member | None) -> tuple[np.ndarray, Metadata]:
+    with extracted(path, member) as file, plain_file(file) as plain:
         found = format_of(plain)
         if config.format and config.format != found:
             raise InputError(f"{path}: format is {found} there but {config.format} in {config.file}; remove it there.")
@@ -63,14 +65,36 @@ def plain_file(path: Path) -> Iterator[Path]:
     if not compressed:
         yield path
         return
-    with tempfile.NamedTemporaryFile() as plain:
+    with temporary(path) as plain:
         with gzip.open(path) as content:
             while block := content.read(BLOCK):
                 plain.write(block)
                 if plain.tell() > MAX_BYTES:
                     raise ValueError(f"its content is larger than {MAX_BYTES} bytes")
         plain.flush()
+        yield Path(plain.name)
+
+
+@contextlib.contextmanager
+def extracted(path: Path, member: Member | None) -> Iterator[Path]:
+    """The file, or a temporary one with a member of a tar."""
+    if member is None:
+        yield path
+        return
+    with temporary(path) as plain:
+        with member.tar.open("rb") as tar:
+            tar.seek(member.offset)
+            for left in range(member.st_size, 0, -BLOCK):
+                plain.write(tar.read(min(left, BLOCK)))
+        plain.flush()
+        yield Path(plain.name)
+
+
+@contextlib.contextmanager
+def temporary(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary file whose name becomes that of the user's file in errors."""
+    with tempfile.NamedTemporaryFile() as file:
         try:
-            yield Path(plain.name)
-        except InputError as error:  # which should name the user's file
-            raise type(error)(str(error).replace(plain.name, str(path))) from None
+            yield file
+        except InputError as error:
+            raise type(error)(str(error).replace(file.name, str(path))) from None

@@ -1,11 +1,9 @@
 """Frames found by the time in their names."""
 
 import contextlib
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 
@@ -60,18 +58,14 @@ class NamePattern:
         probes = [datetime(2023, 12, 31, 10) + n * timedelta(minutes=interval) for n in (0, 1, 7, 1000)]
         return all(self.time_of(self.name_of(time)) == time for time in probes)
 
-    def walk(self, folder: Path, above: str = "", depth: int = 0) -> Iterator[tuple[datetime, os.DirEntry]]:
-        """All frames below a folder, in no order."""
-        last = depth == len(self._levels) - 1
-        with os.scandir(folder / above) as entries:
-            for entry in entries:
-                name = above + entry.name
-                if last:
-                    time = self.time_of(name)
-                    if time is not None and entry.is_file():
-                        yield time, entry
-                elif self._levels[depth].fullmatch(name) and entry.is_dir():
-                    yield from self.walk(folder, f"{name}/", depth + 1)
+    @property
+    def depth(self) -> int:
+        """Number of folders in a name."""
+        return len(self._levels) - 1
+
+    def leads_to(self, name: str, depth: int) -> bool:
+        """Whether a folder `depth` folders below the first may hold frames."""
+        return self._levels[depth].fullmatch(name) is not None
 
 
 def on_marks(times: np.ndarray, excluded: np.ndarray, interval: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,19 +1,24 @@
 import io
+import tarfile
 
 import h5py
 import numpy as np
 import pytest
 import xarray
 
+from dataset.frames.archive import archive_of
 from dataset.frames.config import read_config
 from dataset.frames.files import read_frame
+from dataset.frames.names import moment
 from tests.dataset.archive import Archive
+from tests.dataset.test_frames_meteoswiss import write_gif
 from tests.dataset.test_frames_readers import RADOLAN, WRITERS, radolan, write_grib
 from tests.fuzz.children import ACCEPTED, REFUSED, fuzz, mutate
 from utils.errors import InputError
 
 ROWS = {"coords": {"y": np.arange(16.0)}, "dims": ("y", "x")}
 MORE_WRITERS = {
+    "gif": (".gif", write_gif),
     "grib": (".grib2", write_grib),
     "radolan": ("-bin", lambda path: path.write_bytes(radolan("RW", RADOLAN))),
 }
@@ -62,6 +67,29 @@ def test_mutated_frames_of_weather_services_are_read_or_refused(tmp_path, name):
     outcomes = fuzz(name, lambda rng: path.write_bytes(mutate(samples, rng)), lambda: read_frame(path, config), 600)
     assert outcomes[REFUSED] > 1
     assert outcomes[ACCEPTED] > 1 or "gzipped" in name  # whose checksum finds every change
+
+
+@pytest.mark.slow
+def test_frames_of_mutated_tars_are_read_or_refused(tmp_path):
+    samples, frame = [], (tmp_path / "frame.npy")
+    np.save(frame, np.arange(48, dtype=np.uint8).reshape(6, 8))
+    for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "sample", "w", format=kind) as tar:
+            for name in (f"{'long/' * 30}x", "2023050100.npy", "2023050101.npy"):
+                tar.add(frame, name)
+        samples.append((tmp_path / "sample").read_bytes())
+    Archive(tmp_path).configure(pattern="frames.tar/%Y%m%d%H.npy", interval=60)
+    tar = tmp_path / "frames.tar"
+
+    def read():
+        archive = archive_of(read_config(tmp_path))
+        for time in archive.times():
+            archive.read(moment(time))
+
+    tar.write_bytes(samples[0])
+    read()
+    outcomes = fuzz("tar", lambda rng: tar.write_bytes(mutate(samples, rng)), read, 600)
+    assert min(outcomes[ACCEPTED], outcomes[REFUSED]) > 10
 
 
 def test_a_text_whose_type_is_damaged_does_not_crash_the_process(tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 
 from dataset.frames.readers.hdf5 import opened
 from dataset.frames.readers.knmi import is_knmi, read_knmi
+from dataset.frames.readers.meteoswiss import read_meteoswiss
 from dataset.frames.readers.netcdf import read_netcdf
 from dataset.frames.readers.odim import is_odim, read_odim
 from dataset.frames.readers.pgm import read_pgm
@@ -24,6 +25,7 @@ from dataset.frames.values import Metadata
 
 READERS: dict[str, Callable[[Path, str | None], tuple[np.ndarray, Metadata]]] = {
     "geotiff": read_geotiff,
+    "gif": read_meteoswiss,
     "grib": read_grib,
     "knmi": read_knmi,
     "netcdf": read_netcdf,
@@ -36,6 +38,7 @@ READERS: dict[str, Callable[[Path, str | None], tuple[np.ndarray, Metadata]]] = 
 WITH_VARIABLES = ("knmi", "netcdf", "odim")  # formats whose files hold several datasets
 MAGIC = {  # how the files of a format begin
     "geotiff": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    "gif": re.compile(rb"GIF8[79]a"),
     "npy": re.compile(rb"\x93NUMPY"),
     "grib": re.compile(rb"GRIB"),
     "pgm": re.compile(rb"P5\s"),
