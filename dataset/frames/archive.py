@@ -1,5 +1,6 @@
 """Where the frames that `frames.yaml` describes come from."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -10,11 +11,14 @@ import numpy as np
 
 from dataset.frames.config import FramesConfig
 from dataset.frames.files import read_frame
-from dataset.frames.names import seconds
+from dataset.frames.names import local_of, seconds, utc_of
 from dataset.frames.tars import Member, is_tar, members_of
 from dataset.frames.values import StoredFrame
 from utils.errors import InputError
 
+LOG = logging.getLogger(__name__)
+
+UNCLEAR = -(2**63)  # time of a name that clocks show twice or never
 FOUND = np.dtype([(field, "<i8") for field in ("time", "mark", "size", "mtime")])
 INSIDE = np.dtype([(field, "<i8") for field in ("time", "offset", "size", "mtime")])  # of a tar
 
@@ -36,31 +40,63 @@ class Files:
         Raises `InputError` if the folder cannot be read or holds no frame.
         """
         stats = ((time, entry.stat()) for time, entry in self._walk())
-        return np.array(self._some((time, time, stat.st_size, stat.st_mtime_ns) for time, stat in stats), FOUND)
+        rows = self._sorted((time, time, stat.st_size, stat.st_mtime_ns) for time, stat in stats)
+        unclear = next(n for n, row in enumerate([*rows, (0,)]) if row[0] != UNCLEAR)
+        if unclear:
+            LOG.warning(
+                "%d names in %s are left out: clocks in %s show their times twice or never",
+                *(unclear, self.config.folder, self.config.timezone),
+            )
+        return np.array(self._some(rows[unclear:]), FOUND)
 
     def times(self) -> np.ndarray:
         """Find the rising times of all frames, as `find` does, but without their sizes."""
-        return np.array(self._some(time for time, _ in self._walk()), np.int64)
+        times = self._sorted(time for time, _ in self._walk())
+        return np.array(self._some([time for time in times if time != UNCLEAR]), np.int64)
 
     def name_of(self, time: datetime) -> Path:
         """Path of the frame at a time, which may lead into a tar file."""
-        return self.config.folder / self.config.pattern.name_of(time)
+        return self.config.folder / self._name(time)
 
     def read(self, time: datetime) -> StoredFrame:
-        """Read the frame at a time. Raises `InputError` as `read_frame` does."""
-        path = self.name_of(time)
-        return read_frame(path, self.config, self._member(path, time))
+        """Read the frame at a time.
 
-    def _some(self, found: Iterable) -> list:
-        """Sort what is found, which must be something."""
-        folder, pattern = self.config.folder, self.config.pattern
+        Raises `InputError` as `read_frame` does, and if the file says that it is of another time. It may be off by an
+        interval, because a sum has a beginning and an end.
+        """
+        path = self.name_of(time)
+        frame = read_frame(path, self.config, self._member(path, time))
+        own = frame.metadata.time or time
+        if abs((own - time).total_seconds()) > 60 * self.config.interval + self.config.tolerance:
+            raise InputError(
+                f"{path} is of {own:%Y-%m-%d %H:%M} UTC by its content but of {time:%Y-%m-%d %H:%M} UTC by its name; "
+                "correct pattern or timezone, or remove the file."
+            )
+        return frame
+
+    def _name(self, time: datetime) -> str:
+        return self.config.pattern.name_of(local_of(time, self.config.timezone))
+
+    def _time(self, name: str) -> int | None:
+        """Time of a name in seconds, `UNCLEAR` if clocks show it twice or never; None for other names."""
+        local = self.config.pattern.time_of(name)
+        if local is None:
+            return None
+        time = utc_of(local, self.config.timezone)
+        return UNCLEAR if time is None else seconds(time)
+
+    def _sorted(self, found: Iterable) -> list:
         try:
-            rows = sorted(found)
+            return sorted(found)
         except OSError as error:
-            raise InputError(f"cannot read {error.filename or folder}: {error.strerror}.") from None
-        if not rows:
-            raise InputError(f"{folder} holds no frame with a name like {pattern.text}; correct pattern or folder.")
-        return rows
+            raise InputError(f"cannot read {error.filename or self.config.folder}: {error.strerror}.") from None
+
+    def _some(self, found: list) -> list:
+        """The list itself; raises `InputError` if it is empty."""
+        if not found:
+            folder, pattern = self.config.folder, self.config.pattern.text
+            raise InputError(f"{folder} holds no frame with a name like {pattern}; correct pattern or folder.")
+        return found
 
     def _walk(self, above: str = "", depth: int = 0) -> Iterator[tuple[int, os.DirEntry | Member]]:
         """Times and places of all frames below a part of the folder, in no order."""
@@ -69,9 +105,9 @@ class Files:
             for entry in entries:
                 name = above + entry.name
                 if depth == pattern.depth:
-                    time = pattern.time_of(name)
+                    time = self._time(name)
                     if time is not None and entry.is_file():
-                        yield seconds(time), entry
+                        yield time, entry
                 elif pattern.leads_to(name, depth):
                     if entry.is_dir():
                         yield from self._walk(f"{name}/", depth + 1)
@@ -86,8 +122,8 @@ class Files:
         version = stat.st_size, stat.st_mtime_ns
         if self._tars.get(name, (None,))[0] != version:
             members = members_of(path) if is_tar(path) else ()
-            dated = {self.config.pattern.time_of(f"{name}/{inside}"): member for inside, member in members}
-            rows = sorted((seconds(time), *member[1:]) for time, member in dated.items() if time is not None)
+            dated = {inside: (self._time(f"{name}/{inside}"), *member[1:]) for inside, member in members}
+            rows = sorted(row for row in dated.values() if row[0] is not None)
             self._tars[name] = version, np.array(rows, INSIDE)
         return self._tars[name][1]
 
@@ -95,7 +131,7 @@ class Files:
         """The member of a tar that a path leads to, None if it does not lead into a tar."""
         if path.parent.is_dir():
             return None
-        names = self.config.pattern.name_of(time).split("/")
+        names = self._name(time).split("/")
         for depth in range(1, len(names)):
             name = "/".join(names[:depth])
             tar = self.config.folder / name

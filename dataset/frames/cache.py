@@ -169,6 +169,7 @@ def _index(encoder: Encoder) -> dict:
     return {
         "format": FORMAT,
         "pattern": config.pattern.text,
+        "timezone": str(config.timezone),
         "format_of_files": config.format,
         "variable": config.variable,
         "scale": config.scale,

@@ -5,10 +5,11 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import date, datetime, timezone, tzinfo
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import yaml
 
@@ -17,7 +18,7 @@ from dataset.hdf5 import reason_of
 from dataset.source import VIL, Source
 from utils.errors import InputError
 
-CONFIG = "frames.yaml"
+CONFIG, UTC = "frames.yaml", timezone.utc
 REQUIRED = ("pattern", "interval", "range", "thresholds")
 
 
@@ -37,6 +38,7 @@ class FramesConfig:
     thresholds: tuple[float, ...]
     units: str | None = None  # None, and of the width too: what the first file says, which `complete_config` puts here
     extent_km: float | None = None  # width of a stored frame
+    timezone: tzinfo = UTC  # of the times in names; all other times are UTC
     tolerance: float = 0  # seconds that a name may be off its multiple of the interval; 0: names are exact
     name: str = "radar"
     scale: float | None = None  # None: the file's, or 1
@@ -150,6 +152,13 @@ def _text(value: Any) -> str:
     return value
 
 
+def _zone(value: Any) -> ZoneInfo:
+    try:
+        return ZoneInfo(_text(value))
+    except (KeyError, OSError):  # of an unknown zone, and of a folder of zones
+        raise ValueError from None
+
+
 def _number(value: Any) -> float:
     # a string too, because YAML takes 1e-3 for one
     if isinstance(value, bool) or not math.isfinite(float(value)):
@@ -214,7 +223,7 @@ def _time(value: Any) -> datetime:
         if not isinstance(value, date):
             raise TypeError
         value = datetime(value.year, value.month, value.day)
-    return value if value.tzinfo is None else value.astimezone(timezone.utc).replace(tzinfo=None)
+    return value if value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None)
 
 
 def _list(value: Any) -> list:
@@ -234,6 +243,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
         _interval,
         "the minutes between frames, a multiple of a second above 0",
     ),
+    "timezone": (_zone, "the time zone of the times in names, such as Europe/Helsinki"),
     "tolerance": (_positive, "the seconds above 0 that names may be off the full interval"),
     "format": (_text, "the format of the files"),
     "variable": (_text, "the name of the data set in HDF5 or NetCDF-4 files"),

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone, tzinfo
 
 import numpy as np
 
@@ -81,6 +81,20 @@ def on_marks(times: np.ndarray, excluded: np.ndarray, interval: int, tolerance: 
     counts = np.zeros(len(times), bool)
     counts[nearest_first[nearest]] = True
     return marks, counts & ~excluded & (distances <= tolerance)
+
+
+def utc_of(local: datetime, zone: tzinfo) -> datetime | None:
+    """Naive UTC time of a naive local time, None if clocks show that twice or never."""
+    with contextlib.suppress(OverflowError):
+        times = {local.replace(tzinfo=zone, fold=fold).astimezone(timezone.utc) for fold in (0, 1)}
+        if len(times) == 1:
+            return times.pop().replace(tzinfo=None)
+    return None
+
+
+def local_of(time: datetime, zone: tzinfo) -> datetime:
+    """Naive local time of a naive UTC time."""
+    return time.replace(tzinfo=timezone.utc).astimezone(zone).replace(tzinfo=None)
 
 
 def seconds(time: datetime) -> int:
