@@ -29,6 +29,7 @@ from diffcast.evaluation.loop import evaluate
 from diffcast.evaluation.results import data_differences, describe_source
 from diffcast.forecaster import describe, load_forecaster_weights
 from diffcast.forecasting.dressed import dress
+from diffcast.forecasting.steps import check_source
 from diffcast.precision import training_precision, warn_if_emulated
 from diffcast.processes import (
     alone_in,
@@ -120,6 +121,7 @@ def start_training(settings: RunSettings, accelerator: Accelerator, model) -> bo
         raise InputError(f"--backbone {backbone} has no weights to train; add --use_diff or --eval.")
     training, purpose, folder = settings.training, settings.purpose, settings.folder
     train_set, valid_set = settings.data.open("train"), settings.data.open("valid")
+    check_source(settings.evaluation.of_pysteps, train_set.source)
     steps = total_steps(len(train_set), training, accelerator.num_processes)
     metadata = training_metadata(settings, describe_source(train_set.source, model), accelerator.num_processes)
     resume = find_resume(purpose.resume, folder / "checkpoints", metadata)

@@ -32,6 +32,7 @@ from diffcast.forecaster import Architecture, describe, load_forecaster, place
 from diffcast.forecasting.forecasts import ForecastSettings, check_members, forecast_all
 from diffcast.forecasting.operational import Operation
 from diffcast.forecasting.pictures import draw_case
+from diffcast.forecasting.steps import check_source
 from diffcast.forecasting.watching import watch
 from diffcast.loading import generators
 from utils.checkpoint import find_weights
@@ -117,14 +118,14 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("--watch uses the clock; leave out --now.")
 
 
-def load(args: argparse.Namespace, members: int) -> tuple[nn.Module, Architecture, str]:
+def load(args: argparse.Namespace, settings: ForecastSettings) -> tuple[nn.Module, Architecture, str]:
     """Load the forecaster in evaluation mode.
 
     Also returns a description of its weights, which holds the file's name and hash.
     """
     path = find_weights(str(args.ckpt_milestone), Path())
     model, architecture = load_forecaster(path, args.backbone)
-    check_members(model, members)
+    check_members(model, settings)
     place(model, torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
     height, width = architecture.frame_shape[1:]
     LOG.info("%s: %s at %d x %d pixels", path, architecture.backbone, height, width)
@@ -135,7 +136,7 @@ def forecast_latest(args: argparse.Namespace, settings: ForecastSettings) -> Non
     """Forecast from the newest frames, once or until a signal arrives."""
     now = None if args.now is None else parse_time(args.now)
     config = complete_config(args.latest)
-    model, architecture, weights = load(args, settings.members)
+    model, architecture, weights = load(args, settings)
     folder = writable_folder(args.out, "the forecasts")
     about = describe(find_weights(str(args.ckpt_milestone), Path())).metadata
     course = about.get("course")
@@ -169,7 +170,7 @@ def parse_time(text: str) -> datetime:
 
 def sample(args: argparse.Namespace, settings: ForecastSettings) -> None:
     """Forecast, draw and score sequences."""
-    model, architecture, weights = load(args, settings.members)
+    model, architecture, weights = load(args, settings)
     _, height, width = model.frame_shape
     if height != width:
         raise InputError(f"{weights} is for {height} x {width} pixels and --seqs has square frames; use --latest.")
@@ -179,6 +180,7 @@ def sample(args: argparse.Namespace, settings: ForecastSettings) -> None:
     del identity["forecast_batch"], identity["tile"]  # which do not change the forecasts
     folder = own_folder(args.out.resolve(), identity)
     source = synthetic(VIL) if args.seqs.resolve() == DEMO else VIL
+    check_source(settings.of_pysteps, source)
     scores: dict[str, Scores] = {}
     for number, sequence in enumerate(tqdm(sequences, desc="forecasting", unit="seq")):
         draws = generators(device, settings.seed, 3, [number])

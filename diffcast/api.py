@@ -113,7 +113,7 @@ def forecast(model: nn.Module, observed: Tensor, members: int = 1, seed: int = 0
     """
     settings = ForecastSettings(members=members, seed=seed, **options)
     _check(model, observed)
-    check_members(model, members)
+    check_members(model, settings)
     device = next(model.parameters(), observed).device
     draws = generators(device, seed, 3, range(len(observed)))
     segments = len(observed) * members * (model.segments if isinstance(model, DiffCast) else 1)

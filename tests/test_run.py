@@ -188,7 +188,7 @@ BAD_ARGUMENTS = {
     "too many members": ("--use_diff --members 20000", "members must be at most 500, not 20000"),
     "members of one forecast": (
         "--members 4",
-        "--members 4: simvp alone makes one forecast; add --use_diff or --dress",
+        "--members 4: simvp alone makes one forecast; add --use_diff, --dress or --baselines steps",
     ),
     "no sequences to score": ("--eval_sequences 0", "eval_sequences must be at least 1"),
     "learning rate that is no number": ("--lr nan", "lr must be a number, not nan"),

@@ -258,11 +258,11 @@ def _check_together(settings: RunSettings) -> None:
         raise InputError(
             "--eval needs --ckpt_milestone: a checkpoint file or folder, a step of the run, best or latest."
         )
-    members = settings.evaluation.members
-    if members > 1 and not (architecture.use_diff or settings.evaluation.dress):
+    evaluation = settings.evaluation
+    if evaluation.members > 1 and not (architecture.use_diff or evaluation.dress or "steps" in evaluation.baselines):
         raise InputError(
-            f"--members {members}: {architecture.backbone} alone makes one forecast; add --use_diff or --dress, or "
-            "leave --members out."
+            f"--members {evaluation.members}: {architecture.backbone} alone makes one forecast; add --use_diff, "
+            "--dress or --baselines steps, or leave --members out."
         )
     for tracker in purpose.log_with:
         if find_spec(tracker) is None:

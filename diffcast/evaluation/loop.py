@@ -21,8 +21,9 @@ from diffcast.evaluation.parts import RAINY, Part, Parts, digest_of, split_into_
 from diffcast.evaluation.results import describe_source, score_table, warn_of_gaps, write_lead_times, write_metrics
 from diffcast.forecaster import place
 from diffcast.forecasting.dressed import Dressed
-from diffcast.forecasting.forecasts import BASELINES, ForecastSettings, forecast_all
+from diffcast.forecasting.forecasts import ForecastSettings, forecast_all
 from diffcast.forecasting.pictures import draw_case
+from diffcast.forecasting.steps import members_of
 from diffcast.loading import digest_of_frames, generators, load_batches, spread
 from diffcast.model import DiffCast
 from diffcast.precision import forecast_precision
@@ -112,12 +113,19 @@ class Evaluator:
         self.drawing = Dispensable("pictures of the cases")
         self.perception = load_lpips().to(accelerator.device) if settings.lpips else None
         self.precision = forecast_precision(settings.forecast_precision, accelerator.device)
+        self.nowcaster = settings.nowcaster(dataset.source, self.pixel_km, model.frames_out)
         self.chosen = spread(len(dataset), settings.eval_sequences)
         ensemble = settings.members
         own = {name: ensemble, "trend": 1} if isinstance(model, DiffCast) else {name: 1}
-        self.members = own | ({"dressed": ensemble} if dressed else {}) | dict.fromkeys(BASELINES, 1)
+        own |= {"dressed": ensemble} if dressed else {}
+        self.members = own | {baseline: members_of(baseline, ensemble) for baseline in settings.baselines}
         per_batch = max(1, settings.forecast_batch // settings.members)
         self.work = split_into_parts([self.chosen[i : i + per_batch] for i in range(0, len(self.chosen), per_batch)])
+
+    @property
+    def pixel_km(self) -> float:
+        """Width of a pixel."""
+        return self.dataset.source.extent / self.model.frame_shape[2]
 
     def evaluate(self, folder: Path, identity: dict, about: dict) -> dict[str, dict]:
         """Score the missing parts, and write the results to the folder."""
@@ -213,7 +221,8 @@ class Evaluator:
         if self.dressed is not None:
             residuals = generators(self.accelerator.device, self.settings.seed, 4, indices)
             dress = partial(self.dressed.dress_trend, members=self.settings.members, generator=residuals)
-        return forecast_all(self.model, observed, self.settings, draws, self.name, dress)
+        nowcast = partial(self.nowcaster.forecast_sequences, self.dataset, indices, self.model.frames_in)
+        return forecast_all(self.model, observed, self.settings, draws, self.name, dress, nowcast)
 
     def scores(self) -> dict[str, dict]:
         """Return the scores of the parts of all processes."""
@@ -265,8 +274,7 @@ class Evaluator:
         files = []
         with self.drawing:
             source = self.dataset.source
-            pixel_km = source.extent / self.model.frame_shape[2]
-            files = draw_case(self.folder, name, observed, future, forecasts, source, pixel_km)
+            files = draw_case(self.folder, name, observed, future, forecasts, source, self.pixel_km)
         return [path.name for path in files]
 
     def _new_scores(self, name: str) -> ScoreGroup:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dataset.source import Source
+from diffcast.forecasting import steps
 from diffcast.model import DiffCast, Generators
 from diffcast.precision import forecast_precision
 from diffcast.samplers import SAMPLERS, STEPS
@@ -37,6 +39,12 @@ class ForecastSettings:
         at_most=1000,  # times of the official diffusion process
     )
     seed: int = option(0, "seed of the noise", at_least=0, at_most=2**63 - 1)
+    baselines: tuple[str, ...] = option(
+        BASELINES,
+        "simple forecasts to compare with. extrapolation, sprog and steps are those of pysteps, see docs/evaluation.md",
+        nargs="*",
+        choices=(*BASELINES, *steps.METHODS),
+    )
     forecast_batch: int = option(
         12,
         "number of forecasts (sequences x members x tiles) to make at once. Lower it if memory is short",
@@ -55,15 +63,25 @@ class ForecastSettings:
 
     def __post_init__(self):
         check_values(self)
+        steps.check_packages(self.of_pysteps)
         if self.sampling_steps is None:
             if callable(self.sampler):
                 raise InputError("sampling_steps has no default for a sampler of your own; give a number.")
             object.__setattr__(self, "sampling_steps", STEPS[self.sampler])
 
+    @property
+    def of_pysteps(self) -> tuple[str, ...]:
+        """The baselines that pysteps makes."""
+        return tuple(name for name in self.baselines if name in steps.METHODS)
 
-def check_members(model: nn.Module, members: int) -> None:
-    """Raise `InputError` if several members are to come from a backbone alone."""
-    if members > 1 and not isinstance(model, DiffCast):
+    def nowcaster(self, source: Source, pixel_km: float, leads: int) -> steps.Nowcaster:
+        """Prepare the baselines of pysteps. Raises `InputError` if the source does not suit them."""
+        return steps.Nowcaster(self.of_pysteps, source, pixel_km, leads, self.members, self.seed)
+
+
+def check_members(model: nn.Module, settings: ForecastSettings) -> None:
+    """Raise `InputError` if several members are to come from a backbone alone, and STEPS takes none of them."""
+    if settings.members > 1 and not isinstance(model, DiffCast) and "steps" not in settings.baselines:
         raise InputError(f"{type(model).__name__} is a backbone alone, which makes one forecast; leave out members.")
 
 
@@ -109,6 +127,7 @@ def forecast_all(
     draws: Generators,
     name: str,
     dress: Callable[[Tensor], Tensor] | None = None,  # makes an ensemble of the trend
+    nowcast: Callable[[], dict[str, Tensor]] = dict,  # makes the baselines of pysteps
 ) -> dict[str, Tensor]:
     """Forecast with the model, its trend and the baselines.
 
@@ -120,8 +139,11 @@ def forecast_all(
         forecasts["trend"] = made.trend.clamp(0, 1)[:, None]
     if dress is not None:
         forecasts["dressed"] = dress(made.trend)
-    for baseline in BASELINES:
-        if baseline not in forecasts:
+    nowcasts = nowcast()
+    for baseline in settings.baselines:
+        if baseline in nowcasts:
+            forecasts[baseline] = nowcasts[baseline].to(observed.device)
+        elif baseline not in forecasts:
             simple = build_backbone(baseline, model.frame_shape, model.frames_in, model.frames_out)
             forecasts[baseline] = simple.forecast(without_gaps(observed).float())
     return forecasts

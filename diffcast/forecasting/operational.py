@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ class Operation:
     def __post_init__(self):
         if self.model.frame_shape[0] != 1:
             raise InputError(f"{self.weights} is for frames with {self.model.frame_shape[0]} channels; radar has one.")
-        check_members(self.model, self.settings.members)
+        check_members(self.model, self.settings)
         found = describe_source(self.config.source(widening=1), self.model)
         if differences := data_differences(self.trained, found):
             raise InputError(
@@ -95,7 +95,9 @@ class Operation:
         begin, crop = time.monotonic(), newest.grid.crop
         device = next(self.model.parameters()).device
         draws = generators(device, self.settings.seed, 6, [seconds(newest.times[-1])])
-        forecasts = forecast_all(self.model, newest.frames.to(device)[None], self.settings, draws, self.name)
+        nowcast = partial(self.nowcasts, newest)
+        frames = newest.frames.to(device)[None]
+        forecasts = forecast_all(self.model, frames, self.settings, draws, self.name, nowcast=nowcast)
         observed = crop(newest.frames)
         valid = ~observed.isnan()
         unseen = ~valid.any(0)
@@ -109,6 +111,11 @@ class Operation:
                 self.folder, path.stem, observed, None, forecasts, newest.source, _pixel_km(newest), newest.times[-1]
             )
         LOG.info("%d members in %.1f s: %s", len(members), time.monotonic() - begin, path)
+
+    def nowcasts(self, newest: Latest) -> dict[str, Tensor]:
+        """Forecasts `(1, M, T, C, H, W)` of the baselines of pysteps."""
+        nowcaster = self.settings.nowcaster(newest.source, _pixel_km(newest), self.model.frames_out)
+        return {name: made[None] for name, made in nowcaster.forecast(newest.frames).items()}
 
     def doubts(self, newest: Latest) -> Iterator[str]:
         """Yield reasons to doubt a forecast."""

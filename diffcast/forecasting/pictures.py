@@ -19,7 +19,7 @@ from utils.visualize import Coordinates, Style, Styled, draw_animation, draw_str
 
 SUFFIXES = (".png", ".pdf", ".gif")
 MEMBERS_DRAWN = 8  # at most, of all ensembles together
-TITLES = {"simvp": "SimVP", "phydnet": "PhyDNet", "convgru": "ConvGRU"}
+TITLES = {"simvp": "SimVP", "phydnet": "PhyDNet", "convgru": "ConvGRU", "sprog": "S-PROG", "steps": "STEPS"}
 
 
 def draw_case(

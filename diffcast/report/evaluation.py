@@ -13,6 +13,7 @@ from utils.errors import InputError
 LEARNT = ("trend", "dressed")  # forecasts that have weights, besides the evaluated one
 SAMPLING = ("sampler", "sampling_steps", "forecast_precision", "compile")
 OF_ENSEMBLES = ("seed", "members", "dress")
+OF_BASELINES = {"steps": ("seed", "members")}
 OF_DATA = (
     *("dataset", "data_path", "packed_path", "scale", "split", "stride", "img_size", "img_channel", "seq_len"),
     *("frames_in", "frames_out", "eval_sequences", "lpips", "device", "processes"),
@@ -92,7 +93,10 @@ class Entry:
         sampled = how.get("sampler") and self.forecast == next(iter(self.evaluation.scores))
         absent = () if sampled else SAMPLING if self.forecast == "dressed" else (*SAMPLING, *OF_ENSEMBLES)
         found = self.evaluation.section("settings") | how
-        return {key: found[key] for key in found if key not in absent and (self.has_weights or key in OF_DATA)}
+        if not self.has_weights:
+            own = (*OF_DATA, *OF_BASELINES.get(self.forecast, ()))
+            return {key: found[key] for key in found if key in own}
+        return {key: found[key] for key in found if key not in absent}
 
     @property
     def checkpoint(self) -> dict:
