@@ -3,13 +3,20 @@
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from dataset.transform import Transform
+
+FINE_LEVELS = 65535  # of frames that are stored in 16 bits
+
 
 @dataclass(frozen=True)
 class Source:
     """Scale, thresholds, colours and units of one kind of radar frames.
 
-    A frame value `x` in [0, 1] stands for `offset + scale * x` in `units`, as do `thresholds` and `bounds`.
-    `colors[i]` paints values in `[bounds[i], bounds[i + 1])`.
+    A frame value in [0, 1] stands for a share of the range from `offset` to `offset + scale` in `units`. It is that
+    share itself, unless a `transform` makes the networks see the range on a logarithmic scale. `thresholds` and
+    `bounds` are in `units`, too. `colors[i]` paints values in `[bounds[i], bounds[i + 1])`.
     """
 
     name: str
@@ -22,19 +29,48 @@ class Source:
     extent: float  # width of a frame in km
     offset: float = 0.0
     synthetic: bool = False  # made by `dataset.synthetic.writer`; results and pictures say so
+    transform: Transform | None = None  # the scale on which networks see values, None: linear
 
     @property
     def steps(self) -> tuple[float, ...]:
         """What `scale * x` reaches where the value reaches the thresholds."""
-        return tuple(threshold - self.offset for threshold in self.thresholds)
+        return tuple(map(self.step, self.thresholds))
+
+    def step(self, value: float) -> float:
+        """What `scale * x` of a frame reaches where its value in units reaches this one.
+
+        With a transform it is rounded to the 16 bits of stored frames, so that a value just there is not below it.
+        """
+        if self.transform is None:
+            return value - self.offset
+        level = np.rint(FINE_LEVELS * self.to_frames(np.float64(value)))
+        return float(np.float32(self.scale) * (np.float32(level) / np.float32(FINE_LEVELS)))
 
     def in_units(self, frames):
         """Physical values of frames, an array or tensor in [0, 1]."""
-        return self.offset + self.scale * frames
+        return self.offset + self.scale * self.shares(frames)
 
     def to_frames(self, values):
         """Frames of physical values, the inverse of `in_units`; values outside the range leave [0, 1]."""
-        return (values - self.offset) / self.scale
+        return self.frames((values - self.offset) / self.scale)
+
+    def shares(self, frames):
+        """Shares of the range in units, of frames in [0, 1]; both are an array or tensor."""
+        if self.transform is None:
+            return frames
+        low, high = self._ends()
+        return (self.transform.values(low + (high - low) * frames) - self.offset) / self.scale
+
+    def frames(self, shares):
+        """Frames of shares of the range in [0, 1], the inverse of `shares`."""
+        if self.transform is None:
+            return shares
+        low, high = self._ends()
+        return (self.transform.levels(self.offset + self.scale * shares) - low) / (high - low)
+
+    def _ends(self) -> tuple[float, float]:
+        """Levels of the transform that the range goes from and to."""
+        return tuple(self.transform.levels(np.array([self.offset, self.offset + self.scale])).tolist())
 
 
 def vil(byte: float) -> float:

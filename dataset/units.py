@@ -9,12 +9,29 @@ NAMES = {
     **dict.fromkeys(("sec", "second", "seconds"), "s"),
     **dict.fromkeys(("millimeter", "millimeters", "millimetre", "millimetres"), "mm"),
 }
+DEPTHS = {"mm": 1, "cm": 10, "m": 1000}  # in mm
+PERIODS = {"h": 1, "min": 1 / 60, "s": 1 / 3600}  # in hours
 NOTHING = ("", "1", "-", "none", "unknown")  # what writers put where they know no units
 
 
 def same_units(one: str, other: str) -> bool:
     """Whether two spellings mean the same units."""
     return _factors(one) == _factors(other)
+
+
+def rain_rate(units: str, interval: float) -> float | None:
+    """The rain rate in mm/h that 1 in these units is, None if they are none of rain.
+
+    A depth, such as mm, falls within an interval in minutes.
+    """
+    factors = _factors(units)
+    for depth, millimetres in DEPTHS.items():
+        if factors == Counter({depth: 1}):
+            return millimetres / (interval / 60)
+        for period, hours in PERIODS.items():
+            if factors == Counter({depth: 1, period: -1}):
+                return millimetres / hours
+    return None
 
 
 def _factors(text: str) -> Counter | str:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +166,7 @@ def _rows_of(found: np.ndarray, records: np.ndarray) -> np.ndarray:
 
 def _index(encoder: Encoder) -> dict:
     """What the rows depend on, besides the files."""
-    config = encoder.config
+    config, transform = encoder.config, encoder.source.transform
     return {
         "format": FORMAT,
         "pattern": config.pattern.text,
@@ -181,6 +182,7 @@ def _index(encoder: Encoder) -> dict:
         "stored_type": encoder.stored_type,
         "levels": encoder.levels,
         "size": list(encoder.grid.size),
+        **({"transform": asdict(transform)} if transform else {}),
     }
 
 

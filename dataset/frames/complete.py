@@ -16,9 +16,14 @@ def complete_config(path: str | Path) -> FramesConfig:
     """Read `frames.yaml`, completed by the first usable frame.
 
     The frame gives units and width where the file lacks them. Raises `InputError` that names the wrong key, or the key
-    that the frame does not replace.
+    that the frame does not replace, and for units that do not fit a transform.
     """
-    config = read_config(path)
+    config = _completed(read_config(path))
+    config.source(widening=1)  # which refuses such units
+    return config
+
+
+def _completed(config: FramesConfig) -> FramesConfig:
     if config.units and config.extent_km:
         return config
     path, frame = first_frame(config)

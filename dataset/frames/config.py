@@ -16,6 +16,7 @@ import yaml
 from dataset.frames.names import NamePattern
 from dataset.hdf5 import reason_of
 from dataset.source import VIL, Source
+from dataset.transform import NUMBERS, TRANSFORMS, Transform
 from utils.errors import InputError
 
 CONFIG, UTC = "frames.yaml", timezone.utc
@@ -45,6 +46,7 @@ class FramesConfig:
     offset: float | None = None  # None: the file's, or 0
     missing: tuple[float, ...] = ()  # stored values, besides those that the file names
     format: str | None = None  # of the files; None: whatever each file is
+    transform: tuple | None = None  # a key of TRANSFORMS, and its numbers if they are given; None: linear
     variable: str | None = None  # name of the data set in HDF5 and NetCDF-4 files; None: the only one, or the first
     bounds: tuple[float, ...] | None = None
     colors: tuple[str, ...] | None = None
@@ -52,7 +54,10 @@ class FramesConfig:
     stride: int = 5  # frames between sequences
 
     def source(self, widening: float) -> Source:
-        """The source of frames that padding has made `widening` times as wide."""
+        """The source of frames that padding has made `widening` times as wide.
+
+        Raises `InputError` if the units do not fit the transform.
+        """
         low, high = self.range
         bounds, colors = self.bounds, self.colors
         if bounds is None:
@@ -67,7 +72,17 @@ class FramesConfig:
             interval=self.interval,
             extent=self.extent_km * widening,
             offset=low,
+            transform=self._transform(),
         )
+
+    def _transform(self) -> Transform | None:
+        if self.transform is None:
+            return None
+        name, *numbers = self.transform
+        try:
+            return TRANSFORMS[name](self.units, self.interval, *numbers)
+        except InputError as error:
+            raise InputError(f"{self.file}: {error}.") from None
 
 
 def _legend(first: float, last: float, number: int) -> list[float]:
@@ -122,7 +137,7 @@ def _checked(file: Path, key: str, value: Any) -> Any:
         return check(value)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, KeyError):
         raise InputError(f"{file}: {key} must be {meaning}, not {value!r}.") from None
 
 
@@ -133,6 +148,8 @@ def _contradiction(config: FramesConfig) -> str | None:
         return f"range must rise, not go from {low:g} to {high:g}"
     if not low < config.thresholds[0] or not config.thresholds[-1] < high:
         return f"all thresholds must lie inside the range {low:g} to {high:g}"
+    if config.transform and low < 0:
+        return f"range must begin at 0 or above for the logarithm of transform, not at {low:g}"
     if config.tolerance >= 30 * config.interval:
         return f"tolerance must be less than half of the interval, {30 * config.interval:g} s, not {config.tolerance:g}"
     if (config.bounds is None) != (config.colors is None):
@@ -206,6 +223,15 @@ def _colors(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _transform(value: Any) -> tuple:
+    """Name and numbers of a transform, from `dbz` or `dbz: [200, 1.6]`."""
+    ((name, given),) = value.items() if isinstance(value, dict) else ((value, []),)
+    numbers = tuple(map(_number, given if isinstance(given, list) else [given]))
+    if len(numbers) not in (0, NUMBERS[name]) or not all(number > 0 for number in numbers):
+        raise ValueError
+    return name, *numbers
+
+
 def _split(value: Any) -> tuple[datetime, datetime]:
     if set(value) != {"valid_from", "test_from"}:
         raise ValueError
@@ -251,6 +277,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "offset": (_number, "what is added to get physical values"),
     "missing": (_missing, "one stored value or a list of them"),
     "units": (_text, "the units of physical values"),
+    "transform": (_transform, "dbz, log, {dbz: [a, b]} or {log: unit}, with numbers above 0"),
     "range": (_pair, "two physical values [low, high]"),
     "thresholds": (_rising, "a rising list of physical values"),
     "bounds": (_rising, "a rising list of physical values, one more than colors"),

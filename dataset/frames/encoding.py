@@ -11,7 +11,7 @@ from torch import Tensor
 from dataset.frames.archive import archive_of
 from dataset.frames.config import FramesConfig
 from dataset.frames.values import StoredFrame
-from dataset.source import Source
+from dataset.source import FINE_LEVELS, Source
 from utils.errors import InputError
 
 
@@ -83,8 +83,8 @@ class Encoder:
         """Read levels and validity (bool) of a frame, both `grid.fitted`.
 
         Levels are 0 where not valid. Shrinking is bilinear and antialiased. It weighs valid pixels only, and a pixel of
-        the result is valid if more than half of its weight was. Raises `InputError` for a file that cannot be used, is
-        unlike the first or holds no valid pixel.
+        the result is valid if more than half of its weight was. Means are taken of values in units. Raises `InputError`
+        for a file that cannot be used, is unlike the first or holds no valid pixel.
         """
         archive = archive_of(self.config)
         frame, name = archive.read(time), archive.name_of(time)
@@ -94,10 +94,10 @@ class Encoder:
                 f"{name} has {found[0]} {found[1]} values, the first frame {self.grid.stored} {self.stored_type}; "
                 "all frames of a folder must be alike."
             )
-        values, valid = _shrink(_unit(frame.values, self.config), self.grid.fitted)
+        values, valid = _shrink(_shares(frame.values, self.config), self.grid.fitted)
         if not valid.any():
             raise InputError(f"{name} has no valid pixel.")
-        return np.rint(values * self.levels).astype(self.dtype), valid
+        return np.rint(self.source.frames(values) * self.levels).astype(self.dtype), valid
 
     def decode(self, levels: np.ndarray, valid: np.ndarray) -> Tensor:
         """Decode `(T, *grid.fitted)` to float32 frames `(T, 1, *grid.size)` in [0, 1].
@@ -111,10 +111,12 @@ class Encoder:
 def fine_levels(config: FramesConfig) -> int:
     """The most 16-bit levels that hold every threshold exactly, or 65535.
 
-    Otherwise rain of exactly 1 mm/h might count as less.
+    Otherwise rain of exactly 1 mm/h might count as less. The thresholds of a source with a transform lie on levels.
     """
     source = config.source(widening=1)
-    steps, levels = np.array(source.steps), np.arange(65535, 255, -1)[:, None]
+    if source.transform:
+        return FINE_LEVELS
+    steps, levels = np.array(source.steps), np.arange(FINE_LEVELS, 255, -1)[:, None]
     places = steps / source.scale * levels
     nearest = np.rint(places)
     values = np.float32(source.scale) * (nearest.astype(np.float32) / levels.astype(np.float32))
@@ -122,16 +124,16 @@ def fine_levels(config: FramesConfig) -> int:
     return int(levels[fit.all(axis=1).argmax(), 0])
 
 
-def _unit(values: np.ndarray, config: FramesConfig) -> np.ndarray:
-    """Values in units as float32 in [0, 1]; NaN where missing."""
+def _shares(values: np.ndarray, config: FramesConfig) -> np.ndarray:
+    """Shares of the range in [0, 1], float32, of values in units; NaN where missing."""
     low, high = config.range
     return np.clip((values - low) / (high - low), 0, 1).astype(np.float32)
 
 
 def _bytes_suffice(frame: StoredFrame, config: FramesConfig) -> bool:
-    if frame.kind != "uint8":
+    if frame.kind != "uint8" or config.transform:
         return False
-    levels = 255 * _unit(np.arange(256) * frame.metadata.scale + frame.metadata.offset, config)
+    levels = 255 * _shares(np.arange(256) * frame.metadata.scale + frame.metadata.offset, config)
     return bool(np.abs(levels - np.rint(levels)).max() < 1e-3)
 
 

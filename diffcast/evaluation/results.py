@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
@@ -29,6 +30,7 @@ def describe_source(source: Source, model: nn.Module) -> dict:
         "scale": source.scale,
         "offset": source.offset,
         "units": source.units,
+        "transform": asdict(source.transform) if source.transform else None,
         "thresholds": list(source.thresholds),
         "interval": source.interval,
         "pixel_km": source.extent / model.frame_shape[2],
@@ -42,7 +44,7 @@ def data_differences(trained: object, found: dict) -> list[str]:
     """List where two sources differ in what weights depend on.
 
     An item reads `key trained / found`. `trained` comes from a checkpoint. It may be None, and a key that it lacks is
-    no difference.
+    no difference, except that weights without a transform are of frames without one.
     """
     if not isinstance(trained, dict):
         return []
@@ -54,6 +56,8 @@ def data_differences(trained: object, found: dict) -> list[str]:
     differing = [f"{key} {trained[key]!r} / {found[key]!r}" for key, equal in same.items() if not equal]
     if not _same_range(trained, found):
         differing.append(f"range {_range(trained)} / {_range(found)}")
+    if trained.get("transform") != found["transform"]:
+        differing.append(f"transform {trained.get('transform') or 'none'} / {found['transform'] or 'none'}")
     return differing
 
 

@@ -182,6 +182,7 @@ def quantities(members: Tensor, observed: Tensor, source: Source) -> dict[str, V
     `members` are `(M, T, H, W)` in [0, 1], NaN where data are missing. `observed` `(H, W)` is the
     number of observed frames in which a pixel is valid.
     """
+    values = source.in_units(members)
     chances = torch.stack([exceedance(members, source.scale, step) for step in source.steps])
     names = [name for units, name in STANDARD_NAMES.items() if same_units(units, source.units)]
     standard = {"standard_name": names[0]} if names else {}
@@ -189,11 +190,11 @@ def quantities(members: Tensor, observed: Tensor, source: Source) -> dict[str, V
     plane = ("time", "y", "x")
     return {
         "forecast": _packed(
-            ("member", *plane), members, source, {**standard, "long_name": f"{source.name} of each member", **located}
+            ("member", *plane), values, source, {**standard, "long_name": f"{source.name} of each member", **located}
         ),
         "forecast_mean": _packed(
             plane,
-            members.mean(0),
+            values.mean(0),
             source,
             {
                 **standard,
@@ -226,7 +227,9 @@ def _axis(dimension: str, values: np.ndarray, standard_name: str | None, units: 
 
 
 def _packed(dimensions: tuple[str, ...], values: Tensor, source: Source, attributes: dict) -> Variable:
-    """Pack values in [0, 1] to 16 bits."""
-    levels = (LEVELS * values).round().nan_to_num(nan=float(FILL)).numpy().astype(np.int16)
+    """Pack values in units to 16 bits."""
+    levels = (
+        (LEVELS * (values - source.offset) / source.scale).round().nan_to_num(nan=float(FILL)).numpy().astype(np.int16)
+    )
     scaling = {"scale_factor": np.float32(source.scale / LEVELS), "add_offset": np.float32(source.offset)}
     return Variable(dimensions, levels, {**attributes, "units": source.units, **scaling, "_FillValue": FILL})

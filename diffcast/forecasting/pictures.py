@@ -74,7 +74,7 @@ def draw_forecast(
         rows["Forecast"] = members[0]
     else:
         rows |= {f"Member {number}": one for number, one in enumerate(members[:3], start=1)}
-        rows["Mean"] = members.mean(0)
+        rows["Mean"] = _mean(members, source)
     draw = draw_animation if path.suffix == ".gif" else draw_strip
     coordinates = Coordinates(source.interval, source.extent / observed.shape[-1])
     return draw(path, _first_channel(observed), rows, style_of(source), coordinates)
@@ -94,7 +94,8 @@ def style_of(source: Source) -> Style:
     units, numbers = _units(source), ()
     if all(len(meaning) == 2 for meaning in meanings):
         units, numbers = f"{units}\n({meanings[0][1]})", tuple(f"({number})" for number, _ in meanings)
-    return Style(source.scale, source.bounds, source.colors, units, source.offset, numbers)
+    steps = tuple(map(source.step, source.bounds[1:-1]))
+    return Style(source.scale, source.bounds, source.colors, units, source.offset, numbers, steps)
 
 
 def _units(source: Source) -> str:
@@ -126,13 +127,18 @@ def _ensemble_rows(ensembles: Mapping[str, Tensor], source: Source) -> dict[str,
 
 def _quantities(source: Source) -> dict[str, tuple[Callable[[Tensor], Tensor], Style]]:
     """By label, a function of members `(M, T, H, W)` and a style."""
-    mean = (partial(torch.mean, dim=0), style_of(source))
-    spread = (partial(torch.std, dim=0), _spread_style(source))
+    mean = (partial(_mean, source=source), style_of(source))
+    spread = (lambda members: source.shares(members).std(dim=0), _spread_style(source))
     chances = {
         f"P({source.name} ≥ {threshold:g})": (partial(exceedance, scale=source.scale, step=step), _percent(source))
         for threshold, step in list(zip(source.thresholds, source.steps, strict=True))[1:3]
     }
     return {"Mean": mean, "Spread": spread, **chances}
+
+
+def _mean(members: Tensor, source: Source) -> Tensor:
+    """Frames of the mean of members `(M, ...)`, which is taken in units."""
+    return source.frames(source.shares(members).mean(dim=0))
 
 
 def exceedance(members: Tensor, scale: float, step: float) -> Tensor:

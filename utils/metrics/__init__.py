@@ -1,6 +1,7 @@
 """Verification scores that are updated with batches and summed over processes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,11 +36,49 @@ __all__ = [
     "probability_matched_mean",
 ]
 
+# Parts that only compare values, or convert frames themselves.
+OF_FRAMES = ("categorical", "fractions", "exceedance", "ranks", "ensemble_mean", "pm_mean")
 
-class Scores(ScoreGroup):
+
+class Curve(Protocol):
+    """How frames in [0, 1] and shares of the range of values correspond, where they are not the same.
+
+    Both functions rise from 0 to 1 and take arrays of any shape.
+    """
+
+    def shares(self, frames: Tensor) -> Tensor:
+        """Return the shares of the range that frames stand for."""
+
+    def frames(self, shares: Tensor) -> Tensor:
+        """Return the frames of shares of the range."""
+
+
+class _CurvedGroup(ScoreGroup):
+    """Scores of values, of frames on a scale that may be curved.
+
+    Events and ranks are those of the frames, which reach thresholds exactly. All else is computed from values.
+    """
+
+    def __init__(self, leads: int, parts: Mapping[str, Score], curve: Curve | None):
+        super().__init__(leads, parts)
+        self.curve = curve
+
+    def terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
+        if self.curve is None:
+            return super().terms(forecast, target)
+        values = self.curve.shares(forecast).masked_fill(target.isnan()[:, None], 0), self.curve.shares(target)
+        return {
+            f"{key}/{name}": term
+            for key, part in self.parts.items()
+            for name, term in part.terms(*((forecast, target) if key in OF_FRAMES else values)).items()
+        }
+
+
+class Scores(_CurvedGroup):
     """All scores of a forecast, except LPIPS.
 
-    Scale and thresholds are those of the data source. `compute` returns one flat dict, described at
+    Scale and thresholds are those of the data source. All scores are those of values in its units, or in shares of its
+    range, also if the frames show these values on the scale of a `curve`. `compute` returns one flat dict, described at
     `CategoricalScores`, `FrameErrors`, `StructuralSimilarity`, `FractionsSkill`, `PowerSpectrum` and
     `EnsembleScores`. Curves over lead times are the lists called `<score>_per_lead`. With more than one member,
     `ExceedanceScores` and `RankHistogram` come in, the scores of single fields pool the members, and the keys
@@ -58,6 +97,7 @@ class Scores(ScoreGroup):
         leads: int,  # T, forecast frames
         members: int = 1,  # M
         pools: Sequence[int] = (4, 16),  # block sizes of the pooled CSI, pixels
+        curve: Curve | None = None,  # of frames that are not proportional to values
     ):
         def field_scores(members: int) -> dict[str, Score]:
             return {
@@ -74,14 +114,17 @@ class Scores(ScoreGroup):
             parts["ranks"] = RankHistogram(scale, thresholds[0], leads, members)
             for field in (ensemble_mean, probability_matched_mean):
                 name = "pm_mean" if field is probability_matched_mean else "ensemble_mean"
-                parts[name] = _FieldScores(leads, field_scores(1), name, field)
-        super().__init__(leads, parts)
+                parts[name] = _FieldScores(leads, field_scores(1), curve, name, field)
+        super().__init__(leads, parts, curve)
         self.missing_forecast = torch.zeros(leads, dtype=torch.int64)
 
     @classmethod
     def of(cls, source, leads: int, members: int = 1) -> "Scores":
-        """Build the scores for frames of a source, which has the attributes `scale` and `steps`."""
-        return cls(source.scale, source.steps, leads, members)
+        """Build the scores for frames of a source.
+
+        It has the attributes `scale`, `steps` and `transform`, and the methods of a `Curve`.
+        """
+        return cls(source.scale, source.steps, leads, members, curve=source if source.transform else None)
 
     def compute(self) -> dict:
         """Return the scores of all parts in one dict."""
@@ -109,22 +152,25 @@ def _missing_forecast(forecast: Tensor, target: Tensor) -> Tensor:
     return (forecast.isnan().any(dim=1) & ~target.isnan()).sum(dim=(2, 3, 4))
 
 
-class _FieldScores(ScoreGroup):
+class _FieldScores(_CurvedGroup):
     """Scores of a field that represents the ensemble, under their own key."""
 
     def __init__(
         self,
         leads: int,  # T, forecast frames
         parts: Mapping[str, Score],
+        curve: Curve | None,
         name: str,  # key of `compute`
         field: Callable[[Tensor, Tensor], Tensor],  # of members (B, M, T, C, H, W) and target, one (B, 1, T, C, H, W)
     ):
-        super().__init__(leads, parts)
+        super().__init__(leads, parts, curve)
         self.name = name
         self.field = field
 
     def terms(self, forecast: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return super().terms(self.field(forecast, target), target)
+        if self.curve is None:
+            return super().terms(self.field(forecast, target), target)
+        return super().terms(self.curve.frames(self.field(self.curve.shares(forecast), target)), target)
 
     def compute(self) -> dict:
         return {self.name: super().compute()}

@@ -16,8 +16,9 @@ MISSING = (0xDC, 0xDC, 0xDC)
 class Style:
     """How frames are painted.
 
-    A frame value `x` in [0, 1] stands for `offset + scale * x` in `units`. `colors[i]` paints values in
-    `[bounds[i], bounds[i + 1])`. The outermost colours also paint values beyond the outermost bounds.
+    A frame value `x` in [0, 1] stands for `offset + scale * x` in `units`, or it reaches the inner bounds where
+    `scale * x` reaches `steps`. `colors[i]` paints values in `[bounds[i], bounds[i + 1])`. The outermost colours also
+    paint values beyond the outermost bounds.
     """
 
     scale: float
@@ -26,6 +27,7 @@ class Style:
     units: str
     offset: float = 0.0
     meanings: tuple[str, ...] = ()  # further text of the inner bounds in the legend
+    steps: tuple[float, ...] | None = None  # None: bounds minus offset
 
     def __post_init__(self):
         if len(self.colors) != len(self.bounds) - 1:
@@ -91,8 +93,8 @@ def render(frames: ArrayLike, style: Style) -> np.ndarray:
     """
     # In float32, as scores compare with thresholds: a byte / 255 then reaches exactly the bound it stands on.
     values = np.asarray(frames, dtype=np.float32) * np.float32(style.scale)
-    steps = np.subtract(style.bounds[1:-1], style.offset).astype(np.float32)
-    painted = style.rgb[np.searchsorted(steps, values, side="right")]
+    steps = np.subtract(style.bounds[1:-1], style.offset) if style.steps is None else np.array(style.steps)
+    painted = style.rgb[np.searchsorted(steps.astype(np.float32), values, side="right")]
     return np.where(np.isnan(values)[..., None], np.uint8(MISSING), painted)
 
 
