@@ -18,6 +18,8 @@ def build_dataset(
     split_scheme: str = "official",  # or benchmark; of SEVIR's layout
     packed_path: str | Path | None = None,  # folder that holds packed caches; None: <data_path>/packed
     scale: float | None = None,  # physical value of the highest stored one, of shanghai and cikm; None: the official
+    crop: int | None = None,  # pixels of the side of crops at native resolution, of frames; None: complete frames
+    crop_by: str = "rain",  # what makes a random crop likely, or uniform
 ) -> Sequences:
     """Open one split of a data set (see `dataset.sequences.Sequences` for the items).
 
@@ -28,6 +30,8 @@ def build_dataset(
         raise InputError(f"Unknown dataset '{name}'; choose one of {', '.join(DATASETS)}.")
     if scale is not None and name not in SCALED:
         raise InputError(f"scale belongs to {' and '.join(SCALED)}; leave it out for the data set {name}.")
+    if crop is not None and name != "frames":
+        raise InputError(f"crop belongs to frames; leave it out for the data set {name}.")
     if split_scheme != "official" and name not in DATED:
         raise InputError(f"split {split_scheme} is for {', '.join(DATED)}; leave it out for the data set {name}.")
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -35,6 +39,7 @@ def build_dataset(
         raise InputError(f"img_size {height} {width}: the data set {name} has square frames; give one number.")
     img_size = (height, width) if name in OBLONG else height
     options = {"scale": scale} if name in SCALED else {}
+    options |= {"crop": crop, "crop_by": crop_by} if name == "frames" else {}
     return DATASETS[name](split, data_path, img_size, seq_len, stride, split_scheme, packed_path, **options)
 
 
@@ -74,9 +79,12 @@ def _radar_h5(name, split, data_path, img_size, seq_len, stride, split_scheme, p
     return RadarH5(name, data_path, split, img_size, seq_len, scale)
 
 
-def _frames(split, data_path, img_size, seq_len, stride, split_scheme, packed_path):
+def _frames(split, data_path, img_size, seq_len, stride, split_scheme, packed_path, crop, crop_by):
+    from dataset.frames.crops import open_crops
     from dataset.frames.reader import open_frames
 
+    if crop is not None:
+        return open_crops(split, data_path, crop, seq_len, stride, packed_path, crop_by)
     return open_frames(split, data_path, img_size, seq_len, stride, packed_path)
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -51,6 +52,10 @@ class Sequences(Dataset):
     def around(self, index: int) -> tuple[Tensor, tuple[slice, slice]]:
         """The complete frames `(seq_len, 1, H, W)` that an item is a part of, and its rows and columns there."""
         return self[index], (slice(None), slice(None))
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """Indices of the items that an epoch of training sees, in order, an array or what slices like one."""
+        return np.random.default_rng([seed, epoch]).permutation(len(self))
 
     def checked(self, index: int) -> int:
         """The index itself; raises `IndexError` if there is no such sequence."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from dataset.transform import Transform
 
-FINE_LEVELS = 65535  # of frames that are stored in 16 bits
+FINE_LEVELS = 65534  # of frames that are stored in 16 bits, whose last value is for missing pixels
 
 
 @dataclass(frozen=True)

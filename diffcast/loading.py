@@ -32,16 +32,16 @@ def generators(device: torch.device, *keys: np.ndarray | int) -> list[torch.Gene
 class TrainingBatches(Sampler[list[int]]):
     """Training batches `start` to `stop` of one process.
 
-    Every epoch is shuffled anew.
+    Every epoch has an order of its own, by `Sequences.order`.
 
-    Batch `k` of the processes together holds the sequences `k * batch_size * processes` and following of the shuffled
-    order, so that two processes see what one with a batch twice as large would. Sequences that do not fill a last
-    common batch wait for the next epoch's order.
+    Batch `k` of the processes together holds the sequences `k * batch_size * processes` and following of that order, so
+    that two processes see what one with a batch twice as large would. Sequences that do not fill a last common batch
+    wait for the next epoch's order.
     """
 
     def __init__(
         self,
-        sequences: int,
+        sequences: Sequences,
         batch_size: int,  # per process
         seed: int,
         start: int,
@@ -56,19 +56,19 @@ class TrainingBatches(Sampler[list[int]]):
         self.stop = stop
         self.rank = rank
         self.processes = processes
-        self.per_epoch = sequences // (batch_size * processes)
+        self.per_epoch = len(sequences) // (batch_size * processes)
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        shuffled = None
+        order = None
         for number in range(self.start, self.stop):
             epoch, position = divmod(number, self.per_epoch)
-            if shuffled is None or position == 0:
-                shuffled = np.random.default_rng([self.seed, epoch]).permutation(self.sequences)
+            if order is None or position == 0:
+                order = self.sequences.order(self.seed, epoch)
             first = (position * self.processes + self.rank) * self.batch_size
-            yield shuffled[first : first + self.batch_size].tolist()
+            yield order[first : first + self.batch_size].tolist()
 
 
 class EvaluationBatches(Sampler[list[int]]):

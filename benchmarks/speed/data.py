@@ -38,7 +38,7 @@ CAVEAT = (
 
 def rate(dataset: Dataset, batch_size: int, workers: int, seconds: float) -> float:
     """Sequences per second over at least so many seconds."""
-    endless = TrainingBatches(len(dataset), batch_size, 0, 0, ENDLESS)
+    endless = TrainingBatches(dataset, batch_size, 0, 0, ENDLESS)
     batches = load_batches(dataset, endless, workers, torch.device("cpu"))
     per_turn = max(1, workers)  # workers deliver in turn
     drop(batches, per_turn * (PREFETCHED if workers else 1))

@@ -68,7 +68,7 @@ class Training:
 
     def turn(self, dataset: Dataset, batch_size: int, workers: int, steps: int) -> list[Step]:
         """Time steps, after a first step, with their own loader."""
-        batches = TrainingBatches(len(dataset), batch_size, 0, 0, (1 + steps) * self.form.batches)
+        batches = TrainingBatches(dataset, batch_size, 0, 0, (1 + steps) * self.form.batches)
         loader = load_batches(dataset, batches, workers, self.device)
         return [self.step(loader) for _ in range(1 + steps)][1:]
 

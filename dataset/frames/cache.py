@@ -1,70 +1,164 @@
-"""The cache of decoded frames, which training reads in place of files."""
+"""The cache of decoded frames, which training reads in place of files.
 
+It is a folder with a file per day, see `dataset.frames.days`. There are no locks. A day's file says what it was made
+from, appears complete, and is made anew if its frames or the settings have changed. Several processes and machines
+share the work: each makes the days in an order of its own and leaves out those that others have made meanwhile.
+"""
+
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset.cache import BATCH, RowCache, adding_to, read_index, rows_of
 from dataset.exclusions import exclusions_path, read_exclusions
 from dataset.frames.archive import archive_of
 from dataset.frames.config import FramesConfig
-from dataset.frames.encoding import Encoder, Grid, fine_levels
+from dataset.frames.days import (
+    DEPTH,
+    RECORD,
+    Contents,
+    Slab,
+    compress,
+    read_contents,
+    read_counts,
+    read_day,
+    write_day,
+)
+from dataset.frames.encoding import MISSING, Encoder, Grid, fine_levels
 from dataset.frames.names import moment, on_marks, times_of
 from dataset.hdf5 import AccessError
 from utils.errors import InputError
 
 LOG = logging.getLogger(__name__)
 
-FORMAT = 4  # raise it when a change of code changes the cached rows
-IDENTITY = np.dtype([(field, "<i8") for field in ("time", "size", "mtime")])  # of the file that a row came from
+FORMAT = 5  # raise it when a change of code changes the cached levels
+DAY = 86400  # seconds
+
+
+@dataclass(frozen=True)
+class Days:
+    """The files of a cache, whose levels an encoder makes."""
+
+    folder: Path
+    encoder: Encoder
+
+    @cached_property
+    def settings(self) -> str:
+        """What the levels depend on besides the frames, as JSON."""
+        return json.dumps(_settings(self.encoder))
+
+    def path(self, day: int) -> Path:
+        """File of a day, counted from 1970."""
+        return _path(self.folder, day)
+
+    def contents(self, found: np.ndarray) -> Contents | None:
+        """Contents of the file of a day's frames, None if it is absent, damaged or outdated."""
+        contents = read_contents(self.path(_day_of(found)))
+        if contents is None or contents.settings != self.settings:
+            return None
+        rows = np.flatnonzero(np.isin(contents.records["time"], found["time"]))
+        same = len(rows) == len(found) and all(
+            (contents.records[field][rows] == found[field]).all() for field in ("size", "mtime")
+        )
+        return contents if same else None
+
+    def make(self, found: np.ndarray, encoded: Callable[[np.ndarray], list[np.ndarray | None]]) -> None:
+        """Make the file of a day from the levels of its frames, None where one is unusable."""
+        records = np.zeros(len(found), RECORD)
+        for field in ("time", "size", "mtime"):
+            records[field] = found[field]
+        write_day(self.path(_day_of(found)), self.settings, records, self._slabs(records, encoded))
+
+    def _slabs(self, records: np.ndarray, encoded: Callable[[np.ndarray], list[np.ndarray | None]]) -> Iterator[Slab]:
+        nothing = np.full(self.encoder.grid.fitted, MISSING, "<u2")
+        for start in range(0, len(records), DEPTH):
+            part = records[start : start + DEPTH]
+            frames = encoded(part["time"])
+            part["usable"] = [levels is not None for levels in frames]
+            yield compress(np.stack([nothing if levels is None else levels for levels in frames]), self._is_wet)
+
+    def _is_wet(self, levels: np.ndarray) -> np.ndarray:
+        """Whether levels reach the lowest threshold."""
+        source = self.encoder.source
+        return source.scale * self.encoder.values(levels) >= source.steps[0]
 
 
 class Cache:
     """The frames of a folder, in order of time, made by `open_cache`.
 
     Attributes: nominal `times` (int64 seconds since 1970, UTC) of the usable frames, `unusable` and `excluded` (numbers
-    of files left out) and `encoder`.
+    of files left out), `encoder`, and `seen`, a bool array `(rows, columns)` of the blocks of pixels with valid data in
+    any frame.
     """
 
-    def __init__(self, encoder: Encoder, rows: RowCache, found: np.ndarray, excluded: int):
-        records = rows.records()
-        own = _rows_of(found, records)
-        usable = (own >= 0) & np.append(records["usable"], False)[own]
-        self.complete = bool((own >= 0).all())
-        self.encoder, self.times, self.excluded = encoder, found["mark"][usable], excluded
+    def __init__(self, days: Days, found: np.ndarray, excluded: int, contents: list[Contents]):
+        self.days, self.encoder, self.excluded = days, days.encoder, excluded
+        records = np.concatenate([one.records for one in contents])
+        usable = np.isin(found["time"], records["time"][records["usable"] > 0])
+        self.times, self._stored = found["mark"][usable], found["time"][usable]
         self.unusable = int(np.count_nonzero(~usable))
-        self._cache, self._rows = rows, own[usable]
+        self.seen = np.any([one.seen for one in contents], axis=0)
 
     def read(self, frames: np.ndarray) -> Tensor:
-        """Read frames by their numbers in `times`.
+        """Read frames by their rising numbers in `times`.
 
         They are float32 `(T, 1, H, W)` in [0, 1], NaN where no data is valid.
         """
-        levels, bits = (self._cache.array(name)[self._rows[frames]] for name in ("levels", "valid"))
-        valid = np.unpackbits(bits, axis=-1, count=levels.shape[-1]).view(bool)
-        return self.encoder.decode(levels, valid)
+        height, width = self.encoder.grid.fitted
+        return self.encoder.grid.pad(self.read_blocks(frames, *map(range, self.seen.shape))[..., :height, :width])
+
+    def read_blocks(self, frames: np.ndarray, rows: range, columns: range) -> Tensor:
+        """Read blocks of frames, `(T, 1, len(rows) * BLOCK, len(columns) * BLOCK)`.
+
+        Blocks at the lower and the right edge may reach beyond the frames, where values are NaN.
+        """
+        settings, values = self.days.settings, self.encoder.values
+        parts = [
+            read_day(self.days.path(day), settings, times, rows, columns, values) for day, times in self._by_day(frames)
+        ]
+        return torch.from_numpy(np.concatenate(parts))[:, None]
+
+    def counts(self, frames: np.ndarray) -> np.ndarray:
+        """Numbers of valid and wet pixels of the blocks of frames, uint16 `(T, 2, rows, columns)`."""
+        settings = self.days.settings
+        return np.concatenate(
+            [read_counts(self.days.path(day), settings, times) for day, times in self._by_day(frames)]
+        )
+
+    def _by_day(self, frames: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Days and the times of their frames."""
+        times = self._stored[frames]
+        days = times // DAY
+        for day in np.unique(days).tolist():
+            yield day, times[days == day]
 
 
-def open_cache(config: FramesConfig, img_size: tuple[int, int], packed_path: str | Path | None = None) -> Cache:
+def open_cache(config: FramesConfig, img_size: tuple[int, int] | None, packed_path: str | Path | None = None) -> Cache:
     """Open the cache of a folder and decode new or changed frames.
 
-    It lies in `packed_path` or `<folder>/packed`, and is made anew if it was made with other settings. Several
-    processes may call this at once: one decodes, the others wait. Raises `InputError` if there is no frame, the first
-    frame cannot be used, or the cache cannot be written.
+    It lies in `packed_path` or `<folder>/packed`. Frames have the size that is stored if `img_size` is None. Raises
+    `InputError` if there is no frame, the first frame cannot be used, or the cache cannot be written.
     """
     found, excluded = listed_frames(config)
     caches = Path(packed_path) if packed_path else config.folder / "packed"
-    folder = caches / f"frames_{config.folder.resolve().name}_{img_size[0]}x{img_size[1]}"
+    size = "{}x{}".format(*img_size) if img_size else "full"
+    folder = caches / f"frames_{config.folder.resolve().name}_{size}"
+    by_day = np.split(found, np.flatnonzero(np.diff(found["time"] // DAY)) + 1)
     try:
-        cache = _current(folder, config, img_size, found, len(excluded))
-        if cache is None or not cache.complete:
-            cache = _packed(folder, config, img_size, found, len(excluded))
+        folder.mkdir(parents=True, exist_ok=True)
+        encoder = _stored_encoder(folder, config, img_size, by_day)
+        cache = encoder and _packed(Days(folder, encoder), by_day, len(excluded))
+        if cache is None or not len(cache.times):  # the frame that the cache began with may be gone or excluded by now
+            encoder = Encoder.of(config, moment(found["time"][0]), img_size)
+            cache = _packed(Days(folder, encoder), by_day, len(excluded))
     except OSError as error:
         raise InputError(
             f"Cannot use the cache {folder} ({error.strerror or error}); choose a place with --packed_path."
@@ -96,76 +190,61 @@ def listed_frames(config: FramesConfig) -> tuple[np.ndarray, np.ndarray]:
     return found[counts], found[excluded]
 
 
-def _current(
-    folder: Path, config: FramesConfig, img_size: tuple[int, int], found: np.ndarray, excluded: int
-) -> Cache | None:
-    """The cache if it has these settings and a usable frame."""
-    encoder = _stored_encoder(folder, config, img_size)
-    cache = Cache(encoder, _row_cache(folder, encoder), found, excluded) if encoder else None
-    return cache if cache and len(cache.times) else None
+def _packed(days: Days, by_day: list[np.ndarray], excluded: int) -> Cache:
+    """The cache with the days that it lacked."""
+    contents = [days.contents(found) for found in by_day]
+    lacking = [number for number, one in enumerate(contents) if one is None]
+    _make(days, [by_day[number] for number in np.random.default_rng().permutation(lacking)] if lacking else [])
+    for number in lacking:
+        contents[number] = days.contents(by_day[number])
+    gone = [number for number in lacking if contents[number] is None]
+    if gone:
+        raise InputError(
+            f"The cache {days.path(_day_of(by_day[gone[0]]))} was made with other settings meanwhile; start again."
+        )
+    return Cache(days, np.concatenate(by_day), excluded, contents)
 
 
-def _packed(folder: Path, config: FramesConfig, img_size: tuple[int, int], found: np.ndarray, excluded: int) -> Cache:
-    """The cache with the frames that it lacked.
-
-    If none is like the frame that the cache began with, which may be gone or excluded by now, it is made anew.
-    """
-    with adding_to(folder):
-        encoder = _stored_encoder(folder, config, img_size)
-        if encoder:
-            _append(encoder, _row_cache(folder, encoder), found)
-            cache = _current(folder, config, img_size, found, excluded)
-            if cache:
-                return cache
-        encoder = Encoder.of(config, moment(found["time"][0]), img_size)
-        rows = _row_cache(folder, encoder)
-        rows.begin()
-        _append(encoder, rows, found)
-        return Cache(encoder, rows, found, excluded)
-
-
-def _append(encoder: Encoder, rows: RowCache, found: np.ndarray) -> None:
-    """Decode the frames that are not there yet and add them."""
-    new = found[_rows_of(found, rows.records()) < 0]
+def _make(days: Days, lacking: list[np.ndarray]) -> None:
+    """Make the files of days, unless another process has made them meanwhile."""
     faults: list[str] = []
-    with tqdm(total=len(new), desc="packing", unit="frame", disable=None) as bar:
-        rows.append(new[list(IDENTITY.names)], _encoded(encoder, new["time"], faults, bar))
+
+    def encode(time: int) -> np.ndarray | None:
+        try:
+            return days.encoder.encode(moment(time))
+        except AccessError:
+            raise  # a record would say for good that the frame is at fault
+        except InputError as error:
+            faults.append(str(error))
+            return None
+
+    total = sum(map(len, lacking))
+    with tqdm(total=total, desc="packing", unit="frame", disable=None) as bar, ThreadPoolExecutor() as pool:
+
+        def encoded(times: np.ndarray) -> list[np.ndarray | None]:
+            levels = list(pool.map(encode, times))
+            bar.update(len(times))
+            return levels
+
+        for found in lacking:
+            if days.contents(found) is None:
+                days.make(found, encoded)
+            else:
+                bar.update(len(found))
     if faults:
         LOG.warning("%d frames cannot be used and count as gaps, for example: %s", len(faults), faults[0])
 
 
-def _encoded(encoder: Encoder, times: np.ndarray, faults: list[str], bar: tqdm) -> Iterator[tuple | None]:
-    """Levels and packed validity of each frame, None if it is unusable."""
-
-    def encode(time: int) -> tuple[np.ndarray, np.ndarray] | None:
-        try:
-            levels, valid = encoder.encode(moment(time))
-        except AccessError:
-            raise  # a row would say for good that the frame is at fault
-        except InputError as error:
-            faults.append(str(error))
-            return None
-        return levels, np.packbits(valid, axis=-1)
-
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(times), BATCH):
-            yield from pool.map(encode, times[start : start + BATCH])
-            bar.update(min(BATCH, len(times) - start))
+def _day_of(found: np.ndarray) -> int:
+    return int(found["time"][0] // DAY)
 
 
-def _row_cache(folder: Path, encoder: Encoder) -> RowCache:
-    height, width = encoder.grid.fitted
-    layout = {"levels": (encoder.dtype, (height, width)), "valid": (np.dtype("u1"), (height, -(-width // 8)))}
-    return RowCache(folder, _index(encoder), layout, IDENTITY)
+def _path(folder: Path, day: int) -> Path:
+    return folder / f"{moment(day * DAY):%Y%m%d}.safetensors"
 
 
-def _rows_of(found: np.ndarray, records: np.ndarray) -> np.ndarray:
-    """Row of each frame, -1 if it is new or has changed."""
-    return rows_of(found, records, "time", lambda a, b: (a["size"] == b["size"]) & (a["mtime"] == b["mtime"]))
-
-
-def _index(encoder: Encoder) -> dict:
-    """What the rows depend on, besides the files."""
+def _settings(encoder: Encoder) -> dict:
+    """What the levels depend on, besides the files."""
     config, transform = encoder.config, encoder.source.transform
     return {
         "format": FORMAT,
@@ -178,6 +257,7 @@ def _index(encoder: Encoder) -> dict:
         "missing": list(config.missing),
         "units": config.units,  # which the files may contradict
         "range": list(config.range),
+        "lowest_threshold": config.thresholds[0],  # of wet pixels
         "stored": list(encoder.grid.stored),
         "stored_type": encoder.stored_type,
         "levels": encoder.levels,
@@ -186,13 +266,19 @@ def _index(encoder: Encoder) -> dict:
     }
 
 
-def _stored_encoder(folder: Path, config: FramesConfig, img_size: tuple[int, int]) -> Encoder | None:
-    """The encoder of a cache, None if the cache has other settings."""
-    index = read_index(folder)
+def _stored_encoder(
+    folder: Path, config: FramesConfig, img_size: tuple[int, int] | None, by_day: list[np.ndarray]
+) -> Encoder | None:
+    """The encoder of the first day in a cache, None if the cache has other settings."""
+    stored = (read_contents(_path(folder, _day_of(found))) for found in by_day)
+    first = next(filter(None, stored), None)
+    if first is None:
+        return None
     try:
-        grid = Grid.fitting(tuple(index["stored"]), img_size)
-        encoder = Encoder(config, grid, index["stored_type"], index["levels"])
-    except (KeyError, TypeError):
+        settings = json.loads(first.settings)
+        grid = Grid.fitting(tuple(settings["stored"]), img_size)
+        encoder = Encoder(config, grid, settings["stored_type"], settings["levels"])
+    except (KeyError, TypeError, ValueError):
         return None
     fitting = encoder.levels in (255, fine_levels(config))
-    return encoder if fitting and _index(encoder) == index else None
+    return encoder if fitting and _settings(encoder) == settings else None

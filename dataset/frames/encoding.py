@@ -14,6 +14,8 @@ from dataset.frames.values import StoredFrame
 from dataset.source import FINE_LEVELS, Source
 from utils.errors import InputError
 
+MISSING = FINE_LEVELS + 1  # level of a pixel without valid data
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -49,8 +51,8 @@ class Grid:
 class Encoder:
     """Reads frames as integer levels; `level / levels` is in [0, 1].
 
-    Levels are bytes if the first frame's are and all its values are exact levels, else 16 bits. A value that just
-    reaches a threshold still does so as a level.
+    There are 255 levels if the first frame has bytes and all its values are exact levels, else `fine_levels`. A value
+    that just reaches a threshold still does so as a level.
     """
 
     config: FramesConfig
@@ -74,17 +76,12 @@ class Encoder:
         """What values of the pictures stand for."""
         return self.config.source(widening=self.grid.size[1] / self.grid.fitted[1])
 
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the levels."""
-        return np.dtype("u1" if self.levels == 255 else "<u2")
+    def encode(self, time: datetime) -> np.ndarray:
+        """Read the levels of a frame, uint16 `grid.fitted`, `MISSING` where not valid.
 
-    def encode(self, time: datetime) -> tuple[np.ndarray, np.ndarray]:
-        """Read levels and validity (bool) of a frame, both `grid.fitted`.
-
-        Levels are 0 where not valid. Shrinking is bilinear and antialiased. It weighs valid pixels only, and a pixel of
-        the result is valid if more than half of its weight was. Means are taken of values in units. Raises `InputError`
-        for a file that cannot be used, is unlike the first or holds no valid pixel.
+        Shrinking is bilinear and antialiased. It weighs valid pixels only, and a pixel of the result is valid if more
+        than half of its weight was. Means are taken of values in units. Raises `InputError` for a file that cannot be
+        used, is unlike the first or holds no valid pixel.
         """
         archive = archive_of(self.config)
         frame, name = archive.read(time), archive.name_of(time)
@@ -97,19 +94,19 @@ class Encoder:
         values, valid = _shrink(_shares(frame.values, self.config), self.grid.fitted)
         if not valid.any():
             raise InputError(f"{name} has no valid pixel.")
-        return np.rint(self.source.frames(values) * self.levels).astype(self.dtype), valid
+        return np.where(valid, np.rint(self.source.frames(values) * self.levels), MISSING).astype("<u2")
 
-    def decode(self, levels: np.ndarray, valid: np.ndarray) -> Tensor:
-        """Decode `(T, *grid.fitted)` to float32 frames `(T, 1, *grid.size)` in [0, 1].
+    def values(self, levels: np.ndarray) -> np.ndarray:
+        """Float32 values in [0, 1] of levels of any shape, NaN where not valid."""
+        return np.where(levels == MISSING, np.float32(np.nan), levels.astype(np.float32) / np.float32(self.levels))
 
-        They are NaN where not valid.
-        """
-        frames = torch.from_numpy(levels.astype(np.float32)) / self.levels
-        return self.grid.pad(frames.masked_fill(~torch.from_numpy(valid), torch.nan)[:, None])
+    def decode(self, levels: np.ndarray) -> Tensor:
+        """Decode levels `(T, *grid.fitted)` to float32 frames `(T, 1, *grid.size)` in [0, 1], NaN where not valid."""
+        return self.grid.pad(torch.from_numpy(self.values(levels))[:, None])
 
 
 def fine_levels(config: FramesConfig) -> int:
-    """The most 16-bit levels that hold every threshold exactly, or 65535.
+    """The most levels below `MISSING` that hold every threshold exactly, or all.
 
     Otherwise rain of exactly 1 mm/h might count as less. The thresholds of a source with a transform lie on levels.
     """

@@ -47,8 +47,7 @@ def latest(
     names, early = _newest(config, frames_in, now, max_age)
     times = tuple(names)
     encoder = Encoder.of(config, names[times[0]], img_size)
-    encoded = [encoder.encode(name) for name in names.values()]
-    frames = encoder.decode(*(np.stack(part) for part in zip(*encoded, strict=True)))
+    frames = encoder.decode(np.stack([encoder.encode(name) for name in names.values()]))
     source = encoder.source
     copies = _copies(frames, times, source)
     if copies and copies == times[1:]:

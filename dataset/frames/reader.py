@@ -86,8 +86,7 @@ class Frames(Sequences):
         return len(self.windows)
 
     def __getitem__(self, index: int) -> Tensor:
-        first = self._first(index)
-        return self.cache.read(self.frames[self.runs.order[first : first + self.seq_len]])
+        return self.cache.read(self._frames(self.checked(index)))
 
     def sequence_id(self, index: int) -> str:
         """Time of a sequence's first frame, as in 20230501T000000."""
@@ -109,6 +108,11 @@ class Frames(Sequences):
             "excluded ones in all splits"
         )
 
+    def _frames(self, window: int) -> np.ndarray:
+        """Numbers of a window's frames in the cache."""
+        first = self.windows[window]
+        return self.frames[self.runs.order[first : first + self.seq_len]]
+
     def _first(self, index: int) -> int:
         return self.windows[self.checked(index)]
 
@@ -128,6 +132,15 @@ def open_frames(
 
     Raises `InputError` for mistakes in `frames.yaml`, unusable frames, wrong options, or a split without sequences.
     """
+    config = checked_config(split, data_path, seq_len, stride)
+    return Frames(open_cache(config, img_size, packed_path), config, split, seq_len, stride or config.stride)
+
+
+def checked_config(split: str, data_path: str | Path, seq_len: int, stride: int | None) -> FramesConfig:
+    """Read `frames.yaml` for a split.
+
+    Raises `InputError` for mistakes in it and for wrong options.
+    """
     check_split(split)
     for name, value in (("seq_len", seq_len), ("stride", stride)):
         if value is not None and value < 1:
@@ -135,7 +148,7 @@ def open_frames(
     config = complete_config(data_path)
     if config.split is None:
         raise InputError(f"{config.file} lacks the key split, which says {{valid_from: DATE, test_from: DATE}}.")
-    return Frames(open_cache(config, img_size, packed_path), config, split, seq_len, stride or config.stride)
+    return config
 
 
 def _spacing(times: np.ndarray) -> str:

@@ -14,14 +14,14 @@ from utils.errors import InputError
 COURSE = (
     *("seed", "lr", "lr_beta1", "lr_beta2", "l2_norm", "scheduler", "warmup_steps", "ema_rate", "mixed_precision"),
     *("batch_size", "grad_acc_step", "diffusion_weight", "loss_weight", "freeze_backbone"),
-    *("dataset", "split", "stride", "augment"),
+    *("dataset", "split", "stride", "augment", "crop", "crop_by"),
 )
 # What a resumed training takes over unless the user says otherwise.
 LENGTH = (
     *("epochs", "training_steps", "valid_every", "valid_sequences", "early_stop", "max_bad_steps"),
     "keep_checkpoints",
 )
-DATA = ("dataset", "split", "scale")
+DATA = ("dataset", "split", "scale", "crop")
 BACKBONE = ("backbone", "backbone_options", "img_channel", "img_size", "frames_in", "frames_out")
 IN_FOLDER_NAME = {"backbone", "use_diff", "dataset"}
 

@@ -85,6 +85,19 @@ class DataSettings:
         metavar="PIXELS",
         at_least=1,
     )
+    crop: int | None = option(
+        None,
+        "side in pixels of crops of frames at native resolution, in place of --img_size. Training draws random crops, "
+        "and evaluation takes tiles that cover the frames",
+        metavar="PIXELS",
+        at_least=1,
+    )
+    crop_by: str = option(
+        "rain",
+        "what makes a random crop likely: its wet pixels, or every valid pixel alike",
+        choices=("rain", "uniform"),
+        rare=True,
+    )
     seq_len: int = option(25, "number of frames of a sequence, --frames_in + --frames_out", at_least=1, rare=True)
     split: str = option(
         "official", "scheme of dates and windows that splits SEVIR", choices=("official", "benchmark"), rare=True
@@ -102,6 +115,10 @@ class DataSettings:
         check_values(self)
         if len(self.img_size) > 2:
             raise InputError(f"--img_size takes one or two numbers, not {' '.join(map(str, self.img_size))}.")
+        if self.crop and set(self.img_size) != {self.crop}:
+            raise InputError(
+                f"--crop {self.crop} replaces --img_size {' '.join(map(str, self.img_size))}; leave --img_size out."
+            )
         if self.img_channel != 1:
             raise InputError(f"--img_channel {self.img_channel}: the data sets have one channel; leave it at 1.")
 
@@ -126,6 +143,8 @@ class DataSettings:
             self.split,
             self.packed_path,
             self.scale,
+            self.crop,
+            self.crop_by,
         )
 
 
@@ -199,6 +218,8 @@ def _normalised(given: dict) -> dict:
         changed["backbone_options"] = parse_backbone_options(given["backbone_options"])
     if len(given.get("img_size", ())) == 1:
         changed["img_size"] = given["img_size"] * 2
+    if "crop" in given and "img_size" not in given:
+        changed["img_size"] = [given["crop"]] * 2
     return given | changed
 
 

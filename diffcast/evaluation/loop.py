@@ -40,7 +40,7 @@ FORMAT = 3  # of the parts
 SAMPLING = ("sampler", "sampling_steps", "forecast_precision", "compile")
 MACHINE = ("num_workers", "device", "processes")  # what does the work, and changes nothing
 # What the scores depend on besides checkpoint, evaluation settings and frames, of the settings of the run.
-DECISIVE = ("backbone_options", "dataset", "split", "stride", "scale")
+DECISIVE = ("backbone_options", "dataset", "split", "stride", "scale", "crop")
 # Terms of each sequence that are kept, so that the difference of two runs gets an interval.
 COMPARED = re.compile(r"((ensemble_mean|pm_mean)/)?(categorical|errors|similarity)/|ensemble/")
 

@@ -15,7 +15,7 @@ SAMPLING = ("sampler", "sampling_steps", "forecast_precision", "compile")
 OF_ENSEMBLES = ("seed", "members", "dress")
 OF_BASELINES = {"steps": ("seed", "members")}
 OF_DATA = (
-    *("dataset", "data_path", "packed_path", "scale", "split", "stride", "img_size", "img_channel", "seq_len"),
+    *("dataset", "data_path", "packed_path", "scale", "split", "stride", "img_size", "crop", "img_channel", "seq_len"),
     *("frames_in", "frames_out", "eval_sequences", "lpips", "device", "processes"),
 )
 

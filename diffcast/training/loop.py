@@ -160,7 +160,7 @@ class Trainer:
     def _batches(self, start: int, stop: int, process: int | None = None) -> TrainingBatches:
         accelerator = self.accelerator
         return TrainingBatches(
-            len(self.train_set),
+            self.train_set,
             self.settings.batch_size,
             self.settings.seed,
             start,

@@ -10,7 +10,7 @@ import torch
 
 from diffcast.loading import TrainingBatches
 from tests.chaos.lives import Life, be_impatient, damage, fill_disk_at, spoil
-from tests.tiny import arguments, read_losses
+from tests.tiny import InMemory, arguments, read_losses
 from utils import checkpoint
 from utils.pickles import load_pickle
 from utils.preemption import PREEMPTED
@@ -114,7 +114,7 @@ def test_a_full_disk_ends_all_processes_and_keeps_the_last_checkpoint(begin, che
 
 
 def test_all_processes_skip_a_batch_that_one_cannot_use(begin, tmp_path, checkpoints):
-    ((unusable, _),) = TrainingBatches(45, 2, seed=0, start=3, stop=4, rank=1, processes=2)
+    ((unusable, _),) = TrainingBatches(InMemory(torch.zeros(45)), 2, seed=0, start=3, stop=4, rank=1, processes=2)
     words = ["--training_steps", "12", "--valid_every", "12"]
     with begin(*words, processes=2, prepare=(spoil, unusable), on=1) as life:
         assert life.wait(60), life.told()

@@ -78,7 +78,7 @@ def test_a_value_just_at_a_threshold_reaches_it(tmp_path, monkeypatch, limits, t
         archive.store(number, np.float32([just, below]))
     with monkeypatch.context() as patch:  # a cache of other levels is made anew
         for module in (frames_cache, frames_encoding):
-            patch.setattr(module, "fine_levels", lambda config: 65535)
+            patch.setattr(module, "fine_levels", lambda config: 65534)
         archive.open(img_size=(2, len(just)))
     dataset = archive.open(img_size=(2, len(just)))
     values = dataset.source.scale * dataset[0][0, 0]

@@ -3,6 +3,8 @@
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,68 +12,125 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from dataset import cache
 from dataset.frames import cache as frames_cache
 from dataset.frames.encoding import Encoder
 from dataset.frames.reader import open_frames
-from tests.dataset.archive import START, STEP
+from tests.dataset.archive import START, STEP, Archive
+from tests.tiny import ROOT
 from utils.errors import InputError
 
+DAYS = {0: range(4), 1: range(288, 292), 2: range(576, 580)}  # numbers of frames
 
-def test_the_cache_spares_decoding_and_takes_in_what_is_new_or_changed(archive, monkeypatch):
-    read, encode = [], Encoder.encode
-    monkeypatch.setattr(Encoder, "encode", lambda self, time: read.append((time - START) // STEP) or encode(self, time))
-    archive.open()
-    assert sorted(read) == list(range(48))
-    archive.add([48, 60])
-    archive.store(2, archive.frames[2] + 1)
-    os.utime(archive.path(2), ns=(0, 12345))
+
+@pytest.fixture
+def three_days(tmp_path) -> Archive:
+    """Four frames of 40 x 70 pixels a day, all for training."""
+    split = {"valid_from": "2023-06-01", "test_from": "2023-06-02"}
+    archive = Archive(tmp_path).configure(split=split, missing=255, thresholds=[100])
+    for numbers in DAYS.values():
+        archive.add(numbers, shape=(40, 70))
+    return archive
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[int]:
+    """Numbers of the frames that were decoded."""
+    numbers, encode = [], Encoder.encode
+
+    def noting(self, time):
+        numbers.append((time - START) // STEP)
+        return encode(self, time)
+
+    monkeypatch.setattr(Encoder, "encode", noting)
+    return numbers
+
+
+def assert_right(archive: Archive) -> None:
+    dataset = archive.open(img_size=(40, 70), stride=1)
+    stored = [np.stack([archive.frames[number] for number in numbers]) for numbers in DAYS.values()]
+    for frames, expected in zip(dataset, stored, strict=True):
+        valid = np.where(expected == 255, np.nan, expected.astype(np.float32) / np.float32(255))
+        np.testing.assert_array_equal(frames[:, 0], valid)
+
+
+def test_the_cache_spares_decoding_and_makes_days_with_new_or_changed_frames_anew(three_days, read):
+    assert_right(three_days)
+    assert sorted(read) == [number for numbers in DAYS.values() for number in numbers]
     read.clear()
-    assert torch.equal(archive.open(stride=1)[2][0, 0], torch.from_numpy(archive.frames[2]).float() / 255)
-    assert sorted(read) == [2, 48, 60]
+    three_days.store(289, three_days.frames[289] // 2)
+    os.utime(three_days.path(289), ns=(0, 12345))
+    three_days.add([700], shape=(40, 70))
+    assert_right(three_days)
+    assert sorted(read) == [*DAYS[1], *DAYS[2], 700]
     read.clear()
-    archive.open("valid")
+    three_days.path(700).unlink()
+    assert_right(three_days)
     assert read == []
-    archive.configure(range=[0, 200]).open()
-    assert sorted(set(read)) == sorted(archive.frames)
+    three_days.configure(**three_days.settings | {"range": [0, 200]}).open(img_size=(40, 70))
+    assert len(read) == 12
 
 
-@pytest.mark.parametrize("batches", [0, 1, 3])
-@pytest.mark.parametrize("broken", ["levels", "records"])
-def test_a_killed_packing_continues_where_it_stopped(archive, monkeypatch, batches, broken):
+def test_a_killed_packing_continues_with_the_days_that_it_lacked(three_days, monkeypatch, read):
     class Killed(BaseException):
         pass
 
-    read, encode = [], Encoder.encode
+    write_day = frames_cache.write_day
 
-    def encode_until_killed(self, time):
-        if (time - START) // STEP == 10 * batches + 3:
+    def killed_at_the_third(path, *content):
+        if len(list(path.parent.iterdir())) == 2:
             raise Killed
-        return encode(self, time)
+        write_day(path, *content)
 
-    monkeypatch.setattr(frames_cache, "BATCH", 10)
-    monkeypatch.setattr(cache, "BATCH", 10)
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "encode", encode_until_killed)
+        patch.setattr(frames_cache, "write_day", killed_at_the_third)
         with pytest.raises(Killed):
-            archive.open()
-    (file,) = archive.folder.glob(f"packed/*/{broken}.bin")
-    with file.open("ab") as stream:
-        stream.write(b"half a row")
-    monkeypatch.setattr(Encoder, "encode", lambda self, time: read.append(time) or encode(self, time))
-    dataset = archive.open("test", stride=1)
-    assert len(read) == 48 - 10 * batches
-    for index in range(len(dataset)):
-        assert torch.equal(dataset[index][0, 0], torch.from_numpy(archive.frames[36 + index]).float() / 255)
+            three_days.open(img_size=(40, 70))
+    read.clear()
+    assert_right(three_days)
+    assert len(read) == 4
 
 
-def test_rows_lost_from_the_cache_are_decoded_again(archive):
-    expected = archive.open("test")[0]
-    (file,) = archive.folder.glob("packed/*/levels.bin")
-    os.truncate(file, file.stat().st_size - 5)
-    dataset = archive.open("test", stride=1)
-    assert torch.equal(dataset[0], expected)
-    assert torch.equal(dataset[8][3, 0], torch.from_numpy(archive.frames[47]).float() / 255)
+@pytest.mark.parametrize("damage", [lambda content: content[:-5], lambda content: b"", lambda content: b"x" * 1000])
+def test_a_damaged_day_is_made_anew(three_days, read, damage):
+    assert_right(three_days)
+    file = next(three_days.folder.glob("packed/*/20230502.safetensors"))
+    file.write_bytes(damage(file.read_bytes()))
+    read.clear()
+    assert_right(three_days)
+    assert sorted(read) == [*DAYS[1]]
+
+
+def test_a_day_damaged_while_it_is_in_use_is_a_sentence(three_days):
+    dataset = three_days.open(img_size=(40, 70))
+    for file in three_days.folder.glob("packed/*/*"):
+        file.write_bytes(
+            bytes(byte ^ 255 if 10000 < place < 12000 else byte for place, byte in enumerate(file.read_bytes()))
+        )
+    with pytest.raises(InputError, match=r"Cannot read the cache .*safetensors .*delete it and start again"):
+        dataset[0]
+
+
+def test_processes_make_the_same_cache_at_once(three_days):
+    command = (
+        "import sys; from dataset.frames.reader import open_frames; open_frames('train', sys.argv[1], (40, 70), 4)"
+    )
+    makers = [subprocess.Popen([sys.executable, "-c", command, three_days.folder], cwd=ROOT) for _ in range(3)]
+    assert [maker.wait() for maker in makers] == [0, 0, 0]
+    assert_right(three_days)
+    files = {file: file.read_bytes() for file in three_days.folder.glob("packed/*/*")}
+    assert [file.name for file in sorted(files)] == [f"2023050{day}.safetensors" for day in (1, 2, 3)]
+    shutil.rmtree(three_days.folder / "packed")
+    three_days.open(img_size=(40, 70))
+    assert {file: file.read_bytes() for file in files} == files
+
+
+def test_valid_and_wet_pixels_of_blocks_are_counted(three_days):
+    cache = three_days.open(img_size=(40, 70)).cache
+    frames = np.stack([three_days.frames[number] for number in DAYS[0]])
+    blocks = frames[:, 32:40, 64:70]
+    counts = cache.counts(np.arange(4))[:, :, 1, 2]
+    np.testing.assert_array_equal(counts[:, 0], (blocks != 255).sum((1, 2)))
+    np.testing.assert_array_equal(counts[:, 1], ((blocks != 255) & (blocks >= 100)).sum((1, 2)))
 
 
 def test_settings_and_cache_may_lie_outside_an_archive_that_is_read_only(archive, tmp_path):

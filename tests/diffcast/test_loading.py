@@ -18,22 +18,26 @@ from diffcast.loading import (
 from tests.tiny import InMemory
 
 
+def sequences(number: int) -> InMemory:
+    return InMemory(torch.zeros(number, 1, 1, 1, 1))
+
+
 class TestTrainingBatches:
     def test_two_processes_with_half_the_batch_see_what_one_sees(self):
-        one = TrainingBatches(23, 4, seed=1, start=0, stop=12)
-        two = [TrainingBatches(23, 2, seed=1, start=0, stop=12, rank=rank, processes=2) for rank in (0, 1)]
+        one = TrainingBatches(sequences(23), 4, seed=1, start=0, stop=12)
+        two = [TrainingBatches(sequences(23), 2, seed=1, start=0, stop=12, rank=rank, processes=2) for rank in (0, 1)]
         assert list(one) == [first + second for first, second in zip(*two, strict=True)]
 
     @pytest.mark.parametrize("start", [3, 5, 7])
     def test_a_resumed_stream_goes_on(self, start):
-        whole = list(TrainingBatches(23, 4, seed=1, start=0, stop=12))
-        rest = TrainingBatches(23, 4, seed=1, start=start, stop=12)
+        whole = list(TrainingBatches(sequences(23), 4, seed=1, start=0, stop=12))
+        rest = TrainingBatches(sequences(23), 4, seed=1, start=start, stop=12)
         assert list(rest) == whole[start:]
         assert len(rest) == 12 - start
 
     def test_every_epoch_has_another_order_of_the_same_sequences(self):
         orders = [
-            list(itertools.chain(*TrainingBatches(20, 4, seed, start=first, stop=first + 5)))
+            list(itertools.chain(*TrainingBatches(sequences(20), 4, seed, start=first, stop=first + 5)))
             for seed in (1, 2)
             for first in (0, 5, 10)
         ]
@@ -41,7 +45,7 @@ class TestTrainingBatches:
         assert len({tuple(order) for order in orders}) == 6
 
     def test_a_sequence_occurs_at_most_once_an_epoch_but_none_is_left_out_for_ever(self):
-        batches = list(TrainingBatches(23, 4, seed=1, start=0, stop=50))
+        batches = list(TrainingBatches(sequences(23), 4, seed=1, start=0, stop=50))
         for first in range(0, 50, 5):
             epoch = list(itertools.chain(*batches[first : first + 5]))
             assert len(set(epoch)) == 20
