@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dataset.frames.complete import complete_config
-from dataset.source import VIL
+from dataset.source import FINE_LEVELS, VIL
 from dataset.transform import TRANSFORMS
 from dataset.units import rain_rate
 from diffcast.evaluation.results import data_differences, describe_source
@@ -126,7 +126,7 @@ def curved(transform="dbz", **changes):
 def test_colours_change_at_the_bounds_in_units():
     source = curved()
     values = np.array([0, 0.05, 0.1, 0.4, 0.5, 1, 4.9, 5, 25, 39, 40, 60])
-    levels = np.rint(65535 * source.to_frames(values)).astype(np.float32) / np.float32(65535)
+    levels = np.rint(FINE_LEVELS * source.to_frames(values)).astype(np.float32) / np.float32(FINE_LEVELS)
     expected = np.searchsorted(source.bounds[1:-1], values, side="right")
     style = style_of(source)
     assert render(levels, style).tolist() == style.rgb[expected].tolist()

@@ -8,7 +8,7 @@ import scoringrules
 import torch
 from numpy.testing import assert_allclose
 
-from dataset.source import VIL
+from dataset.source import FINE_LEVELS, VIL
 from dataset.transform import dbz
 from utils.metrics import Scores
 
@@ -73,7 +73,7 @@ def test_scores_agree_with_other_libraries_on_rates(rain):
 
 def test_a_rate_just_at_a_threshold_counts_as_an_event():
     rates = np.float32(CURVED.thresholds).reshape(1, 1, 1, 1, 1, 3).repeat(3, axis=2)
-    levels = np.rint(65535 * CURVED.to_frames(rates)).astype(np.float32) / np.float32(65535)
+    levels = np.rint(FINE_LEVELS * CURVED.to_frames(rates)).astype(np.float32) / np.float32(FINE_LEVELS)
     scores = Scores.of(CURVED, 3)
     scores.update(torch.from_numpy(levels), torch.from_numpy(levels[0]))
     assert scores.compute()["counts"]["hits"] == [[3] * 3, [2] * 3, [1] * 3]
