@@ -21,7 +21,7 @@ benchmark: $(VENV)/ready  ## what DiffCast adds to each backbone, or to one: mak
 test: $(VENV)/ready  ## the fast tests, one process per core: minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
-test-all: $(VENV)/ready  ## all tests but those of `make chaos`
+test-all: $(VENV)/pysteps  ## all tests but those of `make chaos`
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile -m "not chaos"
 
 chaos: $(VENV)/ready  ## kill trainings by the dozen and see that nothing is lost
@@ -42,4 +42,9 @@ $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing PyTorch and some forty packages into $(VENV): one to ten minutes"
 	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/pysteps: requirements-pysteps.txt $(VENV)/ready
+	@echo "compiling pysteps: about a minute"
+	$(RUN) -m pip install --disable-pip-version-check -r requirements-pysteps.txt
 	touch $@
