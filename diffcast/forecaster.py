@@ -175,6 +175,7 @@ def load_forecaster(
     architecture = Architecture.of(description.agreed({name: value for name, value in given.items() if value}))
     model = architecture.build()
     _fill(model, weights, path)
+    model.trained_on = description.metadata.get("source")
     return model, architecture
 
 

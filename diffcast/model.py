@@ -44,6 +44,7 @@ class DiffCast(nn.Module):
     """
 
     loss_terms = ("loss", "deterministic", "diffusion")
+    trained_on: object = None  # what a checkpoint says about its frames, see `describe_source`
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ class Backbone(nn.Module):
     """
 
     loss_terms: tuple[str, ...] = ("loss",)  # scalars of `forward` that are logged
+    trained_on: object = None  # what a checkpoint says about its frames, see `describe_source`
     divisor: int | None = None  # `trend` takes frames of any size that this divides; None: of `frame_shape` alone
     official_names: Rules = ()  # see utils.official
     official_dropped: Sequence[str] = ()

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from dataset.source import Source
+from dataset.transform import Transform
 from dataset.units import same_units
 from utils.errors import InputError
 from utils.files import replacing
@@ -38,6 +39,25 @@ def describe_source(source: Source, model: nn.Module) -> dict:
         "frames_in": model.frames_in,
         "frames_out": model.frames_out,
     }
+
+
+def described_source(description: object) -> Source:
+    """The source that `describe_source` described, without thresholds, colours and extent.
+
+    `description` comes from a checkpoint. Raises `InputError` if it is none.
+    """
+    described = {"offset": 0.0} | (description if isinstance(description, dict) else {})
+    try:
+        shape = described.get("transform")
+        numbers = {name: float(described[name]) for name in ("scale", "offset", "interval")}
+        transform = Transform(**{name: float(value) for name, value in shape.items()}) if shape else None
+        possible = all(map(math.isfinite, numbers.values())) and numbers["scale"] > 0
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        possible = False
+    if not possible:
+        raise InputError("the checkpoint does not say what its frames stand for; give their source.")
+    texts = {key: str(described.get(key)) for key in ("name", "units")}
+    return Source(thresholds=(), bounds=(), colors=(), extent=math.nan, transform=transform, **texts, **numbers)
 
 
 def data_differences(trained: object, found: dict) -> list[str]:

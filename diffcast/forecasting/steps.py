@@ -21,7 +21,7 @@ from torch import Tensor
 from dataset.frames.packages import has
 from dataset.sequences import Sequences
 from dataset.source import Source
-from dataset.units import same_units
+from dataset.units import rain_rate, same_units
 from diffcast.loading import derived_seed
 from utils.errors import InputError
 
@@ -106,9 +106,9 @@ def check_packages(methods: Sequence[str]) -> None:
 
 def check_source(methods: Sequence[str], source: Source) -> None:
     """Raise `InputError` if methods of pysteps are to forecast something else than rain rate or reflectivity."""
-    if methods and not (_is_reflectivity(source) or same_units(source.units, "mm/h")):
+    if methods and not _is_reflectivity(source) and rain_rate(source.units, source.interval) is None:
         raise InputError(
-            f"baselines {' '.join(methods)} need rain rates in mm/h or reflectivity in dBZ, but {source.name} is in "
+            f"baselines {' '.join(methods)} need rain in mm/h or mm, or reflectivity in dBZ, but {source.name} is in "
             f"{source.units}; leave them out."
         )
 
@@ -116,16 +116,21 @@ def check_source(methods: Sequence[str], source: Source) -> None:
 def rain_rates(frames: Tensor, source: Source) -> np.ndarray:
     """Rain rates in mm/h of frames in [0, 1], which are dry at 0 and NaN where data are missing."""
     values = source.in_units(frames.double()).numpy()
-    rates = (10 ** (values / 10) / ZR[0]) ** (1 / ZR[1]) if _is_reflectivity(source) else values
+    if _is_reflectivity(source):
+        rates = (10 ** (values / 10) / ZR[0]) ** (1 / ZR[1])
+    else:
+        rates = values * rain_rate(source.units, source.interval)
     return np.where(frames.numpy() <= 0, 0.0, rates)
 
 
 def frames_of(rates: np.ndarray, source: Source) -> Tensor:
     """Float32 frames in [0, 1] of rain rates in mm/h, 0 where these are NaN."""
-    values = np.nan_to_num(rates, nan=0.0)
-    wet = values > 0
+    wet = rates > 0
+    rates = np.where(wet, rates, 1.0)
     if _is_reflectivity(source):
-        values = 10 * np.log10(ZR[0] * values ** ZR[1], where=wet, out=np.zeros_like(values))
+        values = 10 * np.log10(ZR[0] * rates ** ZR[1])
+    else:
+        values = rates / rain_rate(source.units, source.interval)
     frames = source.to_frames(torch.from_numpy(values)).clamp(0, 1).float()
     return torch.where(torch.from_numpy(wet), frames, 0)
 

@@ -148,11 +148,11 @@ def test_random_numbers_depend_on_the_seed_and_the_frames_alone(tiles):
 
 
 def test_other_quantities_are_refused(capsys):
-    with pytest.raises(InputError, match=r"baselines sprog need rain rates in mm/h or .* but VIL is in VIL byte"):
+    with pytest.raises(InputError, match=r"baselines sprog need rain in mm/h .* but VIL is in VIL byte"):
         nowcaster(["sprog"], VIL)
     with pytest.raises(SystemExit, match="2"):
         sample_batch.main(["--baselines", "persistence", "steps"])
-    assert "baselines steps need rain rates" in capsys.readouterr().err
+    assert "baselines steps need rain" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named(monkeypatch):
