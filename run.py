@@ -39,7 +39,7 @@ from diffcast.processes import (
     start_missing_processes,
 )
 from diffcast.training.loop import train
-from diffcast.training.resume import find_resume, start_backbone
+from diffcast.training.resume import find_resume, start_weights
 from diffcast.training.settings import describe_length, total_steps
 from utils import checkpoint
 from utils.errors import InputError, exit_on_input_error
@@ -126,7 +126,8 @@ def start_training(settings: RunSettings, accelerator: Accelerator, model) -> bo
     metadata = training_metadata(settings, describe_source(train_set.source, model), accelerator.num_processes)
     resume = find_resume(purpose.resume, folder / "checkpoints", metadata)
     if resume is None:
-        start_backbone(model, settings.architecture, purpose.backbone_ckpt, training.freeze_backbone)
+        initial = purpose.init_ckpt, purpose.backbone_ckpt
+        start_weights(model, settings.architecture, *initial, training.freeze_backbone)
     writable_folder(folder / "checkpoints", "the checkpoints")
     with alone_in(folder, accelerator, "wait for its end, stop it, or name another run with --exp_note"):
         if accelerator.is_main_process:

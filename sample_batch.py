@@ -137,7 +137,7 @@ def forecast_latest(args: argparse.Namespace, settings: ForecastSettings) -> Non
     now = None if args.now is None else parse_time(args.now)
     config = complete_config(args.latest)
     model, architecture, weights = load(args, settings)
-    folder = writable_folder(args.out, "the forecasts")
+    folder, settings = writable_folder(args.out, "the forecasts"), settings.fitting(model)
     about = describe(find_weights(str(args.ckpt_milestone), Path())).metadata
     course = about.get("course")
     operation = Operation(
@@ -176,6 +176,7 @@ def sample(args: argparse.Namespace, settings: ForecastSettings) -> None:
         raise InputError(f"{weights} is for {height} x {width} pixels and --seqs has square frames; use --latest.")
     device = next(model.parameters()).device
     sequences = read_sequences(args.seqs, model.frames_in, model.frames_out, height)
+    settings = settings.fitting(model)
     identity = {"weights": weights, "seqs": str(args.seqs.resolve())} | asdict(settings)
     del identity["forecast_batch"], identity["tile"]  # which do not change the forecasts
     folder = own_folder(args.out.resolve(), identity)

@@ -6,7 +6,14 @@ from pathlib import Path
 from models import full_options
 from utils.errors import InputError
 
-OF_DIFFUSION = ("dim", "dim_mults", "segment_length", "timesteps", "residual_scale")  # nothing to a backbone alone
+OF_DIFFUSION = (
+    "dim",
+    "dim_mults",
+    "segment_length",
+    "timesteps",
+    "objective",
+    "residual_scale",
+)  # nothing to a backbone alone
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,12 +13,14 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from diffcast import official
 from diffcast.described import Description
 from diffcast.model import DiffCast
+from diffcast.objectives import OBJECTIVES
 from models import BACKBONES, build_backbone
 from utils.errors import InputError
 from utils.official import read_official
 from utils.options import check_values, option
 from utils.weights import load_weights
 
+AUXILIARY_WEIGHT = 0.05  # standard deviation of new weights of auxiliary noise
 # What constructors raise for settings that nobody chose.
 _IMPOSSIBLE = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 
@@ -52,6 +54,11 @@ class Architecture:
         None, "number of frames that one diffusion run generates. The default is --frames_in", rare=True
     )
     timesteps: int = 1000
+    objective: str = option(
+        "diffusion",
+        "what the generative network learns: to denoise, to make an ensemble in one evaluation by its CRPS, or both",
+        choices=tuple(OBJECTIVES),
+    )
     residual_scale: float = option(
         1.0, "divide residuals by this. We recommend their standard deviation in [-1, 1] frames, about 0.2"
     )
@@ -76,6 +83,7 @@ class Architecture:
             self.segment_length,
             self.timesteps,
             residual_scale=self.residual_scale,
+            objective=self.objective,
             **training,
         )
 
@@ -111,7 +119,8 @@ class Architecture:
         Raises `InputError` if there is none.
         """
         try:
-            fields = {name: metadata["architecture"][name] for name in cls.__dataclass_fields__}
+            stated = {"objective": cls.objective} | metadata["architecture"]  # which older files do not say
+            fields = {name: stated[name] for name in cls.__dataclass_fields__}
             found = cls(**fields | {name: tuple(fields[name]) for name in ("frame_shape", "dim_mults")})
         except (KeyError, TypeError):
             raise InputError("the checkpoint does not say which network its weights belong to.") from None
@@ -260,6 +269,31 @@ def load_forecaster_weights(model: nn.Module, architecture: Architecture, path: 
     weights, description = _read(path)
     description.agreed(architecture.options())
     _fill(model, weights, path)
+
+
+def start_from(model: nn.Module, architecture: Architecture, path: Path) -> None:
+    """Fill a model from a file of weights, which may be of another objective or frame size.
+
+    Channels of auxiliary noise that the file lacks get small random weights. Raises `InputError` if the other weights
+    do not fit.
+    """
+    weights, _ = _read(path)
+    if not _is_ours(path):
+        plain = replace(architecture, objective="diffusion").build()
+        official.load(plain, weights)
+        weights = plain.state_dict()
+    fill(model, _widened(weights, model), path)
+
+
+def _widened(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Append the input channels of auxiliary noise."""
+    new = OBJECTIVES[model.objective].auxiliary if isinstance(model, DiffCast) else 0
+    wanted, widened = model.state_dict(), dict(weights)
+    for name, value in weights.items():
+        lacking = wanted[name].shape[1] - value.shape[1] if name in wanted and value.dim() == 4 else 0
+        if new and lacking == new:
+            widened[name] = torch.cat([value, AUXILIARY_WEIGHT * torch.randn(len(value), new, *value.shape[2:])], dim=1)
+    return widened
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from diffcast import motion, process, residual
 from diffcast.layers import computing_in, full_precision, recomputed
 from diffcast.motion import GlobalMotion
+from diffcast.objectives import OBJECTIVES, Segments, crps_loss, diffusion_loss, hybrid_loss
 from diffcast.residual import Denoiser, LocalResidual
 from diffcast.samplers import SAMPLERS, Sampler
 from diffcast.tiles import Tiles, blended_trend
@@ -58,9 +59,17 @@ class DiffCast(nn.Module):
         residual_scale: float = 1.0,  # divide residuals by this; recommended: their standard deviation, about 0.2
         loss_weight: str = "signal",  # weight of diffusion times in the loss, see `process.weighted_loss`
         gradient_checkpointing: bool = False,  # recompute most activations in the backward pass, to save memory
+        objective: str = "diffusion",  # a key of OBJECTIVES
+        particles: int = 2,  # of each segment, that a CRPS compares
+        crps_fairness: float = 1.0,  # see `objectives.crps`
+        crps_scales: tuple[int, ...] = (1, 2),  # sides of the squares whose means the CRPS compares, pixels
     ):
         super().__init__()
         _check(backbone, dim, dim_mults, segment_length)
+        if objective not in OBJECTIVES:
+            raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective}.")
+        if particles < 2:
+            raise InputError(f"particles must be at least 2, not {particles}.")
         if not 0 < diffusion_weight <= 1:
             raise InputError(f"diffusion_weight must lie in (0, 1], not {diffusion_weight}.")
         if not 0 < residual_scale <= 2:
@@ -71,11 +80,15 @@ class DiffCast(nn.Module):
         self.residual_scale = residual_scale
         self.loss_weight = loss_weight
         self.gradient_checkpointing = gradient_checkpointing
+        self.objective, self.particles = objective, particles
+        self.crps_fairness, self.crps_scales = crps_fairness, crps_scales
         self.segments = math.ceil(backbone.frames_out / self.segment_length)
         channels = backbone.frame_shape[0]
         self.backbone = backbone
         self.motion = GlobalMotion(channels, dim, dim_mults, gradient_checkpointing)
-        self.residual = LocalResidual(channels, self.segment_length, dim, dim_mults, gradient_checkpointing)
+        self.residual = LocalResidual(
+            channels, self.segment_length, dim, dim_mults, gradient_checkpointing, OBJECTIVES[objective].auxiliary
+        )
         self.schedule = process.Schedule(timesteps)
         if freeze_backbone:
             backbone.requires_grad_(False)
@@ -110,13 +123,15 @@ class DiffCast(nn.Module):
         """Training pass.
 
         Frames are `(B, T, C, H, W)` in [0, 1], NaN where values are missing. Returns the scalar `loss` and its parts
-        `deterministic` and `diffusion`. Diffusion times and noise are drawn from `generator`. With a generator for each
-        sequence, the draws do not depend on the distribution of a batch over processes.
+        `deterministic` and `diffusion`, the loss of LocalResidual. Times and noise are drawn from `generator`. With a
+        generator for each sequence, the draws do not depend on the distribution of a batch over processes.
         """
-        b, shape = len(observed), (self.segments, self.segment_length, *observed.shape[2:])
-        time = self._draw_times(b, generator, observed.device)
-        noise = _draw(torch.randn, b, shape, generator, observed.device)
-        return self.objective(observed, future, time, noise)
+        b, frame, device = len(observed), observed.shape[2:], observed.device
+        of_particles = (self.particles,) if self.objective == "crps" else ()
+        time = self._draw_times(b, generator, device)
+        noise = _draw(torch.randn, b, (self.segments, *of_particles, self.segment_length, *frame), generator, device)
+        auxiliary = self._draw_auxiliary(b, (self.segments, self.particles), frame[1:], generator, device)
+        return self.training_loss(observed, future, time, noise, auxiliary)
 
     def _draw_times(self, sequences: int, generator: Generators, device: torch.device) -> Tensor:
         """Draw uniform diffusion times `(B, S)`, stratified within each sequence.
@@ -129,18 +144,27 @@ class DiffCast(nn.Module):
         share = (part + within) / self.segments
         return (share * self.schedule.timesteps).long().clamp(max=self.schedule.timesteps - 1)
 
-    def objective(
+    def _draw_auxiliary(
+        self, sequences: int, each: tuple[int, ...], size: tuple[int, int], generator: Generators, device: torch.device
+    ) -> Tensor | None:
+        """Draw noise `(B, *each, N, H, W)` of LocalResidual's auxiliary channels, None if it has none."""
+        if not self.residual.auxiliary:
+            return None
+        return _draw(torch.randn, sequences, (*each, self.residual.auxiliary, *size), generator, device)
+
+    def training_loss(
         self,
         observed: Tensor,
         future: Tensor,
         time: Tensor,  # (B, S)
-        noise: Tensor,  # (B, S, L, C, H, W)
+        noise: Tensor,  # (B, S, L, C, H, W), or (B, S, M, L, C, H, W) for the objective crps
+        auxiliary: Tensor | None = None,  # (B, S, M, N, H, W) for the objective hybrid
     ) -> dict[str, Tensor]:
         """Training pass with given diffusion times and noise of the S segments.
 
         All segments go through LocalResidual at once, each conditioned on the residual of the segment before. Nothing
-        is detached, so that the diffusion loss also trains the backbone, through residual, condition and context.
-        Missing values have no residual and no weight in the loss.
+        is detached, so that the loss of LocalResidual also trains the backbone, through residual, condition and
+        context. Missing values have no residual and no weight in the loss.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
             trend = recomputed(self.gradient_checkpointing, self.backbone, observed, future)
@@ -153,18 +177,22 @@ class DiffCast(nn.Module):
             rearrange([first] + [later] * (self.segments - 1), "s b c h w -> (b s) c h w")
             for first, later in zip(local, last, strict=True)
         ]
-        x0, eps, condition, time = (rearrange(x, "b s ... -> (b s) ...") for x in (target, noise, previous, time))
-        predicted = self.residual(
-            process.diffuse(self.schedule, x0, eps, time),
-            time,
-            condition,
-            context,
-            torch.arange(self.segments, device=time.device).repeat(len(observed)),
-        )
-        v = process.v_target(self.schedule, x0, eps, time)
-        diffusion = process.weighted_loss(self.schedule, predicted, v, time, valid.flatten(0, 1), self.loss_weight)
+        index = torch.arange(self.segments, device=time.device).repeat(len(observed))
+        given = {"condition": previous.flatten(0, 1), "context": context, "segment": index}
+        if auxiliary is not None:
+            given["auxiliary"] = auxiliary.flatten(0, 2)
+        segments = Segments(partial(self.residual, **given), self.schedule, target.flatten(0, 1), valid.flatten(0, 1))
+        diffusion = self._loss_of(segments, time.flatten(), noise.flatten(0, 1))
         loss = self.diffusion_weight * diffusion + (1 - self.diffusion_weight) * trend["loss"]
         return {"loss": loss, "deterministic": trend["loss"], "diffusion": diffusion}
+
+    def _loss_of(self, segments: Segments, time: Tensor, noise: Tensor) -> Tensor:
+        """Loss of LocalResidual by the objective."""
+        if self.objective == "crps":
+            return crps_loss(segments, noise, self.crps_fairness, self.crps_scales)
+        if self.objective == "hybrid":
+            return hybrid_loss(segments, time, noise, self.particles, self.crps_fairness, self.crps_scales)
+        return diffusion_loss(segments, time, noise, self.loss_weight)
 
     def forecast(self, observed: Tensor, members: int = 1, generator: Generators = None, **sampling) -> Tensor:
         """Forecast an ensemble `(B, M, T, C, H, W)` in [0, 1]; options as in `generate`."""
@@ -196,6 +224,7 @@ class DiffCast(nn.Module):
             shape = (members, self.segments, self.segment_length, *observed.shape[2:])
             noise = _draw(torch.randn, b, shape, generator, device)
         seeds = _draw(partial(torch.randint, 2**63 - 1), b, (noise.shape[1],), generator, device)
+        auxiliary = self._draw_auxiliary(b, noise.shape[1:3], observed.shape[-2:], generator, device)
         tiles = Tiles.of(tuple(observed.shape[-2:]), self, tile)
         at_once = tiles.at_once(self, forecast_batch or b * noise.shape[1])
         with full_precision(observed):  # rounding would move pixels across thresholds, and the backbone runs only once
@@ -210,8 +239,9 @@ class DiffCast(nn.Module):
             for rows, columns in _chunks(*noise.shape[:2], at_once):
                 local, last = ([x[:, rows] for x in maps] for maps in contexts)
                 drawing = partial(sample, draw=_drawing(seeds[rows, columns]))
+                fixed = None if auxiliary is None else auxiliary[rows, columns]
                 denoise = partial(self._denoiser, tiles=tiles, at_once=at_once, transform=transform)
-                residual = self._sample_residual(noise[rows, columns], local, last, drawing, denoise, progress)
+                residual = self._sample_residual(noise[rows, columns], fixed, local, last, drawing, denoise, progress)
                 drawn[rows, columns] = self.residual_scale * residual
         del noise  # of the size of the forecast, of which large maps make gigabytes
         forecast = (mu[:, None] + drawn).add_(1).div_(2).clamp_(0, 1)
@@ -226,32 +256,49 @@ class DiffCast(nn.Module):
         ]
 
     def _sample_residual(
-        self, noise: Tensor, local: list[Tensor], last: list[Tensor], sample, denoiser, progress
+        self,
+        noise: Tensor,
+        auxiliary: Tensor | None,
+        local: list[Tensor],
+        last: list[Tensor],
+        sample,
+        denoiser,
+        progress,
     ) -> Tensor:
         """Generate segment after segment.
 
-        Start noise `(B, M, S, L, C, H, W)` gives scaled residuals `(B, M, T, C, H, W)`.
+        Start noise `(B, M, S, L, C, H, W)` and auxiliary noise `(B, M, S, N, H, W)`, which is the same at all
+        evaluations of a segment, give scaled residuals `(B, M, T, C, H, W)`.
         """
         b = len(noise)
         segments = []
         previous = torch.zeros_like(noise[:, :, 0]).flatten(0, 1)
         for s, start in enumerate(rearrange(noise, "b m s ... -> s (b m) ...")):
             index = torch.full((b,), s, device=start.device)
-            previous = sample(denoiser(previous, last if s else local, index), start)
+            fixed = None if auxiliary is None else auxiliary[:, :, s].flatten(0, 1)
+            previous = sample(denoiser(previous, fixed, last if s else local, index), start)
             segments.append(previous)
             if progress is not None:
                 progress(len(start))
         return rearrange(segments, "s (b m) l c h w -> b m (s l) c h w", b=b)[:, :, : self.frames_out]
 
     def _denoiser(
-        self, previous: Tensor, context: list[Tensor], index: Tensor, tiles: Tiles, at_once: int, transform
+        self,
+        previous: Tensor,
+        auxiliary: Tensor | None,
+        context: list[Tensor],
+        index: Tensor,
+        tiles: Tiles,
+        at_once: int,
+        transform,
     ) -> Denoiser:
-        """Return the denoiser of maps `(B M, L, C, H, W)`, given the residual of the segment before."""
+        """Return the denoiser of maps `(B M, L, C, H, W)`, given the residual of the segment before and a noise."""
 
         @lru_cache(1)  # so that a single part is conditioned once, while several would need the memory of the map
         def conditioned(part: range) -> Denoiser:
             own = [maps[part.start : part.stop].flatten(0, 1) for maps in context]
-            return transform(self.residual.conditioned(tiles.cut(previous, part), own, index.repeat(len(part))))
+            noise = None if auxiliary is None else tiles.cut(auxiliary, part)
+            return transform(self.residual.conditioned(tiles.cut(previous, part), own, index.repeat(len(part)), noise))
 
         def denoise(noisy: Tensor, time: Tensor) -> Tensor:
             return tiles.blend(

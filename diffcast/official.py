@@ -80,6 +80,8 @@ def inexpressible(options: dict) -> list[str]:
     if diffusion:
         fixed = {"residual_scale": 1.0, "timesteps": _TIMESTEPS, "frames_in": _FRAMES_IN, "img_channel": 1}
     found += [f"--{name} {options[name]:g} / {value:g}" for name, value in fixed.items() if options[name] != value]
+    if diffusion and options.get("objective", "diffusion") != "diffusion":
+        found.append(f"--objective {options['objective']} / diffusion")
     if diffusion and options["segment_length"] not in (None, options["frames_in"]):
         found.append(f"--segment_length {options['segment_length']} / as many as --frames_in")
     if backbone in _CLASSES:

@@ -42,8 +42,10 @@ class LocalResidual(nn.Module):
         dim: int = 64,  # width of the finest level
         dim_mults: tuple[int, ...] = (1, 2, 4, 8),  # width after each level, in units of dim
         recompute: bool = False,  # recompute the levels' activations in the backward pass, to save memory
+        auxiliary: int = 0,  # channels of noise that the finest layers of the way up read, see `diffcast.objectives`
     ):
         super().__init__()
+        self.auxiliary = auxiliary
         widths = [dim, *(dim * m for m in dim_mults)]
         self.recompute = recompute
         levels = list(itertools.pairwise(widths))  # (width, width after it), finest first
@@ -59,9 +61,10 @@ class LocalResidual(nn.Module):
         self.middle_attention = SelfAttention(widths[-1])
         self.middle_block2 = ResidualBlock(widths[-1], widths[-1], embedding)
         self.ups = nn.ModuleList(
-            UpLevel(width, after, embedding, last=i == 0) for i, (width, after) in reversed(list(enumerate(levels)))
+            UpLevel(width, after, embedding, i == 0, auxiliary if i == 0 else 0)
+            for i, (width, after) in reversed(list(enumerate(levels)))
         )
-        self.head_block = ResidualBlock(2 * dim, dim, embedding)
+        self.head_block = ResidualBlock(2 * dim + auxiliary, dim, embedding)
         self.head = nn.Conv2d(dim, segment_length * channels, 1)
 
     def forward(
@@ -71,16 +74,24 @@ class LocalResidual(nn.Module):
         condition: Tensor,  # (B, L, C, H, W): residual of the previous segment, zeros for the first
         context: list[Tensor],  # GlobalMotion's feature maps, finest first
         segment: Tensor,  # (B,) integers: index of the segment
+        auxiliary: Tensor | None = None,  # (B M, N, H, W): noise of M particles, if the network has such channels
     ) -> Tensor:
-        """Predict `v`, `(B, L, C, H, W)`."""
-        return self.conditioned(condition, context, segment)(noisy, time)
+        """Predict `v`, `(B, L, C, H, W)`, or `(B M, L, C, H, W)` with auxiliary noise of M particles."""
+        return self.conditioned(condition, context, segment, auxiliary)(noisy, time)
 
-    def conditioned(self, condition: Tensor, context: list[Tensor], segment: Tensor) -> Denoiser:
+    def conditioned(
+        self,
+        condition: Tensor,
+        context: list[Tensor],
+        segment: Tensor,
+        auxiliary: Tensor | None = None,  # (B M, N, H, W): noise of the network's `auxiliary` channels
+    ) -> Denoiser:
         """Return `forward` as a function of `noisy` and `time`.
 
         All that depends on neither is computed once. Members of a forecast share a context, so that `noisy`, `time` and
-        `condition` may hold M consecutive samples for each sample of `context` and `segment`. The function becomes
-        invalid when the weights or the precision (autocast) change.
+        `condition` may hold M consecutive samples for each sample of `context` and `segment`. So may `auxiliary` for
+        each sample of `noisy`, and `v` then has M samples for each as well. The function becomes invalid when the
+        weights or the precision (autocast) change.
         """
         stem = partial_convolution(self.stem, _to_channels(condition), first=True)
         downs = [level.given(maps) for level, maps in zip(self.downs, context, strict=True)]
@@ -97,9 +108,14 @@ class LocalResidual(nn.Module):
                 skips += level_skips
             x = self.middle_block1(x, next(modulations))
             x = self.middle_block2(self.middle_attention(x), next(modulations))
-            for level in ups:
+            for level in ups[:-1]:
                 x = call(level, x, skips.pop(), skips.pop(), next(modulations), next(modulations))
-            x = self.head(self.head_block(torch.cat([x, first], dim=1), next(modulations)))
+            finest = x, *skips, first, *modulations
+            if auxiliary is not None:  # from here on, particles differ
+                finest = (part.repeat_interleave(len(auxiliary) // len(part), dim=0) for part in finest)
+            x, skip2, skip1, first, *modulations = finest
+            x = call(ups[-1], x, _joined(skip1, auxiliary), _joined(skip2, auxiliary), *modulations[:2])
+            x = self.head(self.head_block(_joined(torch.cat([x, first], dim=1), auxiliary), modulations[2]))
             return rearrange(x, "b (l c) h w -> b l c h w", c=noisy.shape[2]).to(noisy.dtype)
 
         return denoise
@@ -151,10 +167,10 @@ class DownLevel(nn.Module):
 class UpLevel(nn.Module):
     """One resolution on the way up; the last level keeps height and width."""
 
-    def __init__(self, width: int, after: int, embedding: int, last: bool):
+    def __init__(self, width: int, after: int, embedding: int, last: bool, auxiliary: int = 0):
         super().__init__()
-        self.block1 = ResidualBlock(after + width, after, embedding)
-        self.block2 = ResidualBlock(after + width, after, embedding)
+        self.block1 = ResidualBlock(after + width + auxiliary, after, embedding)
+        self.block2 = ResidualBlock(after + width + auxiliary, after, embedding)
         self.attention = LargeKernelAttention(after)
         self.resample = nn.Conv2d(after, width, 3, padding=1) if last else Upsample(after, width)
 
@@ -168,6 +184,10 @@ class UpLevel(nn.Module):
             return resample(self.attention(x))
 
         return ascend
+
+
+def _joined(x: Tensor, auxiliary: Tensor | None) -> Tensor:
+    return x if auxiliary is None else torch.cat([x, auxiliary.to(x.dtype)], dim=1)
 
 
 def _to_channels(frames: Tensor) -> Tensor:

@@ -27,9 +27,10 @@ BACKBONES = {  # options that make each backbone small
 }
 
 
-def tiny_architecture(backbone: str, use_diff: bool) -> Architecture:
+def tiny_architecture(backbone: str, use_diff: bool, **options) -> Architecture:
     """A forecaster of 16 x 16 pixels."""
-    return Architecture(backbone, use_diff, (1, 16, 16), backbone_options=BACKBONES[backbone], dim=8, dim_mults=(1, 2))
+    options |= {"backbone_options": BACKBONES[backbone], "dim": 8, "dim_mults": (1, 2)}
+    return Architecture(backbone, use_diff, (1, 16, 16), **options)
 
 
 def arguments(data, exp_dir, *more: str) -> list[str]:

@@ -14,6 +14,7 @@ from utils.errors import InputError
 COURSE = (
     *("seed", "lr", "lr_beta1", "lr_beta2", "l2_norm", "scheduler", "warmup_steps", "ema_rate", "mixed_precision"),
     *("batch_size", "grad_acc_step", "diffusion_weight", "loss_weight", "freeze_backbone"),
+    *("particles", "crps_scales", "crps_fairness"),
     *("dataset", "split", "stride", "augment", "crop", "crop_by"),
 )
 # What a resumed training takes over unless the user says otherwise.
@@ -50,6 +51,8 @@ def find_described(
         checkpoint.existing(path / checkpoint.TRAINING, f"--resume {path}")
         checkpoint.verify(path)
         return describe(path / checkpoint.WEIGHTS), "resume", agreeing
+    if options["init_ckpt"]:
+        return describe(checkpoint.existing(Path(options["init_ckpt"]), "--init_ckpt")), "init_ckpt", agreeing
     if options["backbone_ckpt"] and options["use_diff"]:
         return (
             describe(checkpoint.existing(Path(options["backbone_ckpt"]), "--backbone_ckpt")),
@@ -84,7 +87,7 @@ def completed(options: dict, given: dict, described: Description, use: str, agre
 
     `use` is the option that named the checkpoint. Raises `InputError` where the user and the checkpoint disagree.
     """
-    known = _known(described, use, options)
+    known = _known(described, use, options, given)
     if use == "ckpt_milestone":  # other data of the same kind may be forecast, see `refuse_other_data` of run.py
         other = "dataset" in given and options["dataset"] != known.get("dataset")
         own = DATA if other else given.keys() & DATA
@@ -98,13 +101,19 @@ def completed(options: dict, given: dict, described: Description, use: str, agre
     return found
 
 
-def _known(described: Description, use: str, options: dict) -> dict:
+def _known(described: Description, use: str, options: dict, given: dict) -> dict:
     """Return the options that a checkpoint determines for a use."""
     network, metadata = described.network, described.metadata
     if use == "backbone_ckpt":
         if network["use_diff"]:
             raise InputError(f"--backbone_ckpt {described.path} holds a DiffCast; name weights of its backbone alone.")
         return {name: network[name] for name in BACKBONE if name in network}
+    if use == "init_ckpt":  # another objective or frame size has the same weights, or most of them
+        return {
+            name: value
+            for name, value in network.items()
+            if name != "objective" and (name, name in given) != ("img_size", True)
+        }
     course = {"dataset": metadata.get("dataset")} | _dictionary(metadata.get("course"))
     scale = _dictionary(metadata.get("source")).get("scale")
     course["scale"] = scale if course["dataset"] in SCALED else None

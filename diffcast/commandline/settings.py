@@ -43,6 +43,11 @@ class Purpose:
     backbone_ckpt: str | None = option(
         None, "initial weights of DiffCast's backbone, with --use_diff", metavar="CHECKPOINT"
     )
+    init_ckpt: str | None = option(
+        None,
+        "initial weights of the complete network, ours or official, also of another --objective or --img_size",
+        metavar="CHECKPOINT",
+    )
     exp_dir: str = option("basic_exps", "folder of the run inside Exps, or an absolute path")
     exp_note: str | None = option(None, "text to append to the name of the run")
     log_with: tuple[str, ...] = option((), "trackers to use", nargs="*", choices=("tensorboard", "wandb"))
@@ -58,6 +63,11 @@ class Purpose:
         for other in ("no_eval", "resume"):
             if self.eval and getattr(self, other):
                 raise InputError(f"--eval evaluates and does not train, so --{other} does not fit; give one of them.")
+        if self.init_ckpt and (self.eval or self.backbone_ckpt):
+            other = "eval" if self.eval else "backbone_ckpt"
+            raise InputError(
+                f"--init_ckpt starts a training with all weights, so --{other} does not fit; leave it out."
+            )
         if self.exp_note and Path(self.exp_note).name != self.exp_note:
             raise InputError(f"--exp_note {self.exp_note} becomes part of a folder's name; leave out the slashes.")
         if "wandb" in self.log_with and self.wandb_state == "disabled":

@@ -21,6 +21,7 @@ def summarise(model: nn.Module, training: TrainingSettings, forecasts: ForecastS
     Everything is measured on PyTorch's meta device in float32, which computes no values. A backward pass is assumed to
     cost two forward passes.
     """
+    forecasts = forecasts.fitting(model)
     weights = sum(p.numel() for p in model.parameters())
     rows = [[f"parameters of {name}", f"{_count(part):,}"] for name, part in _parts(model).items()]
     rows.append(["parameters in all", f"{weights:,}"])
@@ -43,6 +44,7 @@ def forecast_flops(model: nn.Module, settings: ForecastSettings) -> int:
     frames = _frames(shapes, model.frames_in)
     if not isinstance(model, DiffCast):
         return _flops(lambda: shapes.forecast(frames))
+    settings = settings.fitting(model)
     once, twice = (_flops(lambda n=steps: shapes.generate(frames, sampling_steps=n)) for steps in (1, 2))
     step = twice - once
     return once - step + step * settings.sampling_steps * settings.members

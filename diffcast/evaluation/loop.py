@@ -107,7 +107,7 @@ class Evaluator:
         self.accelerator = accelerator
         self.model = place(model, accelerator.device).eval()
         self.dataset = dataset
-        self.settings = settings
+        self.settings = settings.fitting(model)
         self.name = name
         self.dressed = dressed
         self.drawing = Dispensable("pictures of the cases")

@@ -1,7 +1,7 @@
 """Forecasts of a model, next to its trend and the baselines."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dataset.source import Source
 from diffcast.forecasting import steps
 from diffcast.model import DiffCast, Generators
+from diffcast.objectives import OBJECTIVES
 from diffcast.precision import forecast_precision
 from diffcast.samplers import SAMPLERS, STEPS
 from diffcast.tiles import blended_trend
@@ -29,12 +30,18 @@ class ForecastSettings:
     members: int = option(
         1, "members of the ensemble. A backbone alone makes one forecast", at_least=1, at_most=MAX_MEMBERS
     )
-    sampler: str | Callable = option(
-        "dpm", "sampler of the diffusion. The official code uses ddim", choices=tuple(SAMPLERS)
+    sampler: str | Callable | None = option(
+        None,
+        "sampler. The default is what the weights were trained for: "
+        + ", ".join(f"{one.sampler} after --objective {name}" for name, one in OBJECTIVES.items())
+        + ". The official code uses ddim",
+        choices=tuple(SAMPLERS),
     )
     sampling_steps: int | None = option(
         None,
-        f"network evaluations per segment. The default is {', '.join(f'{n} for {name}' for name, n in STEPS.items())}",
+        "network evaluations per segment. The default is "
+        + ", ".join(f"{one.sampling_steps} after --objective {name}" for name, one in OBJECTIVES.items())
+        + f", and {', '.join(f'{n} for {name}' for name, n in STEPS.items())} if the sampler is another one",
         at_least=1,
         at_most=1000,  # times of the official diffusion process
     )
@@ -64,10 +71,25 @@ class ForecastSettings:
     def __post_init__(self):
         check_values(self)
         steps.check_packages(self.of_pysteps)
-        if self.sampling_steps is None:
-            if callable(self.sampler):
-                raise InputError("sampling_steps has no default for a sampler of your own; give a number.")
-            object.__setattr__(self, "sampling_steps", STEPS[self.sampler])
+        if callable(self.sampler) and self.sampling_steps is None:
+            raise InputError("sampling_steps has no default for a sampler of your own; give a number.")
+
+    def fitting(self, model: nn.Module) -> "ForecastSettings":
+        """Fill in the sampler and the number of evaluations that a model was trained for.
+
+        Raises `InputError` for a sampler that cannot work with the model's weights.
+        """
+        if not isinstance(model, DiffCast):
+            return self
+        usual = OBJECTIVES[model.objective]
+        sampler = self.sampler or usual.sampler
+        steps = self.sampling_steps or (usual.sampling_steps if sampler == usual.sampler else STEPS[sampler])
+        if model.objective == "crps" and not callable(sampler) and (sampler, steps) != usual[:2]:
+            raise InputError(
+                f"sampler {sampler} with {steps} sampling_steps is not possible: the weights were trained with the "
+                f"objective crps, which needs {usual.sampler} with {usual.sampling_steps}; leave out both."
+            )
+        return replace(self, sampler=sampler, sampling_steps=steps)
 
     @property
     def of_pysteps(self) -> tuple[str, ...]:
@@ -105,6 +127,7 @@ def forecast(
     if not isinstance(model, DiffCast):
         trend = blended_trend(model, observed, settings.tile, settings.forecast_batch // len(observed))
         return Forecast(trend.clamp(0, 1)[:, None], trend)
+    settings = settings.fitting(model)
     made = model.generate(
         observed,
         settings.members,

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from diffcast.evaluation.results import data_differences
-from diffcast.forecaster import Architecture, load_forecaster_weights
+from diffcast.forecaster import Architecture, load_forecaster_weights, start_from
 from utils import checkpoint
 from utils.errors import InputError
 from utils.weights import load_metadata
@@ -42,12 +42,16 @@ def find_resume(asked: str | None, checkpoints: Path, wanted: dict) -> Path | No
     return path
 
 
-def start_backbone(model: nn.Module, architecture: Architecture, weights: str | None, frozen: bool) -> None:
-    """Fill DiffCast's backbone from the file of weights, if there is one.
+def start_weights(
+    model: nn.Module, architecture: Architecture, complete: str | None, backbone: str | None, frozen: bool
+) -> None:
+    """Fill a model, or the backbone of a DiffCast, from a file of weights, if there is one.
 
     Raises `InputError` if the backbone is to stay frozen and has no weights.
     """
-    if weights:
-        load_forecaster_weights(model.backbone, replace(architecture, use_diff=False), Path(weights))
+    if complete:
+        start_from(model, architecture, Path(complete))
+    elif backbone:
+        load_forecaster_weights(model.backbone, replace(architecture, use_diff=False), Path(backbone))
     elif frozen:
         raise InputError("--freeze_backbone keeps random weights without --backbone_ckpt; give the backbone's weights.")

@@ -43,6 +43,23 @@ class TrainingSettings:
         "weight of each diffusion time in the loss: its share of signal as in the official code, or uniform",
         choices=LOSS_WEIGHTS,
     )
+    particles: int = option(
+        2, "particles of each segment that --objective crps and hybrid compare", at_least=2, at_most=16, rare=True
+    )
+    crps_scales: tuple[int, ...] = option(
+        (1, 2),
+        "sides in pixels of the squares whose means the CRPS compares, for --objective crps and hybrid",
+        at_least=1,
+        rare=True,
+    )
+    crps_fairness: float = option(
+        1.0,
+        "estimator of the CRPS, from 1 (of infinitely many particles) to 0 (of the particles as they are), for "
+        "--objective crps and hybrid",
+        at_least=0,
+        at_most=1,
+        rare=True,
+    )
     freeze_backbone: bool = option(False, "train only the diffusion networks of DiffCast")
     seed: int = option(0, "seed of weights, order of sequences and noise", at_least=0, at_most=2**63 - 1)
     early_stop: int = option(
@@ -96,6 +113,7 @@ class TrainingSettings:
     def of_the_loss(self) -> dict:
         """Return the options of `DiffCast` that shape only its training."""
         names = ("diffusion_weight", "loss_weight", "freeze_backbone", "gradient_checkpointing")
+        names += ("particles", "crps_scales", "crps_fairness")
         return {name: getattr(self, name) for name in names}
 
 

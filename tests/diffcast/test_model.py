@@ -49,8 +49,8 @@ def denoised(monkeypatch, model):
     runs = []
     conditioned = model.residual.conditioned
 
-    def recording(condition, context, segment):
-        denoise = conditioned(condition, context, segment)
+    def recording(condition, context, segment, auxiliary):
+        denoise = conditioned(condition, context, segment, auxiliary)
         samples = []
         runs.append((condition, context, segment, samples))
         return lambda noisy, time: samples.append(noisy) or denoise(noisy, time)
@@ -94,7 +94,7 @@ class TestOfficial:
     def test_losses_and_gradients_are_the_official_ones(self):
         model, golden = official(PhyDNet((1, 32, 32)), SMALL, seed=106), arrays("train_objective_32")
         frames = (torch.from_numpy(golden[name]) for name in ("frames_in", "frames_gt"))
-        terms = model.objective(*frames, torch.from_numpy(golden["t"]).T, segment_noise(2, 106))
+        terms = model.training_loss(*frames, torch.from_numpy(golden["t"]).T, segment_noise(2, 106))
         assert_close(terms["deterministic"], golden["det_loss"], 1e-4)
         assert_close(terms["diffusion"], golden["diff_loss_mean"], 1e-4)
         assert_close(terms["loss"], golden["total"], 1e-4)
@@ -214,7 +214,7 @@ class TestForecast:
     ):
         model = tiny(residual_scale=0.25)
 
-        def certain(condition, context, segment):
+        def certain(condition, context, segment, auxiliary):
             def denoise(noisy, time):
                 signal, noise = (
                     values[time].view(-1, 1, 1, 1, 1)
@@ -266,8 +266,9 @@ class TestTraining:
         observed, future = torch.rand(2, 4, 1, 16, 16), torch.rand(2, 10, 1, 16, 16)
         time = torch.randint(900, (2, 4))
         calls = calls_of(model.residual)
-        model.objective(observed, future, time, torch.zeros(2, 4, 3, 1, 16, 16))
-        ((noisy, times, condition, _, segment), _) = calls[0]
+        model.training_loss(observed, future, time, torch.zeros(2, 4, 3, 1, 16, 16))
+        ((noisy, times), given) = calls[0]
+        condition, segment = given["condition"], given["segment"]
         true = torch.zeros(2, 12, 1, 16, 16)
         true[:, :10] = 2 * (future - model.backbone.trend(observed)) / scale
         true = true.view(8, 3, 1, 16, 16)  # sequence by sequence, segment by segment
@@ -287,7 +288,7 @@ class TestTraining:
 
     def test_times_and_noise_are_uniform_and_normal(self, tiny, monkeypatch):
         model, frames = tiny(timesteps=10), torch.rand(32, 5, 1, 16, 16)
-        monkeypatch.setattr(model, "objective", lambda _, __, time, noise: (time, noise))
+        monkeypatch.setattr(model, "training_loss", lambda _, __, time, noise, ___: (time, noise))
         for generator in (torch.Generator().manual_seed(0), seeded(*range(32)), None):
             time, noise = model(frames, frames, generator)
             assert time.shape == (32, 4)
@@ -305,7 +306,7 @@ class TestTraining:
 
     def test_the_times_of_a_sequence_are_spread(self, tiny, monkeypatch):
         model, frames = tiny(timesteps=1000), torch.rand(64, 5, 1, 16, 16)
-        monkeypatch.setattr(model, "objective", lambda _, __, time, ___: time)
+        monkeypatch.setattr(model, "training_loss", lambda _, __, time, *___: time)
         time = model(frames, frames, seeded(*range(64)))
         assert (time.sort(dim=1).values // 250).tolist() == 64 * [[0, 1, 2, 3]]
         assert all(len(column.unique()) == 4 for column in (time // 250).T)

@@ -126,7 +126,7 @@ class Comparisons:
         model = self.filled(DiffCast(PhyDNet(FRAME), dim=16), shapes(SMALL), 106)
         noise = segment_noise(2, 106).to(self.device)
         with torch.enable_grad():
-            terms = model.objective(given["frames_in"], given["frames_gt"], given["t"].T, noise)
+            terms = model.training_loss(given["frames_in"], given["frames_gt"], given["t"].T, noise)
             terms["loss"].backward()
         names = {"deterministic": "det_loss", "diffusion": "diff_loss_mean", "loss": "total"}
         norms = dict(zip(golden["grad_names"], golden["grad_norms"], strict=True))

@@ -133,9 +133,11 @@ def interrupt_second_validation(patch):
 
 
 @pytest.mark.slow
-def test_diffcast_overfits_two_sequences(storm_folder, tmp_path):
+@pytest.mark.parametrize(("objective", "sampling_steps"), [("diffusion", 20), ("crps", None), ("hybrid", None)])
+def test_diffcast_overfits_two_sequences(storm_folder, tmp_path, objective, sampling_steps):
     torch.manual_seed(0)
-    architecture = replace(tiny_architecture("simvp", use_diff=True), dim=16, residual_scale=0.22)
+    architecture = tiny_architecture("simvp", use_diff=True, objective=objective, residual_scale=0.22)
+    architecture = replace(architecture, dim=16)
     model = architecture.build(loss_weight="uniform")
     whole = build_dataset("sevir", "train", storm_folder, 16)
     two = InMemory(torch.stack([whole[0], whole[20]]))
@@ -160,7 +162,7 @@ def test_diffcast_overfits_two_sequences(storm_folder, tmp_path):
         accelerator,
         trainer.ema.module,
         two,
-        EvaluationSettings(members=4, sampling_steps=20, cases=0, num_workers=0),
+        EvaluationSettings(members=4, sampling_steps=sampling_steps, cases=0, num_workers=0),
         tmp_path / "evaluation",
         "diffcast",
         {},
