@@ -1,13 +1,18 @@
 """What LocalResidual is trained for, against an independent library and closed forms."""
 
+import json
+
 import numpy as np
 import pytest
 import scoringrules
 import torch
+from safetensors.torch import load_file
 
+import run
+from diffcast import convert
 from diffcast.objectives import OBJECTIVES, Segments, crps, crps_loss, hybrid_loss, pooled_crps
 from diffcast.process import Schedule, diffuse, v_target
-from tests.tiny import tiny_architecture
+from tests.tiny import arguments, tiny_architecture
 from utils.errors import InputError
 
 EVERYWHERE = torch.ones(3, 2, 1, 6, 4, dtype=torch.bool)
@@ -139,3 +144,55 @@ def test_particles_share_all_layers_but_the_finest():
 def test_an_unknown_objective_is_refused():
     with pytest.raises(InputError, match="objective must be one of diffusion, crps, hybrid, not elbo"):
         tiny_architecture("convgru", True, objective="elbo")
+
+
+class TestCommandLine:
+    def evaluated(self, folder):
+        return json.loads((folder / "evaluation_best" / "metrics.json").read_text())["evaluation"]
+
+    def test_weights_say_which_sampler_they_are_for(self, storm_folder, tmp_path, capsys):
+        words = ["--use_diff", "--objective", "crps", "--no_eval"]
+        run.main(arguments(storm_folder, tmp_path, *words))
+        weights = str(tmp_path / "Diffsimvp_sevir" / "checkpoints" / "best.safetensors")
+        evaluate = [
+            "--eval",
+            "--ckpt_milestone",
+            weights,
+            "--exp_dir",
+            str(tmp_path),
+            "--num_workers",
+            "0",
+            "--cases",
+            "0",
+        ]
+        run.main([*evaluate, "--data_path", str(storm_folder), "--eval_sequences", "2", "--members", "2"])
+        how = self.evaluated(tmp_path / "Diffsimvp_sevir")
+        assert (how["sampler"], how["sampling_steps"]) == ("ddim", 1)
+        refused = [
+            lambda: run.main([*evaluate, "--data_path", str(storm_folder), "--sampler", "dpm"]),
+            lambda: convert.main(["export", weights, str(tmp_path / "official.pt")]),
+        ]
+        for call, reason in zip(
+            refused, ("objective crps, which needs ddim with 1", "--objective crps / diffusion"), strict=True
+        ):
+            with pytest.raises(SystemExit):
+                call()
+            assert reason in capsys.readouterr().err
+
+    def test_a_training_starts_from_weights_of_another_objective(self, storm_folder, tmp_path):
+        words = ["--use_diff", "--no_eval", "--training_steps", "2", "--epochs", "0"]
+        run.main(arguments(storm_folder, tmp_path, *words))
+        start = tmp_path / "Diffsimvp_sevir" / "checkpoints" / "ckpt-2" / "weights.safetensors"
+        words += ["--init_ckpt", str(start), "--objective", "hybrid", "--lr", "0", "--exp_note", "hybrid"]
+        run.main(arguments(storm_folder, tmp_path, *words))
+        before, after = (
+            load_file(path)
+            for path in (start, tmp_path / "Diffsimvp_sevir_hybrid" / "checkpoints" / "ckpt-2" / "weights.safetensors")
+        )
+        wider = [name for name in before if before[name].shape != after[name].shape]
+        assert wider == [name for name in before if name.startswith("residual") and name in wider]
+        assert len(wider) == 6  # convolution and shortcut of three blocks
+        for name, value in before.items():
+            torch.testing.assert_close(after[name][:, : value.shape[1]] if name in wider else after[name], value)
+        added = torch.cat([after[name][:, before[name].shape[1] :].flatten() for name in wider])
+        assert added.std().item() == pytest.approx(0.05, rel=0.1)

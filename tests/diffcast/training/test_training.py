@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import run
 from dataset import build_dataset
 from diffcast.evaluation.loop import EvaluationSettings, evaluate
+from diffcast.objectives import OBJECTIVES
 from diffcast.training import loop as training
 from diffcast.training.loop import Trainer, TrainingSettings, lr_factor
 from tests.tiny import ROOT, InMemory, arguments, read_losses, run_py, tiny_architecture
@@ -34,11 +35,12 @@ def losses(rows):
 
 
 @pytest.mark.slow
-def test_two_processes_with_half_the_batch_equal_one(storm_folder, tmp_path):
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_two_processes_with_half_the_batch_equal_one(storm_folder, tmp_path, objective):
     rows = {}
     for processes in (1, 2):
         words = ["--use_diff", "--augment", "--batch_size", str(4 // processes), "--training_steps", "3"]
-        words += ["--lr", "1e-5"]
+        words += ["--lr", "1e-5", "--objective", objective]
         done = run_py(*arguments(storm_folder, tmp_path / str(processes), *words), processes=processes)
         assert done.returncode == 0, done.stderr[-2000:]
         assert f"{processes} process(es)" in done.stdout
@@ -65,8 +67,9 @@ def test_number_of_loading_processes_changes_nothing(storm_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_training_resumes_to_the_bit(storm_folder, tmp_path):
-    words = ["--use_diff", "--training_steps", "36", "--valid_every", "12"]
+@pytest.mark.parametrize("objective", ["diffusion", "hybrid"])
+def test_killed_training_resumes_to_the_bit(storm_folder, tmp_path, objective):
+    words = ["--use_diff", "--objective", objective, "--training_steps", "36", "--valid_every", "12"]
     run.main(arguments(storm_folder, tmp_path / "whole", *words))
     folder = tmp_path / "killed" / RUN
     command = [sys.executable, str(ROOT / "run.py"), *arguments(storm_folder, tmp_path / "killed", *words, "--resume")]
