@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import run
 from benchmarks.gpu.bench import Bench, Case, Sizes
-from benchmarks.speed.training import packed_storms
 from dataset import build_dataset
+from dataset.sevir.packed import pack
+from dataset.synthetic.writer import write_sevir
 from diffcast.commandline.settings import RunSettings, read
 from diffcast.commandline.summary import training_cost
 from diffcast.training.loop import Trainer
@@ -24,6 +25,7 @@ THREE_STEPS = [  # a checkpoint after two of them
     *("--warmup_steps", "0", "--scheduler", "constant", "--epochs", "0", "--training_steps", "3"),
     *("--valid_every", "2", "--max_bad_steps", "10"),
 ]
+EVENTS = 30  # of which 21, with 5 sequences each, are for training
 SECONDS = 12  # of one training, once it has read its losses twice
 
 
@@ -117,12 +119,13 @@ def prepared(given: list[str]) -> tuple[RunSettings, nn.Module, Accelerator]:
 
 
 def storms(accelerator: Accelerator, folder: Path, img_size: int):
-    """Return packed storms, which the first process writes."""
+    """The training split of packed storms, which the first process writes."""
     data = folder / f"storms_{img_size}"
     with accelerator.main_process_first():
         if not data.exists():
             partial = data.with_suffix(".partial")
-            packed_storms(partial, img_size, 25)
+            write_sevir(partial, EVENTS, img_size, img_size)
+            pack("sevir", partial, img_size)
             partial.rename(data)
     return build_dataset("sevir", "train", data, img_size, 25)
 

@@ -8,10 +8,10 @@ import torch
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import sections as gpu_sections
+from benchmarks.gpu import training
 from benchmarks.gpu.bench import TOY, Bench
 from benchmarks.gpu.forecasts import in_batches, parts
 from benchmarks.gpu.training import repeated, trained
-from benchmarks.speed import training
 from diffcast.forecaster import place
 from tests.golden.comparisons import compare, comparisons
 
