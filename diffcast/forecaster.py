@@ -54,13 +54,13 @@ class Architecture:
         None, "number of frames that one diffusion run generates. The default is --frames_in", rare=True
     )
     timesteps: int = 1000
+    residual_scale: float = option(
+        1.0, "divide residuals by this. We recommend their standard deviation in [-1, 1] frames, about 0.2"
+    )
     objective: str = option(
         "diffusion",
         "what the generative network learns: to denoise, to make an ensemble in one evaluation by its CRPS, or both",
         choices=tuple(OBJECTIVES),
-    )
-    residual_scale: float = option(
-        1.0, "divide residuals by this. We recommend their standard deviation in [-1, 1] frames, about 0.2"
     )
 
     def __post_init__(self):

@@ -348,11 +348,11 @@ class TestTraining:
         assert not model.eval().backbone.training
 
     def test_an_architecture_passes_every_option_on(self):
-        architecture = Architecture("convgru", True, (1, 16, 16), 4, 6, {}, 8, (1, 2), 3, 50, 0.5)
+        architecture = Architecture("convgru", True, (1, 16, 16), 4, 6, {}, 8, (1, 2), 3, 50, 0.5, "crps")
         model = architecture.build(diffusion_weight=0.3, freeze_backbone=True)
         assert (model.frame_shape, model.frames_in, model.frames_out) == ((1, 16, 16), 4, 6)
         assert (model.segment_length, model.schedule.timesteps, model.residual.dim) == (3, 50, 8)
-        assert model.residual_scale == 0.5
+        assert (model.residual_scale, model.objective) == (0.5, "crps")
         assert model.freeze_backbone
         assert architecture.build(loss_weight="uniform").loss_weight == "uniform"
         thrifty = architecture.build(gradient_checkpointing=True)
