@@ -109,11 +109,8 @@ def _known(described: Description, use: str, options: dict, given: dict) -> dict
             raise InputError(f"--backbone_ckpt {described.path} holds a DiffCast; name weights of its backbone alone.")
         return {name: network[name] for name in BACKBONE if name in network}
     if use == "init_ckpt":  # another objective or frame size has the same weights, or most of them
-        return {
-            name: value
-            for name, value in network.items()
-            if name != "objective" and (name, name in given) != ("img_size", True)
-        }
+        free = {"objective"} | ({"img_size"} & given.keys())
+        return {name: value for name, value in network.items() if name not in free}
     course = {"dataset": metadata.get("dataset")} | _dictionary(metadata.get("course"))
     scale = _dictionary(metadata.get("source")).get("scale")
     course["scale"] = scale if course["dataset"] in SCALED else None
