@@ -11,7 +11,8 @@ import numpy as np
 
 from dataset.frames.config import FramesConfig
 from dataset.frames.files import read_frame
-from dataset.frames.names import local_of, seconds, utc_of
+from dataset.frames.names import FOUND, local_of, seconds, utc_of
+from dataset.frames.store import Store
 from dataset.frames.tars import Member, is_tar, members_of
 from dataset.frames.values import StoredFrame
 from utils.errors import InputError
@@ -19,7 +20,6 @@ from utils.errors import InputError
 LOG = logging.getLogger(__name__)
 
 UNCLEAR = -(2**63)  # time of a name that clocks show twice or never
-FOUND = np.dtype([(field, "<i8") for field in ("time", "mark", "size", "mtime")])
 INSIDE = np.dtype([(field, "<i8") for field in ("time", "offset", "size", "mtime")])  # of a tar
 
 
@@ -142,6 +142,6 @@ class Files:
 
 
 @lru_cache
-def archive_of(config: FramesConfig) -> Files:
+def archive_of(config: FramesConfig) -> Files | Store:
     """The archive that `frames.yaml` describes."""
-    return Files(config)
+    return Store(config) if config.store else Files(config)

@@ -248,7 +248,7 @@ def _settings(encoder: Encoder) -> dict:
     config, transform = encoder.config, encoder.source.transform
     return {
         "format": FORMAT,
-        "pattern": config.pattern.text,
+        "pattern": config.pattern.text if config.pattern else config.store,
         "timezone": str(config.timezone),
         "format_of_files": config.format,
         "variable": config.variable,

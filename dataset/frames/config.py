@@ -20,7 +20,7 @@ from dataset.transform import NUMBERS, TRANSFORMS, Transform
 from utils.errors import InputError
 
 CONFIG, UTC = "frames.yaml", timezone.utc
-REQUIRED = ("pattern", "interval", "range", "thresholds")
+REQUIRED = ("interval", "range", "thresholds")
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class FramesConfig:
     """
 
     file: Path  # the YAML file itself
-    folder: Path  # that the pattern's names count from
-    pattern: NamePattern
+    folder: Path  # that the pattern's names, or the store's, count from
     interval: float  # minutes between the frames of a sequence, a multiple of a second
     range: tuple[float, float]
     thresholds: tuple[float, ...]
+    pattern: NamePattern | None = None  # of the names of files
+    store: str | None = None  # a Zarr store in place of files
     units: str | None = None  # None, and of the width too: what the first file says, which `complete_config` puts here
     extent_km: float | None = None  # width of a stored frame
     timezone: tzinfo = UTC  # of the times in names; all other times are UTC
@@ -104,6 +105,7 @@ def read_config(path: str | Path) -> FramesConfig:
     if unknown:
         raise InputError(f"{file}: unknown key {unknown[0]}; the keys are {', '.join(_CHECKS)}.")
     lacking = [key for key in REQUIRED if key not in content]
+    lacking += ["pattern"] * (not {"pattern", "store"} & content.keys())
     if lacking:
         raise InputError(f"{file} lacks the key {lacking[0]}, which says {meaning_of(lacking[0])}.")
     values = {key: _checked(file, key, value) for key, value in content.items()}
@@ -156,7 +158,9 @@ def _contradiction(config: FramesConfig) -> str | None:
         return "bounds and colors must be given together"
     if config.bounds and len(config.bounds) != len(config.colors) + 1:
         return f"{len(config.bounds)} bounds need {len(config.bounds) - 1} colors, not {len(config.colors)}"
-    if not config.pattern.tells_apart(config.interval):
+    if config.store and (config.pattern or config.timezone is not UTC or config.format not in (None, "zarr")):
+        return "store has its own times and format; leave out pattern, timezone and format"
+    if config.pattern and not config.pattern.tells_apart(config.interval):
         return (
             f"pattern {config.pattern.text} does not tell frames {config.interval:g} minutes apart; give %Y %m %d %H %M"
         )
@@ -265,6 +269,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "name": (_text, "what is measured, as pictures call it"),
     "folder": (_text, "the folder that the pattern counts from"),
     "pattern": (lambda value: NamePattern(_text(value)), "how the time stands in a frame's name"),
+    "store": (_text, "the folder of a Zarr store"),
     "interval": (
         _interval,
         "the minutes between frames, a multiple of a second above 0",

@@ -8,7 +8,7 @@ import gzip
 import tempfile
 import tokenize
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -34,9 +34,14 @@ def read_frame(path: Path, config: FramesConfig, member: Member | None = None) -
     Dry pixels have the lowest value of the range, missing ones are NaN. Raises `InputError` that names the file if it
     is damaged, too large, not a single frame, or contradicts `frames.yaml`.
     """
+    return framed(path, config, lambda: _read(path, config, member))
+
+
+def framed(path: Path, config: FramesConfig, read: Callable[[], tuple[np.ndarray, Metadata]]) -> StoredFrame:
+    """The frame in physical units that a call of `read` gives, as `read_frame` does."""
     try:
         with np.errstate(all="ignore"):  # absurd scales
-            stored, metadata = patiently(lambda: _read(path, config, member))
+            stored, metadata = patiently(read)
             frame = physical(stored, agreed(path, metadata, config))
     except InputError:
         raise

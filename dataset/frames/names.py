@@ -12,6 +12,7 @@ from utils.errors import InputError
 DIGITS = {"Y": 4, "y": 2, "m": 2, "d": 2, "j": 3, "H": 2, "M": 2, "S": 2}
 CENTURY = 69  # two digits from here on are of the 20th century, as in `strptime`
 EPOCH = datetime(1970, 1, 1)
+FOUND = np.dtype([(field, "<i8") for field in ("time", "mark", "size", "mtime")])  # about a frame of an archive
 FRAME_ID = "%Y%m%dT%H%M%S"
 
 

@@ -92,6 +92,36 @@ def test_frames_of_mutated_tars_are_read_or_refused(tmp_path):
     assert min(outcomes[ACCEPTED], outcomes[REFUSED]) > 10
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["Blosc", "Zstd", "GZip", "LZ4", "BloscCodec", "ZstdCodec", "GzipCodec", "shards"])
+def test_frames_of_mutated_stores_are_read_or_refused(tmp_path, name):
+    numcodecs, codecs = pytest.importorskip("numcodecs"), pytest.importorskip("zarr.codecs")
+    zarr_format, store = (3 if name.endswith(("Codec", "shards")) else 2), tmp_path / "v.zarr"
+    times = np.arange("2023-05-01", "2023-05-03", dtype="datetime64[D]").astype("datetime64[ns]")
+    field = xarray.DataArray(np.ones((2, 16, 16)), {"time": times, "y": np.arange(16.0)}, ("time", "y", "x"))
+    module = codecs if zarr_format == 3 else numcodecs
+    about = {"shards": (2, 16, 16)} if name == "shards" else {"compressors": getattr(module, name)()}
+    encoding = {"v": {"chunks": (1, 8, 16), "dtype": "float32"} | about}
+    xarray.Dataset({"v": field}).to_zarr(store, zarr_format=zarr_format, encoding=encoding, consolidated=False)
+    Archive(tmp_path).configure(pattern=None, store="v.zarr", interval=1440)
+    files = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+    def write(rng):
+        spoiled = rng.choice([*files])
+        for path, content in files.items():
+            path.write_bytes(mutate([content], rng) if path == spoiled else content)
+
+    def read():
+        archive = archive_of(read_config(tmp_path))
+        for time in archive.times():
+            archive.read(moment(time))
+
+    read()
+    outcomes = fuzz(f"zarr, {name}", write, read, 600)
+    assert min(outcomes[ACCEPTED], outcomes[REFUSED]) > 10
+
+
 def test_a_text_whose_type_is_damaged_does_not_crash_the_process(tmp_path):
     path = Archive(tmp_path).configure(pattern="%Y%m%d%H%M.h5").path(0)
     WRITERS["odim"][1](path)

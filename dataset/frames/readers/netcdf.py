@@ -7,7 +7,7 @@ https://docs.unidata.ucar.edu/nug/current/attribute_conventions.html
 import contextlib
 import math
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime, timezone
 from pathlib import Path
 
 import h5py
@@ -15,6 +15,7 @@ import numpy as np
 
 from dataset.frames.attributes import number_of, numbers_of, text_of
 from dataset.frames.georeference import wkt_of_cf
+from dataset.frames.names import moment, seconds
 from dataset.frames.packages import has
 from dataset.frames.readers.hdf5 import frame_dataset, opened
 from dataset.frames.turning import direction_of, turned
@@ -27,7 +28,8 @@ DEFAULT_FILLS = {  # of data never written; bytes have none, and those of floats
     **{"int64": -(2**63) + 2, "uint64": 2**64 - 2},
 }
 TIMES = ("time", "valid_time")
-STEPS = {"seconds": "seconds", "minutes": "minutes", "hours": "hours", "days": "days"}
+STEPS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
+NEVER = -(2**63)
 MAX_ATTRIBUTES, MAX_WKT = 50, 10_000  # of a grid mapping; characters
 
 
@@ -37,28 +39,33 @@ def read_netcdf(path: Path, variable: str | None) -> tuple[np.ndarray, Metadata]
     North is up and west is left.
     """
     with opened(path) as file:
-        data = frame_dataset(file, variable or _only_frame(path, file))
-        stored = data[()].reshape(data.shape[-2:])
-        unsigned = stored.dtype.kind == "i" and text_of(data, "_Unsigned").lower() == "true"
-        kind = np.dtype(f"u{stored.dtype.itemsize}") if unsigned else stored.dtype
-        span = 2 ** (8 * kind.itemsize)
+        return decode_netcdf(path, file, variable)
 
-        def numbers(key: str) -> tuple[float, ...]:  # attributes of unsigned data may be of its signed type
-            stored = numbers_of(data, key)
-            return tuple(value + span if unsigned and -span / 2 <= value < 0 else value for value in stored)
 
-        missing = _fills(file, data, kind, numbers("_FillValue")) + numbers("missing_value")
-        masked = np.ma.array(stored.view(kind), mask=_invalid(stored.view(kind), data, numbers))
-        values, georeference = turned(masked, file, data, _crs(file, data))
-        return values, Metadata(
-            scale=number_of(data, "scale_factor"),
-            offset=number_of(data, "add_offset"),
-            missing=tuple(value for value in missing if not math.isnan(value)),
-            units=text_of(data, "units"),
-            quantity=text_of(data, "standard_name") or text_of(data, "long_name") or data.name.strip("/"),
-            time=_time(file),
-            georeference=georeference,
-        )
+def decode_netcdf(path: Path, file: h5py.File, variable: str | None) -> tuple[np.ndarray, Metadata]:
+    """Read the frame of an open file, whose path is for messages."""
+    data = frame_dataset(file, variable or _only_frame(path, file))
+    stored = data[()].reshape(data.shape[-2:])
+    unsigned = stored.dtype.kind == "i" and text_of(data, "_Unsigned").lower() == "true"
+    kind = np.dtype(f"u{stored.dtype.itemsize}") if unsigned else stored.dtype
+    span = 2 ** (8 * kind.itemsize)
+
+    def numbers(key: str) -> tuple[float, ...]:  # attributes of unsigned data may be of its signed type
+        stored = numbers_of(data, key)
+        return tuple(value + span if unsigned and -span / 2 <= value < 0 else value for value in stored)
+
+    missing = _fills(file, data, kind, numbers("_FillValue")) + numbers("missing_value")
+    masked = np.ma.array(stored.view(kind), mask=_invalid(stored.view(kind), data, numbers))
+    values, georeference = turned(masked, file, data, _crs(file, data))
+    return values, Metadata(
+        scale=number_of(data, "scale_factor"),
+        offset=number_of(data, "add_offset"),
+        missing=tuple(value for value in missing if not math.isnan(value)),
+        units=text_of(data, "units"),
+        quantity=text_of(data, "standard_name") or text_of(data, "long_name") or data.name.strip("/"),
+        time=_time(file),
+        georeference=georeference,
+    )
 
 
 def _only_frame(path: Path, file: h5py.File) -> str:
@@ -105,11 +112,23 @@ def _time(file: h5py.File) -> datetime | None:
     for name in TIMES:
         if is_own(file, name) and isinstance(file[name], h5py.Dataset) and file[name].size == 1:
             data = own_dataset(file, name)
-            step, _, since = text_of(data, "units").partition(" since ")
-            with contextlib.suppress(ValueError, OverflowError, KeyError):
-                begin = datetime.fromisoformat(since.removesuffix("UTC").strip()).replace(tzinfo=None)
-                return begin + timedelta(**{STEPS[step]: float(np.ravel(data[()])[0])})
+            with contextlib.suppress(ValueError, OverflowError):
+                return moment(seconds_of(np.ravel(data[()]), text_of(data, "units"))[0])
     return None
+
+
+def seconds_of(times: np.ndarray, units: str) -> np.ndarray:
+    """Seconds since 1970 (UTC) of times by CF, such as minutes since 2023-05-01.
+
+    Times that are not possible become `NEVER`. Raises ValueError for other units.
+    """
+    step, _, since = units.partition(" since ")
+    begin = datetime.fromisoformat(since.strip().removesuffix("UTC").strip().replace("Z", "+00:00"))
+    begin = begin if begin.tzinfo is None else begin.astimezone(timezone.utc).replace(tzinfo=None)
+    if step.strip() not in STEPS:
+        raise ValueError(f"its time is in {units}")
+    found = np.rint(times.astype(np.float64) * STEPS[step.strip()] + seconds(begin))
+    return np.where(np.abs(found) < 2**40, found, NEVER).astype(np.int64)
 
 
 def _crs(file: h5py.File, data: h5py.Dataset) -> str | None:
