@@ -6,7 +6,8 @@ https://www.rfc-editor.org/rfc/rfc8878 (Zstandard), https://github.com/Blosc/c-b
 import struct
 import zlib
 
-from dataset.frames.packages import needed
+import numcodecs
+
 from dataset.hdf5 import MAX_INFLATED
 
 SLACK = 64  # bytes that a container may add to the declared ones
@@ -29,7 +30,6 @@ def inflated(content: bytes, codec: str | None, most: int) -> bytes:
     size = {"blosc": _size_of_blosc, "zstd": _size_of_zstd, "lz4": _size_of_lz4}[codec](content)
     if size > most + SLACK:
         raise ValueError(f"a chunk of {most} bytes inflates to {size}")
-    numcodecs = needed("numcodecs", "a Zarr store")
     return bytes(numcodecs.get_codec({"id": codec}).decode(content))
 
 

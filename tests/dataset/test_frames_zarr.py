@@ -3,6 +3,7 @@
 import json
 from datetime import datetime, timedelta
 
+import numcodecs
 import numpy as np
 import pyproj
 import pytest
@@ -20,7 +21,7 @@ from dataset.frames.reader import open_frames
 from tests.dataset.archive import START, STEP
 from utils.errors import InputError
 
-numcodecs, codecs = pytest.importorskip("numcodecs"), pytest.importorskip("zarr.codecs")
+codecs = pytest.importorskip("zarr.codecs")
 
 TIMES, SHAPE = 9, (37, 53)
 SETTINGS = {"store": "radar.zarr", "interval": 5, "range": [0, 60], "thresholds": [10, 20]}
@@ -202,10 +203,3 @@ def test_metadata_are_checked_before_memory_is_used(tmp_path, changes, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(InputError, match=message):
         complete_config(configure(tmp_path, variable="dbz"))
-
-
-def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
-    archive = archive_of(read_config(write(tmp_path)))
-    monkeypatch.setattr("dataset.frames.packages.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="a Zarr store needs the package numcodecs: pip install numcodecs"):
-        archive.read(START)
