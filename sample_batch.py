@@ -31,6 +31,7 @@ from diffcast.evaluation.results import score_table
 from diffcast.forecaster import Architecture, describe, load_forecaster, place
 from diffcast.forecasting.forecasts import ForecastSettings, check_members, forecast_all
 from diffcast.forecasting.operational import Operation
+from diffcast.forecasting.output import FORMATS
 from diffcast.forecasting.pictures import draw_case
 from diffcast.forecasting.steps import check_source
 from diffcast.forecasting.watching import watch
@@ -79,6 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="pixels of the overlapping tiles in which weights of crops forecast a map, 0 for one piece "
         "(default: those of the crops)",
     )
+    newest.add_argument(
+        "--format", choices=tuple(FORMATS), default="netcdf", help="of the forecast files (default: %(default)s)"
+    )
     newest.add_argument("--now", help="time to use as the present, such as 2023-05-01T12:00, in UTC by default")
     newest.add_argument(
         "--watch",
@@ -106,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for options that are impossible or contradict each other."""
     given = {"max_age": args.max_age != Operation.max_age, "now": args.now, "watch": args.watch}
-    given |= {"tile": args.tile is not None}
+    given |= {"tile": args.tile is not None, "format": args.format != "netcdf"}
     for option, value in given.items():
         if value and args.latest is None:
             raise InputError(f"--{option} belongs to --latest; add that, or leave --{option} out.")
@@ -149,6 +153,7 @@ def forecast_latest(args: argparse.Namespace, settings: ForecastSettings) -> Non
         weights,
         args.max_age,
         trained=about.get("source"),
+        suffix=FORMATS[args.format],
         native=isinstance(course, dict) and bool(course.get("crop")),
     )
     if args.watch is None:

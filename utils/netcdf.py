@@ -15,6 +15,7 @@ import numpy as np
 from utils.files import replacing
 
 Attributes = Mapping[str, str | int | float | np.generic | np.ndarray]
+NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
 COMPRESSION = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
 
 
@@ -32,25 +33,33 @@ class Variable(NamedTuple):
 def write_netcdf(path: str | os.PathLike, variables: Mapping[str, Variable], attributes: Attributes) -> None:
     """Write a NetCDF-4 file, which is complete or absent.
 
-    Every dimension needs its coordinate among the variables. The last two dimensions of larger variables are stored
-    in one compressed chunk, so that a reader gets single pictures without the others. Raises `InputError` if the file
-    cannot be written.
+    The last two dimensions of larger variables are stored in one compressed chunk, so that a reader gets single
+    pictures without the others. Raises `InputError` if the file cannot be written.
     """
     content = io.BytesIO()  # because HDF5 does not survive a full disk, and a file in memory needs no cleaning up
     with h5py.File(content, "w", track_order=True) as file:
         _describe(file, attributes)
-        coordinates = [name for name, variable in variables.items() if variable.dimensions == (name,)]
-        for number, name in enumerate(coordinates):
-            scale = _create(file, name, variables[name])
-            scale.make_scale(name)
+        sizes = [pair for one in variables.values() for pair in zip(one.dimensions, one.values.shape, strict=True)]
+        lengths = dict(sizes)
+        for number, (name, length) in enumerate(lengths.items()):
+            if is_coordinate(name, variables):
+                scale, label = _create(file, name, variables[name]), name
+            else:
+                scale, label = file.create_dataset(name, (length,), ">f4"), f"{NO_VARIABLE}{length:10d}"
+            scale.make_scale(label)
             scale.attrs["_Netcdf4Dimid"] = np.int32(number)
         for name, variable in variables.items():
-            if name not in coordinates:
+            if not is_coordinate(name, variables):
                 data = _create(file, name, variable)
                 for axis, dimension in enumerate(variable.dimensions):
                     data.dims[axis].attach_scale(file[dimension])
     with replacing(path) as temporary:
         Path(temporary).write_bytes(content.getbuffer())
+
+
+def is_coordinate(name: str, variables: Mapping[str, Variable]) -> bool:
+    """Whether there is a variable of this name that is a coordinate."""
+    return name in variables and variables[name].dimensions == (name,)
 
 
 def _create(file: h5py.File, name: str, variable: Variable) -> h5py.Dataset:

@@ -53,6 +53,7 @@ class FramesConfig:
     colors: tuple[str, ...] | None = None
     split: tuple[datetime, datetime] | None = None  # where the validation and the test split begin (UTC)
     stride: int = 5  # frames between sequences
+    about: tuple[tuple[str, str], ...] = ()  # attributes of forecast files by names of ACDD
 
     def source(self, widening: float) -> Source:
         """The source of frames that padding has made `widening` times as wide.
@@ -256,6 +257,12 @@ def _time(value: Any) -> datetime:
     return value if value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None)
 
 
+def _about(value: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict) or not all(re.fullmatch(r"[A-Za-z]\w*", _text(key)) for key in value):
+        raise TypeError
+    return tuple((key, _text(text)) for key, text in value.items())
+
+
 def _list(value: Any) -> list:
     if not isinstance(value, list):
         raise TypeError
@@ -290,4 +297,5 @@ _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "extent_km": (_positive, "the width of a frame in km"),
     "split": (_split, "two dates, valid_from before test_from"),
     "stride": (_stride, "the frames between sequences, an integer from 1"),
+    "about": (_about, "attributes of forecast files, such as {institution: NAME, license: TEXT}"),
 }

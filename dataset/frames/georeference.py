@@ -1,8 +1,9 @@
 """The coordinate reference system and the coordinates of a frame."""
 
 import re
+import warnings
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -51,6 +52,32 @@ class Georeference:
         if not self.geographic:
             return width / 1000
         return width * KM_PER_DEGREE * float(np.cos(np.radians(self.y.mean())))
+
+    def resized(self, shape: tuple[int, int]) -> "Georeference":
+        """The coordinates of `(height, width)` pixels that cover the same frame."""
+        y, x = (
+            np.interp((np.arange(pixels) + 0.5) * len(line) / pixels - 0.5, np.arange(len(line)), line)
+            for line, pixels in zip((self.y, self.x), shape, strict=True)
+        )
+        return replace(self, x=x, y=y)
+
+    def degrees(self) -> tuple[np.ndarray, np.ndarray]:
+        """Latitudes and longitudes `(H, W)` of the pixel centres (WGS 84)."""
+        pyproj = needed("pyproj", "the latitude and longitude of a pixel")
+        to_degrees = pyproj.Transformer.from_crs(self.crs, "EPSG:4326", always_xy=True)
+        longitude, latitude = to_degrees.transform(*np.meshgrid(self.x, self.y))
+        return latitude, longitude
+
+    def grid_mapping(self) -> dict:
+        """Attributes of a grid mapping by the CF conventions, among them `crs_wkt`."""
+        pyproj = needed("pyproj", "a grid mapping")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # parameters that CF has no names for stay in crs_wkt
+            attributes = pyproj.CRS(self.crs).to_cf()
+        if attributes.get("grid_mapping_name") == "polar_stereographic":  # CF wants the pole, which pyproj leaves out
+            pole = np.copysign(90.0, attributes.get("standard_parallel", 90.0))
+            attributes.setdefault("latitude_of_projection_origin", float(pole))
+        return attributes
 
 
 def is_proj_string(text: str) -> bool:

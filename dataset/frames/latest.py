@@ -1,5 +1,6 @@
 """The newest frames of a folder, for operational forecasts."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from dataset.frames.archive import archive_of
 from dataset.frames.complete import complete_config
 from dataset.frames.config import FramesConfig
 from dataset.frames.encoding import Encoder, Grid
+from dataset.frames.georeference import Georeference
 from dataset.frames.names import moment, on_marks, seconds, times_of
 from dataset.source import Source
 from utils.errors import InputError
@@ -27,6 +29,8 @@ class Latest(NamedTuple):
     source: Source
     early: int  # number of frames that were left out because the clock says that they are of the future
     copies: tuple[datetime, ...]  # times of frames with echo that are no different from the one before
+    georeference: Georeference | None  # coordinates of the pixels without padding
+    credits: Mapping[str, str]  # what the newest file says about its origin, by names of ACDD
 
 
 def latest(
@@ -55,7 +59,9 @@ def latest(
             f"the newest {frames_in} frames in {config.folder}, up to {times[-1]:%Y-%m-%d %H:%M} UTC, are all the "
             "same; see whether the radar is stuck."
         )
-    return Latest(frames, times, encoder.grid, source, early if live else 0, copies)
+    said = archive_of(config).read(names[times[-1]]).metadata
+    georeference = said.georeference and said.georeference.resized(encoder.grid.fitted)
+    return Latest(frames, times, encoder.grid, source, early if live else 0, copies, georeference, dict(said.credits))
 
 
 def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float) -> tuple[dict, int]:

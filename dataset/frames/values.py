@@ -15,6 +15,10 @@ from utils.errors import InputError
 
 MASKED_FLOAT, MASKED_INTEGER = 1e20, 999999  # what `filled` of NumPy's masked arrays writes; no radar measures that
 LIKE = 0.05  # relative difference of two widths that are the same
+CREDITS = (  # attributes of ACDD that a forecast inherits from the frames
+    *("institution", "license", "acknowledgement", "naming_authority", "project"),
+    *(f"{role}_{what}" for role in ("creator", "publisher") for what in ("name", "email", "url")),
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Metadata:
     format: str = ""  # name of the reader
     time: datetime | None = None  # naive, UTC
     georeference: Georeference | None = None
+    credits: tuple[tuple[str, str], ...] = ()  # about its origin, by names of ACDD
 
 
 class StoredFrame(NamedTuple):

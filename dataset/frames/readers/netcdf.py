@@ -19,7 +19,7 @@ from dataset.frames.names import moment, seconds
 from dataset.frames.packages import has
 from dataset.frames.readers.hdf5 import frame_dataset, opened
 from dataset.frames.turning import direction_of, turned
-from dataset.frames.values import Metadata
+from dataset.frames.values import CREDITS, Metadata
 from dataset.hdf5 import is_own, own_dataset
 from utils.errors import InputError
 
@@ -31,6 +31,7 @@ TIMES = ("time", "valid_time")
 STEPS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 NEVER = -(2**63)
 MAX_ATTRIBUTES, MAX_WKT = 50, 10_000  # of a grid mapping; characters
+LONGEST_CREDIT = 1000  # characters
 
 
 def read_netcdf(path: Path, variable: str | None) -> tuple[np.ndarray, Metadata]:
@@ -65,6 +66,7 @@ def decode_netcdf(path: Path, file: h5py.File, variable: str | None) -> tuple[np
         quantity=text_of(data, "standard_name") or text_of(data, "long_name") or data.name.strip("/"),
         time=_time(file),
         georeference=georeference,
+        credits=tuple((key, text) for key in CREDITS if (text := text_of(file, key, LONGEST_CREDIT))),
     )
 
 

@@ -47,6 +47,7 @@ def read_odim(path: Path, variable: str | None) -> tuple[np.ndarray, Metadata]:
             quantity=quantity,
             time=_time(file),
             georeference=_georeference(file, data.shape[-2:]),
+            credits=_credits(file),
         )
 
 
@@ -64,6 +65,13 @@ def _time(file: h5py.File) -> datetime | None:
     """Nominal time, or None."""
     what = own_group(file, "what")
     return parsed_time(text_of(what, "date") + text_of(what, "time"), "%Y%m%d%H%M%S") if what else None
+
+
+def _credits(file: h5py.File) -> tuple[tuple[str, str], ...]:
+    """The centre that made the composite."""
+    what = own_group(file, "what")
+    origin = text_of(what, "source") if what else ""
+    return (("institution", origin),) if origin else ()
 
 
 def _georeference(file: h5py.File, shape: tuple[int, int]) -> Georeference | None:

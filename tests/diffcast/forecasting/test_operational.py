@@ -111,9 +111,14 @@ def test_the_file_holds_the_models_forecast_in_units_on_the_grid_of_the_frames(o
         members = decoded(file["forecast"])
         np.testing.assert_allclose(members, expected, atol=0.001)
         np.testing.assert_allclose(decoded(file["forecast_mean"]), expected.mean(0), atol=0.001)
-        chances = file["exceedance_probability"][()]
+        chances = decoded(file["exceedance_probability"])
         reached = np.stack([(expected >= threshold).mean(0) for threshold in (10, 20, 30)])
         np.testing.assert_allclose(chances, np.where(unseen, np.nan, reached), atol=1e-6)
+        within = decoded(file["exceedance_probability_within"])
+        ever = np.stack([(expected[:, :5].max(1) >= threshold).mean(0) for threshold in (10, 20, 30)])
+        assert file["forecast_window"][()].tolist() == [30]
+        assert file["forecast_window_bounds"][()].tolist() == [[0, 30]]
+        np.testing.assert_allclose(within[:, 0], np.where(unseen, np.nan, ever), atol=1e-6)
         observed = file["observed_frames"][()]
         assert (observed == 0).tolist() == unseen.tolist()
         assert (observed[-1] == 4).all()
@@ -122,19 +127,19 @@ def test_the_file_holds_the_models_forecast_in_units_on_the_grid_of_the_frames(o
 
 def test_coordinates_tell_time_place_member_and_threshold(operation, drawn):
     with h5py.File(operation.run(now())) as file:
-        assert [scale[0].name for scale in file["forecast"].dims] == ["/member", "/time", "/y", "/x"]
+        assert [scale[0].name for scale in file["forecast"].dims] == ["/realization", "/time", "/y", "/x"]
         assert file["exceedance_probability"].dims[0][0].name == "/threshold"
-        assert file["member"][()].tolist() == [1, 2, 3, 4]
+        assert file["realization"][()].tolist() == [1, 2, 3, 4]
         assert file["threshold"][()].tolist() == [10, 20, 30]
-        assert file["lead_time"][()].tolist() == [6, 12, 18, 24, 30, 36, 42]
+        assert file["forecast_period"][()].tolist() == [6, 12, 18, 24, 30, 36, 42]
         reference = file["forecast_reference_time"][()]
         assert reference == np.datetime64(now(), "s").astype(int)
-        np.testing.assert_array_equal(file["time"][()], reference + 60 * file["lead_time"][()])
+        np.testing.assert_array_equal(file["time"][()], reference + 60 * file["forecast_period"][()])
         np.testing.assert_allclose(file["x"][()], 5 * np.arange(20) + 2.5)
         np.testing.assert_allclose(file["y"][()], 5 * np.arange(12)[::-1] + 2.5)
         assert file["forecast"].attrs["units"] == b"dBZ"
         assert file["forecast"].attrs["standard_name"] == b"equivalent_reflectivity_factor"
-        assert file.attrs["Conventions"] == b"CF-1.8"
+        assert file.attrs["Conventions"] == b"CF-1.8, ACDD-1.3"
         assert "tiny.safetensors" in file.attrs["source"].decode()
 
 
