@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,8 @@ LOCK_PATIENCE = 10  # seconds; processes that load data hold their run's lock un
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`.
 
-    The temporary file replaces `path` if the block succeeds, and is deleted otherwise. Raises `InputError` if it cannot
-    be written.
+    The temporary file or folder replaces `path` if the block succeeds, and is deleted otherwise. Raises `InputError` if
+    it cannot be written.
     """
     path = Path(path)
     # several machines may write it, whose processes have the same numbers
@@ -33,6 +34,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}.") from None
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 

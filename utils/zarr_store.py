@@ -6,7 +6,6 @@ https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,19 +25,15 @@ def write_zarr(path: str | os.PathLike, variables: Mapping[str, Variable], attri
     """
     metadata = {".zgroup": {"zarr_format": 2}, ".zattrs": _plain(attributes)}
     with replacing(path) as temporary:
-        try:
-            temporary.mkdir()
-            for name, variable in variables.items():
-                metadata |= {f"{name}/{key}": value for key, value in _described(variable).items()}
-                _write_chunks(temporary / name, variable)
-            metadata[".zmetadata"] = {"zarr_consolidated_format": 1, "metadata": dict(metadata)}
-            for name, content in metadata.items():
-                (temporary / name).write_text(json.dumps(content, indent=1))
-            for file in temporary.rglob("*"):
-                flush_to_disk(file)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        temporary.mkdir()
+        for name, variable in variables.items():
+            metadata |= {f"{name}/{key}": value for key, value in _described(variable).items()}
+            _write_chunks(temporary / name, variable)
+        metadata[".zmetadata"] = {"zarr_consolidated_format": 1, "metadata": dict(metadata)}
+        for name, content in metadata.items():
+            (temporary / name).write_text(json.dumps(content, indent=1))
+        for file in temporary.rglob("*"):
+            flush_to_disk(file)
 
 
 def _described(variable: Variable) -> dict[str, dict]:
