@@ -174,20 +174,27 @@ def folder(tmp_path):
     return archive.folder
 
 
-def test_an_evaluation_scores_them_beside_the_model(folder, tmp_path):
-    words = f"--dataset frames --data_path {folder} --img_size 48 64 --num_workers 0"
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "sequences"), [("--img_size 48 64", 3), ("--crop 32", 12)])
+def test_an_evaluation_scores_them_beside_the_model(size, sequences, folder, tmp_path, monkeypatch):
+    windows = []
+    monkeypatch.setitem(steps.METHODS, "steps", lambda window: windows.append(window) or original(window))
+    original = steps.steps
+    words = f"--dataset frames --data_path {folder} {size} --num_workers 0 --cases 0"
     words += " --frames_in 5 --frames_out 3 --seq_len 8 --backbone advection --eval --members 2 --baselines steps sprog"
-    scores = []
-    for batch in ("1", "12"):
-        words_of_one = [*words.split(), "--forecast_batch", batch, "--cases", "1", "--exp_dir", str(tmp_path / batch)]
-        run.main(words_of_one)
+    found = []
+    for batch in ("2", "12"):
+        run.main([*words.split(), "--forecast_batch", batch, "--exp_dir", str(tmp_path / batch)])
         results = tmp_path / batch / "Singleadvection_frames" / "evaluation_advection"
-        scores.append(json.loads((results / "metrics.json").read_text())["scores"])
-    assert list(scores[0]) == ["advection", "steps", "sprog"]
+        found.append(json.loads((results / "metrics.json").read_text()))
+    assert found[0]["sequences"] == sequences
+    assert len(windows) == 2 * len({window.seed for window in windows}) == 2 * 3
+    scores, others = (one["scores"] for one in found)
+    assert list(scores) == ["advection", "steps", "sprog"]
     for name in ("steps", "sprog"):
-        assert scores[0][name]["crps_per_lead"] == pytest.approx(scores[1][name]["crps_per_lead"], rel=1e-6)
-    assert scores[0]["steps"]["spread"] > 0
-    assert "pm_mean" in scores[0]["steps"]
-    assert scores[0]["steps"]["missing_forecast_pixels"] == scores[0]["sprog"]["missing_forecast_pixels"] == 0
+        assert scores[name]["crps_per_lead"] == pytest.approx(others[name]["crps_per_lead"], rel=1e-6)
+        assert scores[name]["missing_forecast_pixels"] == 0
+    assert scores["steps"]["spread"] > 0
+    assert "pm_mean" in scores["steps"]
     assert "steps (ensemble mean)" in (results / "lead_time.csv").read_text()
     assert "sprog" in (results / "report.html").read_text()
