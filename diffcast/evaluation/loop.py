@@ -36,7 +36,7 @@ from utils.metrics import PerceptualDistance, ScoreGroup, Scores, load_lpips
 from utils.options import option
 
 LOG = logging.getLogger(__name__)
-FORMAT = 3  # of the parts
+FORMAT = 4  # of the parts
 SAMPLING = ("sampler", "sampling_steps", "forecast_precision", "compile")
 MACHINE = ("num_workers", "device", "processes")  # what does the work, and changes nothing
 # What the scores depend on besides checkpoint, evaluation settings and frames, of the settings of the run.

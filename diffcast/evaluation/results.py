@@ -20,7 +20,20 @@ from utils.log import format_table
 LOG = logging.getLogger(__name__)
 METRICS = "metrics.json"
 MEANS = {"ensemble_mean": "ensemble mean", "pm_mean": "probability-matched mean"}  # fields made of the members
-TABLE = ["csi", "csi_pool4", "csi_pool16", "pod", "far", "hss", "mse", "mae", "ssim", "lpips", "crps"]
+TABLE = [
+    "csi",
+    "csi_pool4",
+    "csi_pool16",
+    "pod",
+    "far",
+    "hss",
+    "mse",
+    "mae",
+    "ssim",
+    "lpips",
+    "crps",
+    "rank_deviation_wet",
+]
 
 
 def describe_source(source: Source, model: nn.Module) -> dict:

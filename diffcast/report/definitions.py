@@ -146,6 +146,26 @@ DEFINITIONS = {
         "Spread over skill, corrected for the number of members (Fortin et al. 2014). A reliable ensemble has 1, an "
         "overconfident one less.",
     ),
+    "rank_deviation": Definition(
+        "Rank deviation",
+        "lower",
+        3,
+        "Sum of the distances of the rank histogram from a flat one, the reliability index (Delle Monache et al. "
+        "2006). A reliable ensemble has 0.",
+    ),
+    "rank_deviation_wet": Definition(
+        "Rank deviation, wet",
+        "lower",
+        3,
+        "The same without dry pixels, where the observation and all members are below the lowest threshold.",
+    ),
+    "twcrps": Definition(
+        "Threshold-weighted CRPS",
+        "lower",
+        5,
+        "CRPS of what the values exceed the threshold by, for values in [0, 1], which judges heavy rain alone "
+        f"(Gneiting and Ranjan 2011). {PIXEL_MEAN}.",
+    ),
     "brier": Definition(
         "Brier",
         "lower",

@@ -17,11 +17,12 @@ from diffcast.report.svg import GLYPHS, SERIES
 GROUPS = {
     "Events": ("csi", "csi_total", "csi_pool4", "csi_pool16", "hss", "ets", "pod", "far", "bias"),
     "Fields": ("mse", "mae", "rmse", "psnr", "ssim", "spectrum_ratio_high"),
-    "Ensemble": ("crps", "crps_fair", "skill", "spread", "spread_skill_ratio"),
+    "Ensemble": ("crps", "crps_fair", "skill", "spread", "spread_skill_ratio", "rank_deviation", "rank_deviation_wet"),
 }
 BY_THRESHOLD = {
     "csi": "csi_per_threshold",
     "bias": "bias_per_threshold",
+    "twcrps": "twcrps",
     "brier": "brier",
     "roc_area": "roc_area",
 }

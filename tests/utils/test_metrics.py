@@ -159,14 +159,14 @@ def flat(value, name=""):
 def test_computed_scores_survive_json(data):
     computed = scored(*data).compute()
     assert json.loads(json.dumps(computed)).keys() == computed.keys()
-    of_ensembles = ("crps", "spread", "skill", "rank", "reliability", "brier", "roc", "fss_prob", "ensemble_", "pm_")
+    of_ensembles = ("crps", "twcrps", "spread", "skill", "rank", "reliability", "brier", "roc", "fss_prob", "ensemble_", "pm_")
     of_ensembles += ("missing_forecast",)
     assert computed["ensemble_mean"].keys() == {key for key in computed if not key.startswith(of_ensembles)}
     assert computed["pm_mean"].keys() == computed["ensemble_mean"].keys()
     single = Scores(255, THRESHOLDS, LEADS, pools=(4,))
     single.update(data[0][:, :1], data[1])
     assert single.compute().keys() == computed["pm_mean"].keys() | {
-        key for key in computed if key.startswith(("crps", "spread", "skill", "missing_forecast"))
+        key for key in computed if key.startswith(("crps", "twcrps", "spread", "skill", "missing_forecast"))
     }
     assert all(len(curve) == LEADS for key, curve in computed.items() if key.endswith("_per_lead"))
 

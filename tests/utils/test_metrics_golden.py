@@ -206,6 +206,8 @@ def test_rank_histograms_match_the_reference_packages(name):
     computed = score(golden["forecast"], golden["target"]).compute()
     assert_allclose(np.array(computed["rank_histogram"]) * golden["target"].size, golden["rank_histogram"], rtol=1e-9)
     assert_allclose(np.mean(computed["rank_histogram_per_lead"], axis=0), computed["rank_histogram"])
+    frequency = golden["rank_histogram"] / golden["rank_histogram"].sum()
+    assert_allclose(computed["rank_deviation"], np.abs(frequency - 1 / len(frequency)).sum(), rtol=1e-9)
 
 
 def test_spectra_match_pysteps():

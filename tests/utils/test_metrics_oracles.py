@@ -59,6 +59,13 @@ def test_crps(case):
         assert_allclose(scores["crps_fair"], fair, rtol=1e-6)
 
 
+def test_threshold_weighted_crps(case):
+    scores, members, observed = case
+    for k, threshold in enumerate(THRESHOLDS):
+        expected = scoringrules.twcrps_ensemble(observed, members.T, a=threshold / 255, estimator="nrg")
+        assert_allclose(scores["twcrps"][k], expected.mean(), rtol=1e-5, atol=1e-9)
+
+
 def test_brier_score(case):
     scores, members, observed = case
     if len(members) == 1:

@@ -108,7 +108,9 @@ class Scores(_CurvedGroup):
                 "spectrum": PowerSpectrum(leads),
             }
 
-        parts = field_scores(members) | {"ensemble": EnsembleScores(leads, members)}
+        shares = torch.tensor(thresholds, dtype=torch.float64) / scale
+        shares = (shares if curve is None else curve.shares(shares)).tolist()
+        parts = field_scores(members) | {"ensemble": EnsembleScores(leads, members, shares)}
         if members > 1:
             parts["exceedance"] = ExceedanceScores(scale, thresholds, leads, members)
             parts["ranks"] = RankHistogram(scale, thresholds[0], leads, members)

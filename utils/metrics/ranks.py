@@ -14,6 +14,8 @@ class RankHistogram(Score):
     spread. A pixel whose observation equals `m` members counts as a share 1 / (m + 1) for each rank that it could take.
     This is the expectation of a random draw among these ranks. `rank_histogram_wet` leaves out dry pixels, where
     neither the observation nor any member reaches the threshold, because ties contain no information.
+    `rank_deviation`, `rank_deviation_wet` and `rank_deviation_per_lead` sum the distances of the frequencies from
+    1 / (M + 1), the reliability index (Delle Monache et al. 2006): 0 if flat, at most 2 M / (M + 1).
 
     State: `ranks`, int64 `(T, 2, M + 1, M + 1)`: pixels by dry or wet, members below, and members equal.
     """
@@ -54,7 +56,12 @@ class RankHistogram(Score):
             "rank_histogram_wet": ranks[:, 1].sum(dim=0),
             "rank_histogram_per_lead": ranks.sum(dim=1),
         }
-        return {name: (counts / counts.sum(-1, keepdim=True)).tolist() for name, counts in histograms.items()}
+        shares = {name: counts / counts.sum(-1, keepdim=True) for name, counts in histograms.items()}
+        deviations = {
+            name.replace("histogram", "deviation"): (share - 1 / (self.members + 1)).abs().sum(-1)
+            for name, share in shares.items()
+        }
+        return {name: values.tolist() for name, values in (shares | deviations).items()}
 
     def _shares(self) -> Tensor:
         """Share of each rank in a pixel, `(M + 1, M + 1, M + 1)`.
