@@ -159,8 +159,8 @@ def flat(value, name=""):
 def test_computed_scores_survive_json(data):
     computed = scored(*data).compute()
     assert json.loads(json.dumps(computed)).keys() == computed.keys()
-    of_ensembles = ("crps", "twcrps", "spread", "skill", "rank", "reliability", "brier", "roc", "fss_prob", "ensemble_", "pm_")
-    of_ensembles += ("missing_forecast",)
+    of_ensembles = ("crps", "twcrps", "spread", "skill", "rank", "reliability", "brier", "roc", "fss_prob")
+    of_ensembles += ("ensemble_", "pm_", "missing_forecast")
     assert computed["ensemble_mean"].keys() == {key for key in computed if not key.startswith(of_ensembles)}
     assert computed["pm_mean"].keys() == computed["ensemble_mean"].keys()
     single = Scores(255, THRESHOLDS, LEADS, pools=(4,))
