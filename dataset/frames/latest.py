@@ -39,6 +39,7 @@ def latest(
     img_size: tuple[int, int] | None,  # height and width in pixels; None: of the files
     now: datetime | None = None,  # UTC if naive; None: the clock's
     max_age: float = 3,  # intervals
+    until: datetime | None = None,  # nominal time of the last frame to read; None: of the newest
 ) -> Latest:
     """Read the newest `frames_in` frames as training would see them.
 
@@ -46,9 +47,9 @@ def latest(
     frame is older than `max_age` intervals, one of the others is missing, one cannot be used, or all are the same.
     """
     config = path if isinstance(path, FramesConfig) else complete_config(path)
-    live, now = now is None, now or datetime.now(timezone.utc)
-    now = now if now.tzinfo is None else now.astimezone(timezone.utc).replace(tzinfo=None)
-    names, early = _newest(config, frames_in, now, max_age)
+    listed = _listed(config, now)
+    newest = until or listed.newest(config, max_age)
+    names = listed.names_until(newest, config, frames_in)
     times = tuple(names)
     encoder = Encoder.of(config, names[times[0]], img_size)
     frames = encoder.decode(np.stack([encoder.encode(name) for name in names.values()]))
@@ -61,38 +62,77 @@ def latest(
         )
     said = archive_of(config).read(names[times[-1]]).metadata
     georeference = said.georeference and said.georeference.resized(encoder.grid.fitted)
-    return Latest(frames, times, encoder.grid, source, early if live else 0, copies, georeference, dict(said.credits))
+    return Latest(
+        frames,
+        times,
+        encoder.grid,
+        source,
+        listed.early if now is None else 0,
+        copies,
+        georeference,
+        dict(said.credits),
+    )
 
 
-def _newest(config: FramesConfig, frames_in: int, now: datetime, max_age: float) -> tuple[dict, int]:
-    """Nominal and stored times of the newest frames; number of future frames.
+def recent(config: FramesConfig, now: datetime | None, max_age: float) -> list[datetime]:
+    """Nominal times of the frames that are at most `max_age` intervals old, the newest last.
 
-    The oldest comes first. Messages do not say how old a frame is, because a watch repeats messages that change.
+    Raises `InputError` if there is none.
     """
-    interval = timedelta(minutes=config.interval)
-    archive = archive_of(config)
-    listed = archive.times()
-    found = listed[listed <= seconds(now + interval)]
+    listed = _listed(config, now)
+    listed.newest(config, max_age)
+    return sorted(time for time in listed.names if listed.now - time <= max_age * timedelta(minutes=config.interval))
+
+
+class _Listed(NamedTuple):
+    """The frames of an archive that count at present."""
+
+    now: datetime  # naive, UTC
+    names: dict[datetime, datetime]  # nominal times and those of the archive
+    excluded: set[datetime]  # nominal times
+    early: int  # number of frames of the future, which do not count
+
+    def newest(self, config: FramesConfig, max_age: float) -> datetime:
+        """Nominal time of the newest frame; raises `InputError` if it is too old.
+
+        The message does not say how old it is, because a watch repeats messages that change.
+        """
+        newest = max(self.names)
+        if self.now - newest > max_age * timedelta(minutes=config.interval):
+            raise InputError(
+                f"the newest frame in {config.folder} is of {newest:%Y-%m-%d %H:%M} UTC, which is more than "
+                f"{max_age:g} intervals ({max_age * config.interval:g} minutes) ago; see whether frames arrive, and "
+                "whether timezone is that of the names."
+            )
+        return newest
+
+    def names_until(self, newest: datetime, config: FramesConfig, frames_in: int) -> dict[datetime, datetime]:
+        """Nominal times, and those of the archive, of the last `frames_in` frames, the oldest first."""
+        times = [newest - n * timedelta(minutes=config.interval) for n in reversed(range(frames_in))]
+        gap = next((time for time in times if time not in self.names), None)
+        if gap is not None:
+            why = f"excluded by {exclusions_path(config.file)}" if gap in self.excluded else "missing"
+            raise InputError(
+                f"{archive_of(config).name_of(gap)} is {why}: a forecast from {newest:%Y-%m-%d %H:%M} UTC "
+                f"needs the last {frames_in} frames without a gap."
+            )
+        return {time: self.names[time] for time in times}
+
+
+def _listed(config: FramesConfig, now: datetime | None) -> _Listed:
+    """List the frames that count; raises `InputError` if there is none."""
+    now = now or datetime.now(timezone.utc)
+    now = now if now.tzinfo is None else now.astimezone(timezone.utc).replace(tzinfo=None)
+    listed = archive_of(config).times()
+    found = listed[listed <= seconds(now + timedelta(minutes=config.interval))]
     excluded = np.isin(found, times_of(read_exclusions(config.file)))
     marks, counts = on_marks(found, excluded, round(60 * config.interval), config.tolerance)
     names = dict(zip(map(moment, marks[counts]), map(moment, found[counts]), strict=True))
-    newest = max(names, default=None)
-    if newest is None:
-        raise InputError(f"{config.folder} holds no frame like {config.pattern.text} until {now:%Y-%m-%d %H:%M} UTC.")
-    if now - newest > max_age * interval:
-        raise InputError(
-            f"the newest frame in {config.folder} is of {newest:%Y-%m-%d %H:%M} UTC, which is more than {max_age:g} "
-            f"intervals ({max_age * config.interval:g} minutes) ago; see whether frames arrive, named in UTC."
-        )
-    times = tuple(newest - n * interval for n in reversed(range(frames_in)))
-    gap = next((time for time in times if time not in names), None)
-    if gap is not None:
-        why = f"excluded by {exclusions_path(config.file)}" if seconds(gap) in marks[excluded] else "missing"
-        raise InputError(
-            f"{archive.name_of(gap)} is {why}: a forecast from {newest:%Y-%m-%d %H:%M} UTC "
-            f"needs the last {frames_in} frames without a gap."
-        )
-    return {time: names[time] for time in times}, len(listed) - len(found)
+    early = len(listed) - len(found)
+    if not names:
+        why = f"{early} of them are of the future: see to the clock, or give timezone" if early else "correct interval"
+        raise InputError(f"none of the {len(listed)} frames in {config.folder} counts at present; {why}.")
+    return _Listed(now, names, set(map(moment, marks[excluded])), early)
 
 
 def _copies(frames: Tensor, times: tuple[datetime, ...], source: Source) -> tuple[datetime, ...]:

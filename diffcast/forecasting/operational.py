@@ -64,20 +64,20 @@ class Operation:
         Raises `InputError` if they are too old or not complete, or if they have been forecast from before.
         """
         newest = self.newest(now)
-        path = self.path_of(newest)
+        path = self.path_of(newest.times[-1])
         if path.exists():
             raise InputError(f"{path} exists already; delete it, choose another --out, or wait for the next frame.")
         self.forecast(newest, path)
         return path
 
-    def newest(self, now: datetime | None = None) -> Latest:
-        """The newest frames as of `now`, which the model observes."""
+    def newest(self, now: datetime | None = None, until: datetime | None = None) -> Latest:
+        """The newest frames as of `now`, which the model observes; those `until` a nominal time if it is given."""
         size = None if self.native else self.model.frame_shape[1:]
-        return latest(self.config, self.model.frames_in, size, now, self.max_age)
+        return latest(self.config, self.model.frames_in, size, now, self.max_age, until)
 
-    def path_of(self, newest: Latest) -> Path:
-        """The file of the forecast from these frames."""
-        return self.folder / f"forecast_{newest.times[-1]:%Y%m%dT%H%M%SZ}{self.suffix}"
+    def path_of(self, time: datetime) -> Path:
+        """The file of the forecast from the frames until a nominal time."""
+        return self.folder / f"forecast_{time:%Y%m%dT%H%M%SZ}{self.suffix}"
 
     def forecast(self, newest: Latest, path: Path) -> None:
         """Forecast, and write the file and pictures next to it.

@@ -185,7 +185,7 @@ def test_noise_depends_on_seed_and_time_alone(operation, radar, drawn, tmp_path)
     for attempt in range(2):
         with h5py.File(operation.run(now())) as file:
             values.append(file["forecast"][()])
-        operation.path_of(operation.newest(now())).rename(tmp_path / f"{attempt}.nc")
+        operation.path_of(now()).rename(tmp_path / f"{attempt}.nc")
     assert np.array_equal(*values)
     for number in range(5):
         radar.path(number).rename(radar.folder / f"{START + (number + 1) * STEP:%Y%m%d%H%M}.moved")
@@ -200,7 +200,7 @@ def test_noise_depends_on_seed_and_time_alone(operation, radar, drawn, tmp_path)
     [
         ((), 8, r"newest frame in .* 12:24 UTC, which is more than 3 intervals \(18 minutes\) ago"),
         ((2,), 4, r"202305011212.png is missing: .* needs the last 5 frames"),
-        ((), -20, r"holds no frame .* until 2023-05-01 10:00 UTC"),
+        ((), -20, r"none of the 5 frames in .* counts at present; 5 of them are of the future"),
     ],
     ids=["stale", "incomplete", "in the future"],
 )
@@ -265,7 +265,7 @@ def test_a_watch_forecasts_every_whole_frame_once_and_survives_what_fails(
         watch(operation, 10, clock=lambda: now(6))
     forecasts = [f"forecast_20230501T12{minutes}00Z" for minutes in (24, 30, 36)]
     assert [picture["name"] for picture in drawn] == forecasts
-    assert sorted(path.stem for path in operation.folder.iterdir()) == forecasts
+    assert sorted(path.stem for path in operation.folder.iterdir()) == [*forecasts, "watch"]
     complaints = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(complaints) == 2
     assert "202305011230.png cannot be read" in complaints[0]
