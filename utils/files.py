@@ -3,8 +3,8 @@
 import contextlib
 import logging
 import os
-import shutil
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 

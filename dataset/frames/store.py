@@ -23,9 +23,9 @@ from dataset.frames.config import FramesConfig
 from dataset.frames.files import FAULTS, framed
 from dataset.frames.names import FOUND, seconds
 from dataset.frames.readers.limits import MAX_PIXELS
-from dataset.frames.readers.netcdf import NEVER, decode_netcdf, seconds_of
+from dataset.frames.readers.netcdf import CREDITS, NEVER, decode_netcdf, seconds_of
 from dataset.frames.values import Metadata, StoredFrame
-from dataset.frames.zarr_array import ZarrArray, open_array
+from dataset.frames.zarr_array import ZarrArray, attributes_of_group, open_array
 from dataset.hdf5 import reason_of
 from utils.errors import InputError
 
@@ -54,6 +54,7 @@ class Contents(NamedTuple):
 
     frames: ZarrArray  # (time, y, x)
     coordinates: tuple[Coordinate, ...]
+    credits: dict[str, Any]  # about the origin of the store
     times: np.ndarray  # seconds since 1970, rising
     rows: np.ndarray  # of these times in `frames`
     version: tuple  # that changes if the store grows
@@ -140,7 +141,9 @@ class Store:
             raise InputError(f"{self.path} holds no time.")
         if len(rows) < len(times):
             LOG.warning("%d frames in %s are left out: their times do not rise", len(times) - len(rows), self.path)
-        return Contents(frames, tuple(self._coordinates(frames)), times[rows], rows, version)
+        about = attributes_of_group(self.path)
+        credits = {key: about[key] for key in CREDITS if key in about}
+        return Contents(frames, tuple(self._coordinates(frames)), credits, times[rows], rows, version)
 
     def _coordinates(self, frames: ZarrArray) -> Iterator[Coordinate]:
         """Coordinates of rows and columns, those of curved grids, and the grid mapping."""
@@ -199,6 +202,7 @@ def _chosen(array: ZarrArray, keys: tuple[str, ...]) -> dict[str, Any]:
 
 def _write(file: h5py.File, contents: Contents, stored: np.ndarray) -> None:
     """Write a frame, its coordinates and its grid mapping as NetCDF does."""
+    _annotate(file, contents.credits)
     data = file.create_dataset(contents.frames.path.name, data=stored)
     # without a fill value NetCDF has default ones, and Zarr has not
     _annotate(data, {"_FillValue": np.nan} | _chosen(contents.frames, ABOUT_FRAME))
@@ -210,7 +214,7 @@ def _write(file: h5py.File, contents: Contents, stored: np.ndarray) -> None:
             data.dims[axis].attach_scale(coordinate)
 
 
-def _annotate(data: h5py.Dataset, attributes: dict[str, Any]) -> None:
+def _annotate(data: h5py.HLObject, attributes: dict[str, Any]) -> None:
     """Write texts and numbers of JSON as attributes."""
     for key, value in attributes.items():
         if isinstance(value, str):

@@ -152,6 +152,12 @@ def open_array(path: Path) -> ZarrArray:
     return array
 
 
+def attributes_of_group(path: Path) -> dict[str, Any]:
+    """Read the attributes of a store or of a group in it."""
+    attributes = _json(path / "zarr.json").get("attributes") or _json(path / ".zattrs")
+    return attributes if isinstance(attributes, dict) else {}
+
+
 def _json(path: Path) -> dict:
     """Metadata, empty if they are absent."""
     try:

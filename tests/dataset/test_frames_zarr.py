@@ -41,7 +41,7 @@ def radar(first=0, times=TIMES) -> xarray.Dataset:
         "x": ("x", 1000.0 * np.arange(SHAPE[1]), place | {"standard_name": "projection_x_coordinate"}),
         "crs": ((), 0, pyproj.CRS("EPSG:3067").to_cf()),
     }
-    return xarray.Dataset({"dbz": (("time", "y", "x"), values, about)}, coordinates)
+    return xarray.Dataset({"dbz": (("time", "y", "x"), values, about)}, coordinates, {"license": "CC BY 4.0"})
 
 
 def write(folder, data=None, zarr_format=3, chunks=(1, *SHAPE), times="minutes since 2023-05-01", **encoding):
@@ -89,6 +89,7 @@ def test_frames_times_and_coordinates_are_those_of_xarray(tmp_path, zarr_format,
     np.testing.assert_array_equal(place.y, expected["y"][::-1])
     assert pyproj.CRS(place.crs).coordinate_operation == pyproj.CRS("EPSG:3067").coordinate_operation
     assert (config.units, config.extent_km, frame.metadata.format) == ("dBZ", 53, "zarr")
+    assert frame.metadata.credits == (("license", "CC BY 4.0"),)
 
 
 def test_a_store_trains_forecasts_and_grows(tmp_path):
