@@ -34,13 +34,13 @@ from dataset.frames.days import (
 )
 from dataset.frames.encoding import MISSING, Encoder, Grid, fine_levels
 from dataset.frames.names import moment, on_marks, times_of
+from dataset.frames.splits import DAY
 from dataset.hdf5 import AccessError
 from utils.errors import InputError
 
 LOG = logging.getLogger(__name__)
 
 FORMAT = 5  # raise it when a change of code changes the cached levels
-DAY = 86400  # seconds
 
 
 @dataclass(frozen=True)

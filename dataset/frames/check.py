@@ -31,7 +31,7 @@ from dataset.frames.complete import complete_config, first_frame
 from dataset.frames.config import FramesConfig
 from dataset.frames.description import describe
 from dataset.frames.names import frame_id, moment
-from dataset.frames.reader import Runs, split_numbers
+from dataset.frames.reader import Runs, warn_of_shared_days
 from dataset.frames.values import StoredFrame
 from dataset.hdf5 import AccessError
 from dataset.parallel import parallel_map
@@ -77,6 +77,8 @@ def check(data_path: str | Path, workers: int = 0) -> Report:
     if len(unreadable) == len(listed):  # a mistake in frames.yaml, more likely than so many damaged files
         raise InputError(f"None of the {len(listed)} frames in {config.folder} can be used: {unreadable[0][1]}")
     LOG.info("%s", describe(*first_frame(config), config))
+    if config.split:
+        warn_of_shared_days(config, listed["mark"])
     found = [(number, UNFINISHED if fresh[number] else BAD_FRAMES, reason) for number, reason in unreadable]
     found += [*_judge(config, listed, splits, forms, looks)]
     faults = [Fault(frame_id(times[number]), splits[number], kind, detail) for number, kind, detail in found]
@@ -99,7 +101,7 @@ def check(data_path: str | Path, workers: int = 0) -> Report:
 def _splits_of(times: np.ndarray, config: FramesConfig) -> np.ndarray:
     """Split of each frame, empty if `frames.yaml` has no splits."""
     names = np.array(SPLITS, object)
-    return names[split_numbers(times, config)] if config.split else np.full(len(times), "", object)
+    return names[config.split.numbers(times)] if config.split else np.full(len(times), "", object)
 
 
 def _look_at_all(

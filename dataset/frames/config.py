@@ -13,7 +13,8 @@ from zoneinfo import ZoneInfo
 
 import yaml
 
-from dataset.frames.names import NamePattern
+from dataset.frames.names import NamePattern, seconds
+from dataset.frames.splits import DAY, ByDays, ByTimes, Split
 from dataset.hdf5 import reason_of
 from dataset.source import VIL, Source
 from dataset.transform import NUMBERS, TRANSFORMS, Transform
@@ -51,7 +52,7 @@ class FramesConfig:
     variable: str | None = None  # name of the data set in HDF5 and NetCDF-4 files; None: the only one, or the first
     bounds: tuple[float, ...] | None = None
     colors: tuple[str, ...] | None = None
-    split: tuple[datetime, datetime] | None = None  # where the validation and the test split begin (UTC)
+    split: Split | None = None
     stride: int = 5  # frames between sequences
     about: tuple[tuple[str, str], ...] = ()  # attributes of forecast files by names of ACDD
 
@@ -199,7 +200,7 @@ def _number_that(fits: Callable[[float], bool]) -> Callable[[Any], float]:
     return check
 
 
-def _stride(value: Any) -> int:
+def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError
     return value
@@ -237,13 +238,32 @@ def _transform(value: Any) -> tuple:
     return name, *numbers
 
 
-def _split(value: Any) -> tuple[datetime, datetime]:
-    if set(value) != {"valid_from", "test_from"}:
+def _split(value: Any) -> Split:
+    if not isinstance(value, dict):
+        raise TypeError
+    if set(value) == {"valid_from", "test_from"}:
+        split = ByTimes(*(seconds(_time(value[key])) for key in ("valid_from", "test_from")))
+        fits = split.valid_from < split.test_from
+    elif set(value) == {"valid", "test"}:
+        split = ByDays(*(tuple(map(_day, _list(value[key]))) for key in ("valid", "test")))
+        fits = split.fits()
+    elif set(value) == {"valid", "test", "period"}:
+        numbers = (tuple(map(_count, _list(value[key]))) for key in ("valid", "test"))
+        split = ByDays(*numbers, _count(value["period"]))
+        fits = split.fits()
+    else:
+        fits = False
+    if not fits:
         raise ValueError
-    valid_from, test_from = _time(value["valid_from"]), _time(value["test_from"])
-    if valid_from >= test_from:
+    return split
+
+
+def _day(value: Any) -> int:
+    """Convert a date to a number of days since 1970."""
+    day, rest = divmod(seconds(_time(value)), DAY)
+    if rest:
         raise ValueError
-    return valid_from, test_from
+    return day
 
 
 def _time(value: Any) -> datetime:
@@ -295,7 +315,11 @@ _CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "bounds": (_rising, "a rising list of physical values, one more than colors"),
     "colors": (_colors, 'a list of colours like "#1f8a44"'),
     "extent_km": (_positive, "the width of a frame in km"),
-    "split": (_split, "two dates, valid_from before test_from"),
-    "stride": (_stride, "the frames between sequences, an integer from 1"),
+    "split": (
+        _split,
+        "{valid_from: DATE, test_from: DATE} with dates that rise, {valid: [DATES], test: [DATES]} or {period: DAYS, "
+        "valid: [NUMBERS], test: [NUMBERS]} without a day in both",
+    ),
+    "stride": (_count, "the frames between sequences, an integer from 1"),
     "about": (_about, "attributes of forecast files, such as {institution: NAME, license: TEXT}"),
 }

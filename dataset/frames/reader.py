@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dataset.frames.cache import Cache, open_cache
 from dataset.frames.complete import complete_config
-from dataset.frames.config import FramesConfig
-from dataset.frames.names import frame_id, seconds
+from dataset.frames.config import FramesConfig, meaning_of
+from dataset.frames.names import frame_id, moment
+from dataset.frames.splits import DAY, shared_days
 from dataset.sequences import SPLITS, Sequences, check_split
 from utils.errors import InputError
 
@@ -69,7 +70,7 @@ class Frames(Sequences):
     ):
         self.cache, self.seq_len, self.stride = cache, seq_len, stride
         self.source = cache.encoder.source
-        self.frames = np.flatnonzero(split_numbers(cache.times, config) == SPLITS.index(split))
+        self.frames = np.flatnonzero(config.split.numbers(cache.times) == SPLITS.index(split))
         self.runs = Runs.of(cache.times[self.frames], round(config.interval * 60))
         self.windows = self.runs.windows(seq_len, stride)
         if not len(self.windows):
@@ -81,6 +82,8 @@ class Frames(Sequences):
         run_of_window = np.searchsorted(self.runs.begins, self.windows, "right") - 1
         self.event_ids = [self._name(begin) for begin in self.runs.begins[np.unique(run_of_window)]]
         LOG.info("%s, %s: %s", config.folder, split, self.describe())
+        if split == SPLITS[0]:
+            warn_of_shared_days(config, cache.times)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -147,7 +150,7 @@ def checked_config(split: str, data_path: str | Path, seq_len: int, stride: int 
             raise InputError(f"{name} {value} is not possible; use 1 frame or more.")
     config = complete_config(data_path)
     if config.split is None:
-        raise InputError(f"{config.file} lacks the key split, which says {{valid_from: DATE, test_from: DATE}}.")
+        raise InputError(f"{config.file} lacks the key split, which says {meaning_of('split')}.")
     return config
 
 
@@ -159,6 +162,12 @@ def _spacing(times: np.ndarray) -> str:
     return f", their spacing {low if low == high else f'{low} to {high}'} minutes"
 
 
-def split_numbers(times: np.ndarray, config: FramesConfig) -> np.ndarray:
-    """Index in SPLITS of each frame; `times` in seconds since 1970."""
-    return np.searchsorted([seconds(begin) for begin in config.split], times, "right")
+def warn_of_shared_days(config: FramesConfig, times: np.ndarray) -> None:
+    """Warn if a day has frames of several splits; `times` in seconds since 1970."""
+    days = shared_days(config.split, times)
+    if len(days):
+        LOG.warning(
+            "%d day(s) have frames of several splits, such as %s, whose weather is alike, so that scores are too good; "
+            "split at midnight UTC or by days in %s",
+            *(len(days), f"{moment(days[0] * DAY):%Y-%m-%d}", config.file),
+        )
