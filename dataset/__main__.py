@@ -10,7 +10,7 @@ from utils.log import start_logging
 COMMANDS = {
     "download": ("dataset.sevir.download", "download SEVIR"),
     "prepare": ("dataset.published.prepare", "convert the raw archives of Shanghai, MeteoNet and CIKM to HDF5"),
-    "pack": ("dataset.sevir.packed", "cache SEVIR at working resolution, for fast training"),
+    "pack": ("dataset.pack", "cache frames in the form that training reads"),
     "check": ("dataset.check", "find faults in a data set and exclude them from training"),
     "synthetic": ("dataset.synthetic.writer", "write synthetic storms in SEVIR's file layout"),
 }

@@ -14,10 +14,10 @@ import run
 import sample_batch
 from benchmarks.skill import results as skill_results
 from benchmarks.skill.choices import table as choices_table
-from dataset import check
+from dataset import check, pack
 from dataset.frames.config import read_config
 from dataset.published import prepare
-from dataset.sevir import download, packed
+from dataset.sevir import download
 from dataset.synthetic import writer as synthetic
 from diffcast import convert
 from diffcast.report import __main__ as report
@@ -28,7 +28,7 @@ DOCUMENTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [*F
 PARSERS = {
     "run.py": run.build_parser,
     "sample_batch.py": sample_batch.build_parser,
-    "dataset pack": packed.build_parser,
+    "dataset pack": pack.build_parser,
     "dataset synthetic": synthetic.build_parser,
     "dataset check": check.build_parser,
     "dataset download": download.build_parser,

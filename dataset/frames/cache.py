@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from dataset.exclusions import exclusions_path, read_exclusions
 from dataset.frames.archive import archive_of
 from dataset.frames.config import FramesConfig
 from dataset.frames.days import (
+    BLOCK,
     DEPTH,
     RECORD,
     Contents,
@@ -36,6 +37,7 @@ from dataset.frames.encoding import MISSING, Encoder, Grid, fine_levels
 from dataset.frames.names import moment, on_marks, times_of
 from dataset.frames.splits import DAY
 from dataset.hdf5 import AccessError
+from dataset.parallel import parallel_map
 from utils.errors import InputError
 
 LOG = logging.getLogger(__name__)
@@ -120,11 +122,13 @@ class Cache:
 
         Blocks at the lower and the right edge may reach beyond the frames, where values are NaN.
         """
-        settings, values = self.days.settings, self.encoder.values
-        parts = [
-            read_day(self.days.path(day), settings, times, rows, columns, values) for day, times in self._by_day(frames)
-        ]
-        return torch.from_numpy(np.concatenate(parts))[:, None]
+        out = np.empty((len(frames), BLOCK * len(rows), BLOCK * len(columns)), np.float32)
+        first = 0
+        for day, times in self._by_day(frames):
+            part = out[first : first + len(times)]
+            read_day(self.days.path(day), self.days.settings, times, rows, columns, self.encoder.values, part)
+            first += len(times)
+        return torch.from_numpy(out)[:, None]
 
     def counts(self, frames: np.ndarray) -> np.ndarray:
         """Numbers of valid and wet pixels of the blocks of frames, uint16 `(T, 2, rows, columns)`."""
@@ -141,11 +145,15 @@ class Cache:
             yield day, times[days == day]
 
 
-def open_cache(config: FramesConfig, img_size: tuple[int, int] | None, packed_path: str | Path | None = None) -> Cache:
+def open_cache(
+    config: FramesConfig,
+    img_size: tuple[int, int] | None,  # height and width in pixels; None: as stored
+    packed_path: str | Path | None = None,  # folder for the cache; None: <folder>/packed
+    workers: int = 0,  # processes that make days; 0: this one, with threads
+) -> Cache:
     """Open the cache of a folder and decode new or changed frames.
 
-    It lies in `packed_path` or `<folder>/packed`. Frames have the size that is stored if `img_size` is None. Raises
-    `InputError` if there is no frame, the first frame cannot be used, or the cache cannot be written.
+    Raises `InputError` if there is no frame, the first frame cannot be used, or the cache cannot be written.
     """
     found, excluded = listed_frames(config)
     caches = Path(packed_path) if packed_path else config.folder / "packed"
@@ -155,10 +163,10 @@ def open_cache(config: FramesConfig, img_size: tuple[int, int] | None, packed_pa
     try:
         folder.mkdir(parents=True, exist_ok=True)
         encoder = _stored_encoder(folder, config, img_size, by_day)
-        cache = encoder and _packed(Days(folder, encoder), by_day, len(excluded))
+        cache = encoder and _packed(Days(folder, encoder), by_day, len(excluded), workers)
         if cache is None or not len(cache.times):  # the frame that the cache began with may be gone or excluded by now
             encoder = Encoder.of(config, moment(found["time"][0]), img_size)
-            cache = _packed(Days(folder, encoder), by_day, len(excluded))
+            cache = _packed(Days(folder, encoder), by_day, len(excluded), workers)
     except OSError as error:
         raise InputError(
             f"Cannot use the cache {folder} ({error.strerror or error}); choose a place with --packed_path."
@@ -190,11 +198,12 @@ def listed_frames(config: FramesConfig) -> tuple[np.ndarray, np.ndarray]:
     return found[counts], found[excluded]
 
 
-def _packed(days: Days, by_day: list[np.ndarray], excluded: int) -> Cache:
+def _packed(days: Days, by_day: list[np.ndarray], excluded: int, workers: int) -> Cache:
     """The cache with the days that it lacked."""
     contents = [days.contents(found) for found in by_day]
     lacking = [number for number, one in enumerate(contents) if one is None]
-    _make(days, [by_day[number] for number in np.random.default_rng().permutation(lacking)] if lacking else [])
+    if lacking:
+        _make(days, [by_day[number] for number in np.random.default_rng().permutation(lacking)], workers)
     for number in lacking:
         contents[number] = days.contents(by_day[number])
     gone = [number for number in lacking if contents[number] is None]
@@ -205,8 +214,23 @@ def _packed(days: Days, by_day: list[np.ndarray], excluded: int) -> Cache:
     return Cache(days, np.concatenate(by_day), excluded, contents)
 
 
-def _make(days: Days, lacking: list[np.ndarray]) -> None:
-    """Make the files of days, unless another process has made them meanwhile."""
+def _make(days: Days, lacking: list[np.ndarray], workers: int) -> None:
+    """Make the files of days and warn of frames that cannot be used."""
+    if workers:
+        results = parallel_map(partial(_make_day, days), lacking, workers, "packing", "day")
+        faults = [fault for of_day in results for fault in of_day]
+    else:
+        with tqdm(total=sum(map(len, lacking)), desc="packing", unit="frame", disable=None) as bar:
+            faults = [fault for found in lacking for fault in _make_day(days, found, bar.update)]
+    if faults:
+        LOG.warning("%d frames cannot be used and count as gaps, for example: %s", len(faults), faults[0])
+
+
+def _make_day(days: Days, found: np.ndarray, progress: Callable[[int], object] = int) -> list[str]:
+    """Make the file of a day, unless another process has meanwhile; return the faults of its frames."""
+    if days.contents(found) is not None:
+        progress(len(found))
+        return []
     faults: list[str] = []
 
     def encode(time: int) -> np.ndarray | None:
@@ -218,21 +242,15 @@ def _make(days: Days, lacking: list[np.ndarray]) -> None:
             faults.append(str(error))
             return None
 
-    total = sum(map(len, lacking))
-    with tqdm(total=total, desc="packing", unit="frame", disable=None) as bar, ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:
 
         def encoded(times: np.ndarray) -> list[np.ndarray | None]:
             levels = list(pool.map(encode, times))
-            bar.update(len(times))
+            progress(len(times))
             return levels
 
-        for found in lacking:
-            if days.contents(found) is None:
-                days.make(found, encoded)
-            else:
-                bar.update(len(found))
-    if faults:
-        LOG.warning("%d frames cannot be used and count as gaps, for example: %s", len(faults), faults[0])
+        days.make(found, encoded)
+    return faults
 
 
 def _day_of(found: np.ndarray) -> int:

@@ -61,8 +61,12 @@ class Crops(Frames):
         return len(self.windows) * len(self.tiles)
 
     def __getitem__(self, index: int) -> Tensor:
-        window, row, column = self.place(index)
-        return self._read(window, range(row, row + self.side), range(column, column + self.side))
+        return self._read(*self.region(index))
+
+    def region(self, index: int) -> tuple[np.ndarray, range, range]:
+        """Numbers of a crop's frames in the cache, and its rows and columns of blocks."""
+        window, *corner = self.place(index)
+        return self._frames(window), *(range(first, first + self.side) for first in corner)
 
     def place(self, index: int) -> tuple[int, int, int]:
         """Window of a crop, and the row and column of its first block."""
@@ -84,7 +88,7 @@ class Crops(Frames):
         """The complete frames around a crop, padded to blocks, and the crop's rows and columns in them."""
         window, *corner = self.place(index)
         inside = tuple(slice(BLOCK * first, BLOCK * (first + self.side)) for first in corner)
-        return self._read(window, *map(range, self.blocks)), inside
+        return self._read(self._frames(window), *map(range, self.blocks)), inside
 
     def describe(self) -> str:
         """Numbers of tiles and sequences, in one line."""
@@ -135,11 +139,12 @@ class Crops(Frames):
         sums = sliding_window_view(np.pad(counts, margins), (self.side, self.side), (1, 2)).sum((-2, -1))
         return np.tensordot(WEIGHTS[self.crop_by], sums, 1)
 
-    def _read(self, window: int, rows: range, columns: range) -> Tensor:
+    def _read(self, frames: np.ndarray, rows: range, columns: range) -> Tensor:
         asked, limits = (rows, columns), self.cache.seen.shape
         stored = [range(one.start, min(one.stop, limit)) for one, limit in zip(asked, limits, strict=True)]
         below, right = (BLOCK * (len(one) - len(own)) for one, own in zip(asked, stored, strict=True))
-        return F.pad(self.cache.read_blocks(self._frames(window), *stored), (0, right, 0, below), value=torch.nan)
+        read = self.cache.read_blocks(frames, *stored)
+        return F.pad(read, (0, right, 0, below), value=torch.nan) if below or right else read
 
     def _first(self, index: int) -> int:
         return self.windows[self.place(index)[0]]

@@ -117,22 +117,24 @@ def read_day(
     times: np.ndarray,  # seconds since 1970, rising
     rows: range,  # of blocks
     columns: range,
-    values: Callable[[np.ndarray], np.ndarray],  # levels -> what is returned
-) -> np.ndarray:
-    """Values of blocks of frames, `(T, rows * BLOCK, columns * BLOCK)`.
+    values: Callable[[np.ndarray], np.ndarray],  # levels -> float32
+    out: np.ndarray,  # float32 (T, rows * BLOCK, columns * BLOCK), to be filled
+) -> None:
+    """Read values of blocks of frames into an array.
 
     Raises `InputError` if the file has changed or is damaged.
     """
+    blocked = out.reshape(len(times), len(rows), BLOCK, len(columns), BLOCK)
     with _opened(path, settings) as file:
         places = _places(file, times)
         ends, palettes = file.get_tensor("palette_ends"), file.get_tensor("palettes")
-        parts = []
         for slab in range(places[0] // DEPTH, places[-1] // DEPTH + 1):
             palette = palettes[ends[slab - 1] if slab else 0 : ends[slab]]
             codes = _codes(file, slab, rows, columns, len(palette))
-            inside = places[places // DEPTH == slab] % DEPTH
-            parts.append(values(palette)[codes[:, :, inside]])
-    return rearrange(np.concatenate(parts, axis=2), "r c t h w -> t (r h) (c w)")
+            inside = np.flatnonzero(places // DEPTH == slab)
+            codes = codes.transpose(2, 0, 3, 1, 4)[places[inside] % DEPTH]
+            # "clip" lets `take` write in place
+            np.take(values(palette), codes, out=blocked[inside[0] : inside[-1] + 1], mode="clip")
 
 
 def _codes(file: safe_open, slab: int, rows: range, columns: range, number: int) -> np.ndarray:

@@ -1,12 +1,9 @@
-"""Cache SEVIR at working resolution, for fast training.
-
-    python -m dataset pack --dataset sevir --data_path DIR --img_size 128
+"""The cache of SEVIR at working resolution, for fast training.
 
 `build_dataset` finds the cache by itself. Its items equal those read directly, bit for bit. It serves every split and
 split scheme. An interrupted run continues when it is started again, and events that have come since are added.
 """
 
-import argparse
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -22,9 +19,7 @@ from dataset.parallel import parallel_map
 from dataset.sequences import EVENT_FRAMES, SPLITS, EventWindows
 from dataset.sevir.catalog import SCHEMES, Event, files_root, is_synthetic, read_events
 from dataset.sevir.reader import EventFiles, check_window, usable_events
-from dataset.synthetic.writer import ensure
 from utils.errors import InputError
-from utils.processors import loading_processes
 
 LOG = logging.getLogger(__name__)
 
@@ -186,37 +181,3 @@ def _read_all(events: list[Event], root: Path, img_size: int, workers: int, desc
 
 def _read(files: EventFiles, event: Event) -> Tensor:
     return files.read(event, 0, EVENT_FRAMES)[:, 0]
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dataset pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--dataset", choices=("sevir", "synthetic"), default="sevir", help="kind of data (default: %(default)s)"
-    )
-    parser.add_argument("--data_path", type=Path, required=True, help="folder with CATALOG.csv")
-    parser.add_argument("--img_size", type=int, default=128, help="side of the frames in pixels (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder for the caches (default: DATA_PATH/packed)")
-    parser.add_argument("--num_workers", type=int, default=4, help="processes that read (default: %(default)s)")
-    parser.add_argument("--verify", action="store_true", help="compare the cache with its source afterwards")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Pack a data set and compare it with its source if asked."""
-    args = build_parser().parse_args(arguments)
-    if args.dataset == "synthetic":
-        ensure(args.data_path)
-    workers = loading_processes(args.num_workers)
-    folder = pack(args.dataset, args.data_path, args.img_size, args.out, workers)
-    LOG.info("the packed cache %s is complete", folder)
-    if args.verify:
-        wrong = verify(args.dataset, args.data_path, args.img_size, args.out, workers)
-        if wrong:
-            raise InputError(
-                f"{len(wrong)} events in {folder} differ from their source, the first is {wrong[0]}; "
-                "delete the folder and pack again."
-            )
-        LOG.info("every event equals its source")

@@ -12,7 +12,10 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
+from dataset import pack
 from dataset.frames import cache as frames_cache
+from dataset.frames.cache import open_cache
+from dataset.frames.complete import complete_config
 from dataset.frames.encoding import Encoder
 from dataset.frames.reader import open_frames
 from tests.dataset.archive import START, STEP, Archive
@@ -159,3 +162,14 @@ def test_workers_and_copies_read_the_same(archive):
     for frames, other in zip(alone, DataLoader(dataset, batch_size=None, num_workers=2), strict=True):
         np.testing.assert_array_equal(frames, other)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(dataset))[1], alone[1])
+
+
+def test_the_command_line_packs_frames_with_processes_and_continues(three_days, read):
+    pack.main(["--dataset", "frames", "--data_path", str(three_days.folder), "--num_workers", "2"])
+    assert len(list(three_days.folder.glob("packed/*_full/*.safetensors"))) == 3
+    assert read == []  # but in the processes
+    assert open_cache(complete_config(three_days.folder), None).read(np.arange(12)).shape == (12, 1, 40, 70)
+    pack.main(["--dataset", "frames", "--data_path", str(three_days.folder), "--img_size", "20", "--num_workers", "0"])
+    assert len(read) == 12
+    with pytest.raises(InputError, match="takes one or two numbers, not 1 2 3"):
+        pack.main(["--dataset", "frames", "--data_path", str(three_days.folder), "--img_size", "1", "2", "3"])

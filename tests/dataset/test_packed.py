@@ -9,8 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from dataset import build_dataset, cache
+from dataset.pack import main
 from dataset.sevir import packed
-from dataset.sevir.packed import Packed, main, pack
+from dataset.sevir.packed import Packed, pack
 from dataset.sevir.reader import Sevir
 from utils.errors import InputError
 
