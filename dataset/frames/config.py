@@ -1,5 +1,6 @@
 """The settings in `frames.yaml`; `resources/frames_example.yaml` shows all its keys."""
 
+import itertools
 import math
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import yaml
 
 from dataset.frames.names import NamePattern, seconds
@@ -63,8 +65,9 @@ class FramesConfig:
         """
         low, high = self.range
         bounds, colors = self.bounds, self.colors
+        transform = self._transform()
         if bounds is None:
-            bounds, colors = (low, *_legend(self.thresholds[0], high, len(VIL.colors))), VIL.colors
+            bounds, colors = (low, *_legend(self.thresholds[0], high, len(VIL.colors), transform)), VIL.colors
         return Source(
             name=self.name,
             scale=high - low,
@@ -75,7 +78,7 @@ class FramesConfig:
             interval=self.interval,
             extent=self.extent_km * widening,
             offset=low,
-            transform=self._transform(),
+            transform=transform,
         )
 
     def _transform(self) -> Transform | None:
@@ -88,11 +91,18 @@ class FramesConfig:
             raise InputError(f"{self.file}: {error}.") from None
 
 
-def _legend(first: float, last: float, number: int) -> list[float]:
-    """Equal steps between two values, rounded to two digits."""
-    step = (last - first) / (number - 1)
-    digits = 1 - math.floor(math.log10(step))
-    return [first, *(round(first + step * i, digits) for i in range(1, number - 1)), last]
+def _legend(first: float, last: float, number: int, transform: Transform | None) -> list[float]:
+    """Equal steps between two values, rounded to two digits.
+
+    With a transform they are equal on its scale. More digits are kept where two would be the same.
+    """
+    if transform is None:
+        step = (last - first) / (number - 1)
+        digits = 1 - math.floor(math.log10(step))
+        return [first, *(round(first + step * i, digits) for i in range(1, number - 1)), last]
+    values = transform.values(np.linspace(*transform.levels(np.array([first, last])), number))[1:-1].tolist()
+    rounded = ([first, *(float(f"{value:.{digits}g}") for value in values), last] for digits in itertools.count(2))
+    return next(bounds for bounds in rounded if all(low < high for low, high in pairwise(bounds)))
 
 
 def read_config(path: str | Path) -> FramesConfig:

@@ -157,10 +157,11 @@ def _percent(source: Source) -> Style:
 
 
 def _spread_style(source: Source) -> Style:
-    """The style of standard deviations, up to a third of the scale."""
-    bounds = MaxNLocator(nbins=10, steps=[1, 2, 2.5, 5, 10]).tick_values(0, 0.35 * source.scale).tolist()
+    """The style of standard deviations, up to a third of the scale, or with the bounds of a logarithmic one."""
+    ticks = MaxNLocator(nbins=10, steps=[1, 2, 2.5, 5, 10]).tick_values(0, 0.35 * source.scale).tolist()
+    bounds = source.bounds if source.transform else tuple(ticks)
     colors = _sequential("YlOrBr", len(bounds) - 1, source)
-    return Style(source.scale, tuple(bounds), colors, _units(source))
+    return Style(source.scale, bounds, colors, _units(source))
 
 
 def _sequential(colormap: str, number: int, source: Source) -> tuple[str, ...]:

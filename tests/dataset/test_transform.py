@@ -1,6 +1,7 @@
 """Rain rates that networks see on a logarithmic scale, and everybody else in the user's units."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -130,6 +131,19 @@ def test_colours_change_at_the_bounds_in_units():
     expected = np.searchsorted(source.bounds[1:-1], values, side="right")
     style = style_of(source)
     assert render(levels, style).tolist() == style.rgb[expected].tolist()
+
+
+def test_default_bounds_are_equal_steps_of_the_logarithm(tmp_path):
+    _, source = opened(rainy(tmp_path, transform="dbz"))
+    assert (source.bounds[0], source.bounds[1], source.bounds[-1]) == (0, 0.1, 60)
+    steps = np.diff(np.log1p(200 * np.array(source.bounds[1:]) ** 1.6))
+    np.testing.assert_allclose(steps, steps.mean(), atol=0.15)  # two digits are kept
+
+
+def test_default_bounds_rise_where_two_digits_would_not(tmp_path):
+    archive = rainy(tmp_path, transform="dbz", thresholds=[59.9])
+    bounds = complete_config(archive.folder).source(widening=1).bounds
+    assert all(low < high for low, high in pairwise(bounds))
 
 
 def test_weights_of_another_transform_are_refused():

@@ -125,6 +125,25 @@ def test_the_file_holds_the_models_forecast_in_units_on_the_grid_of_the_frames(o
         assert (observed[3:-1] == 5).all()
 
 
+def test_rates_that_the_model_saw_in_dbz_are_written_in_units(radar, operation, model, drawn, monkeypatch):
+    rates = {"units": "mm/h", "scale": 0.25, "offset": 0, "range": [0, 60], "thresholds": [1, 5], "transform": "dbz"}
+    (radar.folder / "frames.yaml").write_text(yaml.safe_dump(CONFIG | rates))
+    operation = replace(operation, config=read_config(radar.folder))
+    made, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda *words, **named: made.append(generate(*words, **named)) or made[-1])
+    with h5py.File(operation.run(now())) as file:
+        members, mean = decoded(file["forecast"]), decoded(file["forecast_mean"])
+        chances = decoded(file["exceedance_probability"])
+    frames = made[0].forecast[0, :, :, 0, :12, :20].double().numpy()
+    expected = (np.expm1(frames * np.log1p(200 * 60**1.6)) / 200) ** (1 / 1.6)
+    seen = np.isfinite(members)
+    assert seen.mean() > 0.9
+    np.testing.assert_allclose(members[seen], expected[seen], atol=0.0015)
+    np.testing.assert_allclose(mean, members.mean(0), atol=0.002)
+    reached = np.stack([(members >= threshold).mean(0) for threshold in (1, 5)])
+    assert np.nanmean(np.abs(chances - reached)) < 0.001
+
+
 def test_coordinates_tell_time_place_member_and_threshold(operation, drawn):
     with h5py.File(operation.run(now())) as file:
         assert [scale[0].name for scale in file["forecast"].dims] == ["/realization", "/time", "/y", "/x"]
