@@ -27,7 +27,7 @@ from diffcast.commandline.settings import RunSettings, read
 from diffcast.commandline.summary import summarise
 from diffcast.evaluation.loop import evaluate
 from diffcast.evaluation.results import data_differences, describe_source
-from diffcast.forecaster import describe, load_forecaster_weights
+from diffcast.forecaster import AUTO, describe, load_forecaster_weights
 from diffcast.forecasting.dressed import dress
 from diffcast.forecasting.steps import check_source
 from diffcast.precision import training_precision, warn_if_emulated
@@ -40,6 +40,7 @@ from diffcast.processes import (
 )
 from diffcast.training.loop import train
 from diffcast.training.resume import find_resume, start_weights
+from diffcast.training.scale import measured_scale
 from diffcast.training.settings import describe_length, total_steps
 from utils import checkpoint
 from utils.errors import InputError, exit_on_input_error
@@ -82,7 +83,7 @@ def run(settings: RunSettings) -> None:
         dry_run(settings, model, accelerator)
         return
     if not settings.purpose.eval:
-        finished = start_training(settings, accelerator, model)
+        settings, finished = start_training(settings, accelerator, model)
         accelerator.free_memory()
         if not finished:
             accelerator.end_training()
@@ -111,10 +112,11 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
         raise InputError(f"--mixed_precision {precision} is not possible here: {error}.") from None
 
 
-def start_training(settings: RunSettings, accelerator: Accelerator, model) -> bool:
+def start_training(settings: RunSettings, accelerator: Accelerator, model) -> tuple[RunSettings, bool]:
     """Open the data, find the checkpoint to resume from, and train.
 
-    Returns whether the training has come to its end. False means that a signal interrupted it.
+    Returns the settings, with a residual scale that was measured, and whether the training has come to its end. False
+    means that a signal interrupted it.
     """
     if not any(p.requires_grad for p in model.parameters()):
         backbone = settings.architecture.backbone
@@ -133,9 +135,15 @@ def start_training(settings: RunSettings, accelerator: Accelerator, model) -> bo
         if accelerator.is_main_process:
             with contextlib.suppress(OSError):
                 (folder / MARKER).unlink()
+        start_logging(folder / "run.log", accelerator.is_main_process)
+        if settings.architecture.residual_scale == AUTO:
+            trained = purpose.backbone_ckpt is not None
+            scale = measured_scale(accelerator, model, trained, train_set, training.batch_size, training.seed)
+            settings, model.residual_scale = settings.with_residual_scale(scale), scale
+            metadata |= {"architecture": settings.architecture.to_metadata()}
+        if accelerator.is_main_process:
             with replacing(folder / "params.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(settings.options(), sort_keys=False))
-        start_logging(folder / "run.log", accelerator.is_main_process)
         length = describe_length(steps, training)
         LOG.info("training %s on %d sequences for %s", folder.name, len(train_set), length)
         where = f"{accelerator.num_processes} process(es), {accelerator.device}"
@@ -145,7 +153,8 @@ def start_training(settings: RunSettings, accelerator: Accelerator, model) -> bo
         start_trackers(settings, accelerator)
         accelerator.wait_for_everyone()
         with patience(TRAINING_PATIENCE, PATIENCE):
-            return train(accelerator, model, train_set, valid_set, training, folder, metadata, resume)
+            finished = train(accelerator, model, train_set, valid_set, training, folder, metadata, resume)
+    return settings, finished
 
 
 def training_metadata(settings: RunSettings, source: dict, processes: int) -> dict:
@@ -219,6 +228,9 @@ def dry_run(settings: RunSettings, model, accelerator: Accelerator) -> None:
         if split == "train":
             steps = total_steps(len(data), training, accelerator.num_processes)
             rows.append(["training", describe_length(steps, training)])
+    if settings.architecture.residual_scale == AUTO:
+        trend = "of the trained backbone" if settings.purpose.backbone_ckpt else "of persistence"
+        rows.append(["residual_scale", f"measured before the training, from the residual {trend}"])
     rows.append(["device", f"{accelerator.num_processes} x {accelerator.device.type}"])
     warn_if_emulated("--mixed_precision", training.mixed_precision, accelerator.device)
     LOG.info("\n%s", format_table(["", ""], rows + summarise(model, training, settings.evaluation)))

@@ -25,6 +25,14 @@ AUXILIARY_WEIGHT = 0.05  # standard deviation of new weights of auxiliary noise
 _IMPOSSIBLE = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 
 
+AUTO = "auto"  # of the residual scale: to be measured before the training, see `diffcast.training.scale`
+
+
+def number_or_auto(text: str) -> float | str:
+    """Parse a number, or the word that asks to measure it."""
+    return AUTO if text == AUTO else float(text)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Settings that determine names and shapes of the weights.
@@ -54,8 +62,11 @@ class Architecture:
         None, "number of frames that one diffusion run generates. The default is --frames_in", rare=True
     )
     timesteps: int = 1000
-    residual_scale: float = option(
-        1.0, "divide residuals by this. We recommend their standard deviation in [-1, 1] frames, about 0.2"
+    residual_scale: float | str = option(
+        1.0,
+        "divide residuals by this. We recommend their standard deviation in [-1, 1] frames, which auto measures",
+        type=number_or_auto,
+        metavar="NUMBER",
     )
     objective: str = option(
         "diffusion",
@@ -65,11 +76,14 @@ class Architecture:
 
     def __post_init__(self):
         check_values(self)
+        if self.residual_scale == AUTO and not self.use_diff:
+            object.__setattr__(self, "residual_scale", Architecture.residual_scale)
 
     def build(self, **training) -> nn.Module:
         """Build the forecaster with random weights.
 
-        `training` are the options of `DiffCast` that shape its loss alone.
+        A residual scale that is still to be measured is 1. `training` are the options of `DiffCast` that shape its loss
+        alone.
         """
         backbone = build_backbone(
             self.backbone, self.frame_shape, self.frames_in, self.frames_out, **self.backbone_options
@@ -82,7 +96,7 @@ class Architecture:
             self.dim_mults,
             self.segment_length,
             self.timesteps,
-            residual_scale=self.residual_scale,
+            residual_scale=Architecture.residual_scale if self.residual_scale == AUTO else self.residual_scale,
             objective=self.objective,
             **training,
         )

@@ -164,3 +164,12 @@ def spread(total: int, wanted: int | None) -> list[int]:
     if wanted is None or wanted >= total:
         return list(range(total))
     return [i * total // wanted for i in range(wanted)]
+
+
+def spread_at_random(total: int, wanted: int, *keys: int) -> list[int]:
+    """Return one random index from each of `wanted` equal stretches of `range(total)`.
+
+    The keys seed it. A fixed step could meet the same part of every event.
+    """
+    edges = np.arange(wanted + 1) * total // wanted
+    return np.random.default_rng(derived_seed(*keys)).integers(edges[:-1], edges[1:]).tolist()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dataset import DATASETS, SCALED
 from diffcast.described import Description
-from diffcast.forecaster import describe
+from diffcast.forecaster import AUTO, describe
 from utils import checkpoint
 from utils.errors import InputError
 
@@ -92,6 +92,8 @@ def completed(options: dict, given: dict, described: Description, use: str, agre
         other = "dataset" in given and options["dataset"] != known.get("dataset")
         own = DATA if other else given.keys() & DATA
         known = {name: value for name, value in known.items() if name not in own}
+    if options["residual_scale"] == AUTO:  # which the checkpoint has measured
+        agreeing = agreeing - {"residual_scale"}
     found = described.agreed({name: options[name] for name in agreeing & options.keys()}, known)
     if use == "resume":
         found |= _length(described, given)

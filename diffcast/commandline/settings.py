@@ -185,6 +185,10 @@ class RunSettings:
         """Replace `mixed_precision` by what the device computes in, which `auto` leaves open."""
         return replace(self, training=replace(self.training, mixed_precision=mixed_precision))
 
+    def with_residual_scale(self, scale: float) -> "RunSettings":
+        """Replace `residual_scale` by what was measured, which `auto` leaves open."""
+        return replace(self, architecture=replace(self.architecture, residual_scale=scale))
+
 
 PARTS = {
     "purpose": Purpose,

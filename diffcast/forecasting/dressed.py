@@ -8,13 +8,12 @@ fields keep the structure of the errors in space and time. A generative model ha
 import logging
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dataset.sequences import Sequences
 from diffcast.forecaster import place
-from diffcast.loading import EvaluationBatches, derived_seed, load_batches
+from diffcast.loading import EvaluationBatches, load_batches, spread_at_random
 from diffcast.model import DiffCast, Generators
 from models import Backbone
 from models.backbone import without_gaps
@@ -90,7 +89,7 @@ def dress(
     device = torch.device(device)
     place(forecaster, device).eval()
     backbone = forecaster.backbone if isinstance(forecaster, DiffCast) else forecaster
-    chosen = _spread_at_random(len(train_set), min(len(train_set), max(POOL, members)), seed)
+    chosen = spread_at_random(len(train_set), min(len(train_set), max(POOL, members)), seed, 5)
     LOG.info("collecting the residuals of %d of %d training sequences", len(chosen), len(train_set))
     # Half precision is off by 1/16 of a byte at most, and halves the memory.
     residuals = torch.empty(len(chosen), backbone.frames_out, *backbone.frame_shape, dtype=torch.float16, device=device)
@@ -101,15 +100,6 @@ def dress(
         first = number * batch_size
         residuals[first : first + batch_size] = residual.nan_to_num(0)  # unknown where radar data is missing
     return Dressed(backbone, residuals)
-
-
-def _spread_at_random(total: int, wanted: int, seed: int) -> list[int]:
-    """One random index from each of `wanted` equal stretches of `range(total)`.
-
-    A fixed step could meet the same part of every event.
-    """
-    edges = np.arange(wanted + 1) * total // wanted
-    return np.random.default_rng(derived_seed(seed, 5)).integers(edges[:-1], edges[1:]).tolist()
 
 
 def _check_enough(residuals: int, members: int) -> None:
