@@ -179,14 +179,14 @@ def sample(args: argparse.Namespace, settings: ForecastSettings) -> None:
     _, height, width = model.frame_shape
     if height != width:
         raise InputError(f"{weights} is for {height} x {width} pixels and --seqs has square frames; use --latest.")
+    source = synthetic(VIL) if args.seqs.resolve() == DEMO else VIL
+    check_source(settings.of_pysteps, source)
     device = next(model.parameters()).device
     sequences = read_sequences(args.seqs, model.frames_in, model.frames_out, height)
     settings = settings.fitting(model)
     identity = {"weights": weights, "seqs": str(args.seqs.resolve())} | asdict(settings)
     del identity["forecast_batch"], identity["tile"]  # which do not change the forecasts
     folder = own_folder(args.out.resolve(), identity)
-    source = synthetic(VIL) if args.seqs.resolve() == DEMO else VIL
-    check_source(settings.of_pysteps, source)
     scores: dict[str, Scores] = {}
     for number, sequence in enumerate(tqdm(sequences, desc="forecasting", unit="seq")):
         draws = generators(device, settings.seed, 3, [number])

@@ -32,7 +32,8 @@ def load(path: str | Path, device: str | torch.device | None = None, backbone: s
         backbone: class of the backbone as `package.module:Class`, if the weights belong to your own.
 
     Returns:
-        A `DiffCast` or a `Backbone`, with the attributes `frame_shape`, `frames_in` and `frames_out`.
+        A `DiffCast` or a `Backbone`, with the attributes `frame_shape`, `frames_in` and `frames_out`. `trained_on` is
+        what the checkpoint says about its frames, such as their units, or None.
 
     Raises:
         InputError: the file does not exist, is damaged, or does not say which network it belongs to.

@@ -119,6 +119,7 @@ def test_a_checkpoint_that_lies_about_its_frames_is_refused(spoilt, persistence)
 
 def test_exporters_of_pysteps_write_it(ensemble, tmp_path):
     exporters = pytest.importorskip("pysteps.io.exporters")
+    pytest.importorskip("netCDF4")
     xarray = pytest.importorskip("xarray")
     start = datetime(2023, 5, 1, 12)
     exporter = exporters.initialize_forecast_exporter_netcdf(

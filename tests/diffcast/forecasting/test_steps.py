@@ -147,12 +147,13 @@ def test_random_numbers_depend_on_the_seed_and_the_frames_alone(tiles):
     assert not torch.equal(other, together[:1])
 
 
-def test_other_quantities_are_refused(capsys):
+def test_other_quantities_are_refused(tmp_path, capsys):
     with pytest.raises(InputError, match=r"baselines sprog need rain in mm/h .* but VIL is in VIL byte"):
         nowcaster(["sprog"], VIL)
     with pytest.raises(SystemExit, match="2"):
-        sample_batch.main(["--baselines", "persistence", "steps"])
+        sample_batch.main(["--baselines", "persistence", "steps", "--out", str(tmp_path / "samples")])
     assert "baselines steps need rain" in capsys.readouterr().err
+    assert not (tmp_path / "samples").exists()
 
 
 def test_a_missing_package_is_named(monkeypatch):
