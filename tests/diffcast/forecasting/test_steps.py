@@ -150,6 +150,7 @@ def test_random_numbers_depend_on_the_seed_and_the_frames_alone(tiles):
 def test_other_quantities_are_refused(tmp_path, capsys):
     with pytest.raises(InputError, match=r"baselines sprog need rain in mm/h .* but VIL is in VIL byte"):
         nowcaster(["sprog"], VIL)
+    assert nowcaster([], VIL).forecast(frames_in_dbz()) == {}
     with pytest.raises(SystemExit, match="2"):
         sample_batch.main(["--baselines", "persistence", "steps", "--out", str(tmp_path / "samples")])
     assert "baselines steps need rain" in capsys.readouterr().err
