@@ -92,13 +92,12 @@ def test_shrinking_keeps_the_amount_of_rain(tmp_path):
 
 
 def test_a_cache_of_another_scale_is_made_anew(tmp_path):
-    archive = rainy(tmp_path)
-    linear, _ = opened(archive)
-    archive.configure(**RAIN, transform="dbz")
-    curved, _ = opened(archive)
-    archive.configure(**RAIN)
-    assert curved[1, 0] > 10 * linear[1, 0]
-    np.testing.assert_array_equal(opened(archive)[0], linear)
+    archive, found = rainy(tmp_path), {}
+    for transform in (None, "dbz", "log", None):
+        frames, source = opened(archive.configure(**RAIN, transform=transform))
+        np.testing.assert_allclose(source.in_units(frames), RATES, rtol=2e-3, atol=1e-3)
+        found[transform] = frames[1, 0]
+    assert found["dbz"] > found["log"] > 10 * found[None]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from utils.errors import InputError
 
 @pytest.fixture
 def frames():
-    """Sequences `(N, T, C, H, W)` that change, and whose missing pixels are one square more in each sequence."""
+    """Sequences `(N, T, C, H, W)` with missing pixels in the future, and others in the last observed frame."""
     frames = torch.rand(9, 25, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     for number, one in enumerate(frames):
-        one[number:, :, :number, :number] = torch.nan
+        one[5 + number :, :, :number, :number] = torch.nan
+        one[4, :, 12:, : 2 * number] = torch.nan
     return frames
 
 
