@@ -65,7 +65,7 @@ def forecast(
     if metadata is not None:
         _check_metadata(metadata, source)
     observed = torch.from_numpy(precip[-model.frames_in :])[:, None]
-    observed = source.to_frames(observed.clamp(source.offset, source.offset + source.scale)).clamp(0, 1)
+    observed = source.to_frames(observed).clamp(0, 1)
     made = api.forecast(model, observed[None], members, seed, **options)[0, :, leads, 0]
     made = source.in_units(made).masked_fill(observed.isnan().all(dim=0)[0], torch.nan).numpy()
     return made if isinstance(model, DiffCast) else made[0]
