@@ -6,21 +6,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from dataset import build_dataset
 from dataset.sequences import Sequences
 from dataset.source import Source
 from diffcast.forecaster import Architecture, load_forecaster, place
 from diffcast.forecasting import forecasts
-from diffcast.forecasting.forecasts import ForecastSettings, check_members
+from diffcast.forecasting.forecasts import ForecastSettings, check_members, forecast_bar
 from diffcast.forecasting.pictures import draw_forecast
 from diffcast.loading import generators
-from diffcast.model import DiffCast
 from utils.checkpoint import find_weights
 from utils.errors import InputError
-
-BAR_DELAY = 3  # seconds of a forecast before a progress bar appears
 
 
 def load(path: str | Path, device: str | torch.device | None = None, backbone: str | None = None) -> nn.Module:
@@ -117,8 +113,7 @@ def forecast(model: nn.Module, observed: Tensor, members: int = 1, seed: int = 0
     check_members(model, settings)
     device = next(model.parameters(), observed).device
     draws = generators(device, seed, 3, range(len(observed)))
-    segments = len(observed) * members * (model.segments if isinstance(model, DiffCast) else 1)
-    with tqdm(total=segments, desc="forecasting", unit="segment", delay=BAR_DELAY, leave=False) as bar:
+    with forecast_bar(model, len(observed) * members) as bar:
         made = forecasts.forecast(model, observed.to(device).float(), settings, draws, bar.update)
     return made.ensemble.to(observed.device)
 

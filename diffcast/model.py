@@ -211,7 +211,7 @@ class DiffCast(nn.Module):
         forecast_batch: int | None = None,  # frames of `frame_shape` at a time, to bound the memory; None: B M
         precision: torch.dtype = torch.float32,  # of the computations in the diffusion networks
         compiled: bool = False,  # use torch.compile for LocalResidual; the first forecast then takes minutes
-        progress: Callable[[float], object] | None = None,  # called with the number of segments after each generation
+        progress: Callable[[float], object] | None = None,  # called with each share of a segment that was made
         tile: int | None = None,  # pixels of the tiles that larger maps are cut into, see `Tiles.of`
     ) -> Generated:
         """Forecast an ensemble, and return its parts too.
@@ -233,6 +233,11 @@ class DiffCast(nn.Module):
             _find_sampler(sampler), schedule=self.schedule, steps=sampling_steps, clip=1 / self.residual_scale
         )
         transform = torch.compile if compiled else lambda denoise: denoise
+
+        def tell(evaluations: int) -> None:
+            if progress is not None:
+                progress(evaluations / (sampling_steps * len(tiles.corners)))
+
         drawn = mu.new_empty(b, noise.shape[1], *mu.shape[1:])
         with computing_in(precision, observed):
             contexts = self._contexts(2 * observed - 1, mu, tiles, at_once // b)
@@ -240,8 +245,8 @@ class DiffCast(nn.Module):
                 local, last = ([x[:, rows] for x in maps] for maps in contexts)
                 drawing = partial(sample, draw=_drawing(seeds[rows, columns]))
                 fixed = None if auxiliary is None else auxiliary[rows, columns]
-                denoise = partial(self._denoiser, tiles=tiles, at_once=at_once, transform=transform)
-                residual = self._sample_residual(noise[rows, columns], fixed, local, last, drawing, denoise, progress)
+                denoise = partial(self._denoiser, tiles=tiles, at_once=at_once, transform=transform, tell=tell)
+                residual = self._sample_residual(noise[rows, columns], fixed, local, last, drawing, denoise)
                 drawn[rows, columns] = self.residual_scale * residual
         del noise  # of the size of the forecast, of which large maps make gigabytes
         forecast = (mu[:, None] + drawn).add_(1).div_(2).clamp_(0, 1)
@@ -263,7 +268,6 @@ class DiffCast(nn.Module):
         last: list[Tensor],
         sample,
         denoiser,
-        progress,
     ) -> Tensor:
         """Generate segment after segment.
 
@@ -278,8 +282,6 @@ class DiffCast(nn.Module):
             fixed = None if auxiliary is None else auxiliary[:, :, s].flatten(0, 1)
             previous = sample(denoiser(previous, fixed, last if s else local, index), start)
             segments.append(previous)
-            if progress is not None:
-                progress(len(start))
         return rearrange(segments, "s (b m) l c h w -> b m (s l) c h w", b=b)[:, :, : self.frames_out]
 
     def _denoiser(
@@ -291,6 +293,7 @@ class DiffCast(nn.Module):
         tiles: Tiles,
         at_once: int,
         transform,
+        tell: Callable[[int], object],
     ) -> Denoiser:
         """Return the denoiser of maps `(B M, L, C, H, W)`, given the residual of the segment before and a noise."""
 
@@ -301,11 +304,12 @@ class DiffCast(nn.Module):
             return transform(self.residual.conditioned(tiles.cut(previous, part), own, index.repeat(len(part)), noise))
 
         def denoise(noisy: Tensor, time: Tensor) -> Tensor:
-            return tiles.blend(
-                lambda part: conditioned(part)(tiles.cut(noisy, part), time.repeat(len(part))),
-                len(noisy),
-                at_once // len(noisy),
-            )
+            def of_tiles(part: range) -> Tensor:
+                v = conditioned(part)(tiles.cut(noisy, part), time.repeat(len(part)))
+                tell(len(v))
+                return v
+
+            return tiles.blend(of_tiles, len(noisy), at_once // len(noisy))
 
         return denoise
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from dataset.source import Source
 from diffcast.forecasting import steps
@@ -21,6 +22,7 @@ from utils.options import check_values, option
 
 BASELINES = ("advection", "persistence")
 MAX_MEMBERS = 500  # rank scores take a gigabyte for these, and their memory grows as the cube of the members
+BAR_DELAY = 3  # seconds of a forecast before a progress bar appears
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,20 @@ class Forecast(NamedTuple):
     trend: Tensor  # (B, T, C, H, W), not clamped
 
 
+def forecast_bar(model: nn.Module, forecasts: int) -> tqdm:
+    """A progress bar of the segments of forecasts (sequences x members), which appears after some seconds."""
+    segments = forecasts * (model.segments if isinstance(model, DiffCast) else 1)
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    return tqdm(total=segments, desc="forecasting", bar_format=form, delay=BAR_DELAY, leave=False)
+
+
 @torch.no_grad()
 def forecast(
     model: nn.Module,
     observed: Tensor,  # (B, T_in, C, H, W) in [0, 1], of any height and width, NaN where data are missing
     settings: ForecastSettings,
     draws: Generators,  # of the noise, one per sequence
-    progress: Callable[[float], object] | None = None,  # called with the number of segments that have been generated
+    progress: Callable[[float], object] | None = None,  # called with each share of a segment that was made
 ) -> Forecast:
     """Forecast an ensemble and its trend."""
     observed = without_gaps(observed)
@@ -151,12 +160,13 @@ def forecast_all(
     name: str,
     dress: Callable[[Tensor], Tensor] | None = None,  # makes an ensemble of the trend
     nowcast: Callable[[], dict[str, Tensor]] = dict,  # makes the baselines of pysteps
+    progress: Callable[[float], object] | None = None,  # called with each share of a segment that was made
 ) -> dict[str, Tensor]:
     """Forecast with the model, its trend and the baselines.
 
     Returns forecasts `(B, M, T, C, H, W)` in [0, 1] by name. `name` is that of the model's own.
     """
-    made = forecast(model, observed, settings, draws)
+    made = forecast(model, observed, settings, draws, progress)
     forecasts = {name: made.ensemble}
     if isinstance(model, DiffCast):
         forecasts["trend"] = made.trend.clamp(0, 1)[:, None]

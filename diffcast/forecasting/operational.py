@@ -19,7 +19,7 @@ from dataset.frames.latest import Latest, latest
 from dataset.frames.names import seconds
 from diffcast.evaluation.results import data_differences, describe_source
 from diffcast.forecasting.coordinates import space
-from diffcast.forecasting.forecasts import ForecastSettings, check_members, forecast_all
+from diffcast.forecasting.forecasts import ForecastSettings, check_members, forecast_all, forecast_bar
 from diffcast.forecasting.output import FORMATS, contents, description, write_forecast
 from diffcast.forecasting.pictures import draw_case
 from diffcast.loading import generators
@@ -92,7 +92,10 @@ class Operation:
         draws = generators(device, self.settings.seed, 6, [seconds(newest.times[-1])])
         nowcast = partial(self.nowcasts, newest)
         frames = newest.frames.to(device)[None]
-        forecasts = forecast_all(self.model, frames, self.settings, draws, self.name, nowcast=nowcast)
+        with forecast_bar(self.model, self.settings.members) as bar:
+            forecasts = forecast_all(
+                self.model, frames, self.settings, draws, self.name, nowcast=nowcast, progress=bar.update
+            )
         observed = crop(newest.frames)
         valid = ~observed.isnan()
         unseen = ~valid.any(0)

@@ -138,6 +138,13 @@ def test_members_have_no_seams_even_if_tiles_disagree(model, observed, monkeypat
         assert steps[across].mean() <= steps[~across].mean()
 
 
+def test_progress_adds_up_to_the_segments_of_all_members(model, observed):
+    shares = []
+    model.generate(observed, 3, None, "dpm", 2, forecast_batch=5, progress=shares.append)
+    assert sum(shares) == pytest.approx(3 * model.segments)
+    assert len(shares) > 2 * 2 * model.segments
+
+
 @pytest.mark.parametrize(("tile", "message"), [(15, "multiple of 2 pixels .* not 15"), (-2, "must be 0 or a multiple")])
 def test_impossible_tiles_are_refused(tile, message, model, observed):
     with pytest.raises(InputError, match=message):
