@@ -106,9 +106,8 @@ class Operation:
             path, variables, description(newest, self.config, variables, self.source, self.origin["command"])
         )
         with Dispensable(f"pictures of {path}"):
-            draw_case(
-                self.folder, path.stem, observed, None, forecasts, newest.source, _pixel_km(newest), newest.times[-1]
-            )
+            about = newest.source, _pixel_km(newest), newest.times[-1]
+            draw_case(self.folder, path.stem, observed, None, forecasts, *about, grid=True)
         LOG.info("%d members in %.1f s: %s", len(members), time.monotonic() - begin, path)
 
     def nowcasts(self, newest: Latest) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from utils.errors import InputError
 from utils.visualize import Coordinates, Style, Styled, draw_animation, draw_strip
 
 SUFFIXES = (".png", ".pdf", ".gif")
+LARGEST = 400  # pixels of a side of the frames that are drawn; of larger ones, every second or third pixel is
 MEMBERS_DRAWN = 8  # at most, of all ensembles together
 TITLES = {"simvp": "SimVP", "phydnet": "PhyDNet", "convgru": "ConvGRU", "sprog": "S-PROG", "steps": "STEPS"}
 
@@ -31,6 +32,7 @@ def draw_case(
     source: Source,
     pixel_km: float,
     time: datetime | None = None,  # of the last observed frame in UTC, if frames have dates
+    grid: bool = False,  # draw lines every so many kilometres
 ) -> list[Path]:
     """Draw the first channel of one sequence and of its forecasts.
 
@@ -39,6 +41,10 @@ def draw_case(
     `.gif` with its mean, its spread (standard deviation), and the share of members that reach the source's second and
     third thresholds. Returns the files. Raises `InputError` if one cannot be written.
     """
+    every = -(-max(observed.shape[-2:]) // LARGEST)  # of the pixels of a large map
+    observed, target = observed[..., ::every, ::every], None if target is None else target[..., ::every, ::every]
+    forecasts = {forecast: frames[..., ::every, ::every] for forecast, frames in forecasts.items()}
+    coordinates = Coordinates(source.interval, every * pixel_km, time, grid)
     inputs = _first_channel(observed)
     future = {} if target is None else {"Target": _first_channel(target)}
     members = {title(forecast): _first_channel(frames) for forecast, frames in forecasts.items()}
@@ -50,7 +56,7 @@ def draw_case(
     for stem, rows in pictures.items():
         for suffix, draw in (("png", draw_strip), ("gif", draw_animation)):
             files.append(folder / f"{stem}.{suffix}")
-            draw(files[-1], inputs, rows, style_of(source), Coordinates(source.interval, pixel_km, time))
+            draw(files[-1], inputs, rows, style_of(source), coordinates)
     return files
 
 

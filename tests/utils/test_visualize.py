@@ -304,3 +304,12 @@ def test_a_failed_write_keeps_the_old_picture_and_leaves_nothing_behind(tmp_path
 def test_frames_of_different_sizes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="one size"):
         draw_strip(tmp_path / "strip.png", storms(2, (9, 9), 0), {"Trend": storms(2, (9, 8), 1)}, STYLE, WHERE)
+
+
+def test_lines_stand_a_round_number_of_kilometres_apart():
+    coordinates = Coordinates(5, pixel_km=2, grid=True)
+    lines = coordinates.lines((120, 100))  # 240 x 200 km
+    assert coordinates.spacing(100) == 50
+    assert np.flatnonzero(lines[-1]).tolist() == [25, 50, 75]  # from the left
+    assert np.flatnonzero(lines[::-1, 0]).tolist() == [25, 50, 75, 100]  # from below
+    assert not Coordinates(5, 2).lines((120, 100)).any()

@@ -44,14 +44,14 @@ def draw_animation(
         InputError: `path` cannot be written.
     """
     observed, *rows = rows_of(inputs, rows, style)
-    page = Page(observed.frames.shape[1:], 14, [row.style.units for row in rows])
+    page = Page(observed.frames.shape[1:], 14, [row.style.units for row in rows], coordinates)
     blocks = _arrange(page, rows)
     width = max(block.legend[0] + page.legend_width(block.rows[0].style) for block in blocks)
     foot = max(block.legend[2] for block in blocks) + page.line
     figure = page.open(width, foot + page.line)
     for block in blocks:
         _draw_block(page, block, observed)
-    page.put_scale(page.margin, foot - page.line // 2, coordinates.pixel_km)
+    page.put_scale(page.margin, foot - page.line // 2)
     pictures = _play(page, blocks, observed, coordinates, foot + page.line // 2)
     first, *others = _indexed(pictures, [row.style for row in (observed, *rows)])
     for row, corner in _panels(blocks):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import ImageFont
 
-from utils.visualize.style import MISSING, Style, render
+from utils.visualize.style import MISSING, Coordinates, Style, render
 
 DPI = 64  # a power of two: sizes in pixels are exact in inches
 PANEL_SIZE = 200  # pixels that the sides of a panel have at least
@@ -28,9 +29,11 @@ class Page:
     above panels and legends.
     """
 
-    def __init__(self, frame_size: tuple[int, int], text_share: int, titles: Iterable[str]):
+    def __init__(self, frame_size: tuple[int, int], text_share: int, titles: Iterable[str], coordinates: Coordinates):
         self.zoom = max(1, -(-PANEL_SIZE // min(frame_size)))
         self.height, self.width = (self.zoom * size for size in frame_size)
+        self.coordinates = replace(coordinates, pixel_km=coordinates.pixel_km / self.zoom)  # of a panel
+        self.lines = self.coordinates.lines((self.height, self.width))
         self.text_size = min(max(self.width // text_share, 12), 36)
         self.font = ImageFont.truetype(
             Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), self.text_size
@@ -82,6 +85,7 @@ class Page:
     def panel(self, frame: np.ndarray, style: Style) -> np.ndarray:
         """Paint a frame `(H, W)` as uint8 RGB of a panel's size."""
         rgb = repeat(render(frame, style), "h w rgb -> (h y) (w x) rgb", y=self.zoom, x=self.zoom)
+        rgb[self.lines] = HATCH
         if not np.isnan(frame).any():
             return rgb
         return _hatched(rgb, repeat(np.isnan(frame), "h w -> (h y) (w x)", y=self.zoom, x=self.zoom))
@@ -103,14 +107,16 @@ class Page:
         for edge, label in list(zip(edges[1:-1], style.labels, strict=True))[::every]:
             self.write(right, edge, label)
 
-    def put_scale(self, x: int, y: int, pixel_km: float) -> None:
-        """Place a scale bar at most half as wide as a panel."""
-        half = pixel_km * self.width / self.zoom / 2
+    def put_scale(self, x: int, y: int) -> None:
+        """Place a scale bar at most half as wide as a panel, and say how far apart the lines of the grid are."""
+        pixel_km = self.coordinates.pixel_km
+        half = pixel_km * self.width / 2
         power = 10.0 ** math.floor(math.log10(half))
         length = power * max(digit for digit in (1, 2, 5) if digit * power <= half)
-        pixels, thickness = round(length / pixel_km * self.zoom), max(2, self.text_size // 5)
+        pixels, thickness = round(length / pixel_km), max(2, self.text_size // 5)
         self.put(x, y - thickness // 2, np.zeros((thickness, pixels, 3), dtype=np.uint8))
-        self.write(x + pixels + self.gap, y, f"{length:g} km")
+        grid = f", lines every {self.coordinates.spacing(self.width):g} km" if self.coordinates.grid else ""
+        self.write(x + pixels + self.gap, y, f"{length:g} km{grid}")
 
 
 def _hatched(rgb: np.ndarray, missing: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ def draw_strip(
         InputError: `path` cannot be written.
     """
     rows = rows_of(inputs, rows, style)
-    page = Page(rows[0].frames.shape[1:], 10, [_title(coordinates, 0), *(row.style.units for row in rows)])
+    page = Page(rows[0].frames.shape[1:], 10, [_title(coordinates, 0), *(row.style.units for row in rows)], coordinates)
     columns = [_columns(row) for row in rows]
     titled = [True, *(above.start != row.start or above.style != row.style for above, row in pairwise(rows))]
     tops = (np.cumsum(titled) * page.titles + np.arange(len(rows)) * (page.height + page.gap)).tolist()
@@ -58,7 +58,7 @@ def draw_strip(
         run = list(run)
         missing = any(row.has_missing for row, _ in run)
         page.put_legend(right + page.margin, run[0][1], run[-1][1] + page.height, shared, missing)
-    page.put_scale(left, foot, coordinates.pixel_km)
+    page.put_scale(left, foot)
     page.write(right, foot, "".join(f"last input: {date}" for date in coordinates.valid(0, "%Y-%m-%d %H:%M")), "right")
     with replacing(path) as temporary:
         figure.savefig(temporary)

@@ -1,5 +1,6 @@
 """Colours, times and distances of the frames of a picture."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -76,6 +77,21 @@ class Coordinates:
     interval: float  # minutes between frames
     pixel_km: float
     time: datetime | None = None  # of the last input in UTC, if frames have dates
+    grid: bool = False  # whether lines are drawn on the frames, `spacing` kilometres apart
+
+    def spacing(self, width: int) -> float:
+        """A round number of kilometres, at least a fifth of a frame of so many pixels."""
+        fifth = self.pixel_km * width / 5
+        power = 10.0 ** math.floor(math.log10(fifth))
+        return power * min(digit for digit in (1, 2, 5, 10) if digit * power >= fifth)
+
+    def lines(self, size: tuple[int, int]) -> np.ndarray:
+        """Mask `(H, W)` of the lines, which count from the lower left corner."""
+        if not self.grid:
+            return np.zeros(size, bool)
+        step = self.spacing(size[1]) / self.pixel_km
+        rows, columns = (np.floor(np.arange(pixels) / step) for pixels in size)
+        return (np.diff(rows, prepend=0) > 0)[::-1, None] | (np.diff(columns, prepend=0) > 0)
 
     def lead(self, step: int) -> str:
         """The minutes from the last input to the frame `step` intervals later."""

@@ -83,7 +83,9 @@ def drawn(monkeypatch) -> list[dict]:
     """What would have been drawn; drawing takes longer than forecasting."""
     calls = []
     names = ("folder", "name", "observed", "target", "forecasts", "source", "pixel_km", "time")
-    monkeypatch.setattr(operational, "draw_case", lambda *words: calls.append(dict(zip(names, words, strict=True))))
+    monkeypatch.setattr(
+        operational, "draw_case", lambda *words, grid: calls.append(dict(zip(names, words, strict=True)))
+    )
     return calls
 
 
@@ -241,7 +243,7 @@ def test_nothing_is_overwritten(operation, drawn):
 
 
 def test_a_forecast_without_pictures_is_still_one(operation, monkeypatch, caplog):
-    def full_disk(*_):
+    def full_disk(*_, **__):
         raise InputError("cannot write it.png: No space left on device.")
 
     monkeypatch.setattr(operational, "draw_case", full_disk)

@@ -75,7 +75,7 @@ def model():
 @pytest.fixture
 def forecast(model, tmp_path, monkeypatch):
     """Forecast from a folder to a file."""
-    monkeypatch.setattr(operational, "draw_case", lambda *_: None)
+    monkeypatch.setattr(operational, "draw_case", lambda *_, **__: None)
     (tmp_path / "out").mkdir()
 
     def run(folder, kind="netcdf", native=True):
