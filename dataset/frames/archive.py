@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 
@@ -49,10 +49,14 @@ class Files:
             )
         return np.array(self._some(rows[unclear:]), FOUND)
 
-    def times(self) -> np.ndarray:
-        """Find the rising times of all frames, as `find` does, but without their sizes."""
-        times = self._sorted(time for time, _ in self._walk())
-        return np.array(self._some([time for time in times if time != UNCLEAR]), np.int64)
+    def times(self, since: datetime | None = None) -> np.ndarray:
+        """Find the rising times of all frames, as `find` does, but without their sizes.
+
+        Folders that end a day before `since` are left out.
+        """
+        times = self._sorted(time for time, _ in self._walk(since=since and since - timedelta(days=1)))
+        times = [time for time in times if time != UNCLEAR]
+        return np.array(times if since else self._some(times), np.int64)
 
     def name_of(self, time: datetime) -> Path:
         """Path of the frame at a time, which may lead into a tar file."""
@@ -98,7 +102,9 @@ class Files:
             raise InputError(f"{folder} holds no frame with a name like {pattern}; correct pattern or folder.")
         return found
 
-    def _walk(self, above: str = "", depth: int = 0) -> Iterator[tuple[int, os.DirEntry | Member]]:
+    def _walk(
+        self, above: str = "", depth: int = 0, since: datetime | None = None
+    ) -> Iterator[tuple[int, os.DirEntry | Member]]:
         """Times and places of all frames below a part of the folder, in no order."""
         pattern = self.config.pattern
         with os.scandir(self.config.folder / above) as entries:
@@ -108,9 +114,9 @@ class Files:
                     time = self._time(name)
                     if time is not None and entry.is_file():
                         yield time, entry
-                elif pattern.leads_to(name, depth):
+                elif pattern.leads_to(name, depth) and not (since and pattern.ends_before(name, depth, since)):
                     if entry.is_dir():
-                        yield from self._walk(f"{name}/", depth + 1)
+                        yield from self._walk(f"{name}/", depth + 1, since)
                     elif entry.is_file():
                         frames = self._frames_of(name)
                         yield from ((row[0], Member(Path(entry), *row[1:])) for row in frames.tolist())

@@ -123,8 +123,11 @@ def _listed(config: FramesConfig, now: datetime | None) -> _Listed:
     """List the frames that count; raises `InputError` if there is none."""
     now = now or datetime.now(timezone.utc)
     now = now if now.tzinfo is None else now.astimezone(timezone.utc).replace(tzinfo=None)
-    listed = archive_of(config).times()
-    found = listed[listed <= seconds(now + timedelta(minutes=config.interval))]
+    span, last = max(timedelta(days=2), 100 * timedelta(minutes=config.interval)), seconds(now) + 60 * config.interval
+    listed = archive_of(config).times(now - span)  # an archive of years takes long to list
+    if not ((listed >= seconds(now - span / 2)) & (listed <= last)).any():
+        listed = archive_of(config).times()
+    found = listed[listed <= last]
     excluded = np.isin(found, times_of(read_exclusions(config.file)))
     marks, counts = on_marks(found, excluded, round(60 * config.interval), config.tolerance)
     names = dict(zip(map(moment, marks[counts]), map(moment, found[counts]), strict=True))

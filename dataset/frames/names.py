@@ -42,9 +42,7 @@ class NamePattern:
         match = self._levels[-1].fullmatch(name)
         if match is None:
             return None
-        part = {key: int(digits) for key, digits in match.groupdict().items()}
-        if "y" in part:
-            part.setdefault("Y", part["y"] + (1900 if part["y"] >= CENTURY else 2000))
+        part = _numbers(match)
         try:
             time = datetime(
                 part["Y"], part.get("m", 1), part.get("d", 1), part.get("H", 0), part.get("M", 0), part.get("S", 0)
@@ -67,6 +65,15 @@ class NamePattern:
     def leads_to(self, name: str, depth: int) -> bool:
         """Whether a folder `depth` folders below the first may hold frames."""
         return self._levels[depth].fullmatch(name) is not None
+
+    def ends_before(self, name: str, depth: int, time: datetime) -> bool:
+        """Whether a folder can only hold frames of days before a time."""
+        part = _numbers(self._levels[depth].fullmatch(name))
+        days = 1 if "j" in part or ("m" in part and "d" in part) else 31 if "m" in part else 366
+        with contextlib.suppress(KeyError, ValueError, OverflowError):
+            begin = datetime(part["Y"], part.get("m", 1), part.get("d", 1) if "m" in part else 1)
+            return begin + timedelta(days=days + part.get("j", 1) - 1) <= time
+        return False
 
 
 def on_marks(times: np.ndarray, excluded: np.ndarray, interval: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
@@ -120,6 +127,14 @@ def times_of(ids: Iterable[str]) -> list[int]:
         with contextlib.suppress(ValueError):
             times.append(seconds(datetime.strptime(one, FRAME_ID)))
     return times
+
+
+def _numbers(match: re.Match[str]) -> dict[str, int]:
+    """Parts of a time by directive, with a year of four digits."""
+    part = {key: int(digits) for key, digits in match.groupdict().items()}
+    if "y" in part:
+        part.setdefault("Y", part["y"] + (1900 if part["y"] >= CENTURY else 2000))
+    return part
 
 
 def _expression(text: str, part: str, seen: set[str]) -> str:

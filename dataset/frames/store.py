@@ -80,8 +80,8 @@ class Store:
         found["size"], found["mtime"] = stats[inverse].T
         return found
 
-    def times(self) -> np.ndarray:
-        """Find the rising times of all frames."""
+    def times(self, since: datetime | None = None) -> np.ndarray:
+        """Find the rising times of all frames, whatever `since`."""
         return self._contents().times
 
     def name_of(self, time: datetime) -> Path:

@@ -5,7 +5,10 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pytest
 
+from dataset.frames.archive import archive_of
+from dataset.frames.config import read_config
 from dataset.frames.latest import latest
+from dataset.frames.names import NamePattern, seconds
 from tests.dataset.archive import START, STEP
 from utils.errors import InputError
 
@@ -62,3 +65,23 @@ def test_frames_of_the_future_are_counted_by_the_clock_alone(archive):
         np.save(archive.folder / f"{now + timedelta(minutes=number):%Y%m%d%H%M}.npy", archive.frames[4 + number])
     assert latest(archive.folder, 3, (8, 8)).early in (1, 2)
     assert latest(archive.folder, 3, (8, 8), now=now).early == 0
+
+
+@pytest.mark.parametrize("folders", ["%Y/%m/%d", "%Y%m", "%y%j", "%Y/%j/%H", "%y", "radar/%Y%m%d.tar", "%m/%d"])
+def test_only_folders_of_days_before_are_left_out(folders):
+    pattern = NamePattern(f"{folders}/%Y%m%d%H%M.npy")
+    for time in (datetime(2023, 12, 31, 23, 55), datetime(2024, 2, 29), datetime(2023, 1, 1), datetime(2023, 5, 7, 12)):
+        levels = pattern.name_of(time).split("/")[:-1]
+        for depth in range(len(levels)):
+            assert not pattern.ends_before("/".join(levels[: depth + 1]), depth, time)
+        ended = pattern.ends_before("/".join(levels), len(levels) - 1, time + timedelta(days=367))
+        assert ended == ("y" in folders.lower())
+
+
+def test_a_long_archive_is_listed_from_a_day_before_a_time(archive):
+    for days in (40, 3, 2):
+        np.save(archive.path(-288 * days), archive.frames[0])
+    frames, since = archive_of(read_config(archive.folder)), START - timedelta(days=1)
+    everything = frames.times()
+    assert len(everything) == 51
+    assert frames.times(since).tolist() == everything[everything >= seconds(since - timedelta(days=1))].tolist()
