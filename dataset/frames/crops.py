@@ -126,11 +126,12 @@ class Crops(Frames):
 
     def _frame_weights(self) -> np.ndarray:
         """Weight of each frame of the split, summed over random crops."""
-        covered = [_covered(*sizes) for sizes in zip(self.cache.seen.shape, self.lattice, strict=True)]
+        covered = np.outer(*(_covered(*sizes) for sizes in zip(self.cache.seen.shape, self.lattice, strict=True)))
+        weights = np.multiply.outer(WEIGHTS[self.crop_by], covered).ravel()
         parts = range(0, len(self.frames), TOGETHER)
         counts = (self.cache.counts(self.frames[start : start + TOGETHER]) for start in parts)
         bar = tqdm(counts, "weighing", len(parts), unit="part", disable=None, delay=3)
-        return np.concatenate([np.einsum("tkrc,k,r,c->t", one, WEIGHTS[self.crop_by], *covered) for one in bar])
+        return np.concatenate([one.reshape(len(one), -1) @ weights for one in bar])
 
     def _weights(self, window: int) -> np.ndarray:
         """Weights of the random crops of a window, as an array of the lattice."""
