@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from dataset.sequences import Sequences
 from diffcast.forecaster import place
-from diffcast.loading import EvaluationBatches, load_batches, spread_at_random
+from diffcast.loading import EvaluationBatches, load_batches
 from diffcast.model import DiffCast
 from diffcast.processes import sum_over_processes
 from models import Backbone, build_backbone
@@ -27,16 +27,18 @@ def measured_scale(
     trained: bool,  # whether the backbone has trained weights
     train_set: Sequences,
     batch_size: int,
-    seed: int,  # of the choice of sequences
+    seed: int,  # of the order of sequences
 ) -> float:
-    """Measure the standard deviation of the residual on training sequences, in [-1, 1] units of the frames.
+    """Measure the standard deviation of the residual, in [-1, 1] units of the frames.
+
+    The sequences are those that an epoch of training begins with, which prefers rain among random crops.
 
     The residual is that of the backbone if it is trained, otherwise that of persistence. The processes share the
     sequences and return the same number. Raises `InputError` if the residual is the same everywhere.
     """
     trend = model.backbone if trained else build_backbone("persistence", *_sizes(model))
     place(trend, accelerator.device).eval()
-    chosen = spread_at_random(len(train_set), min(SEQUENCES, len(train_set)), seed, 9)
+    chosen = train_set.order(seed, 0)[:SEQUENCES].tolist()
     batches = EvaluationBatches(chosen, batch_size, accelerator.process_index, accelerator.num_processes)
     sums = torch.zeros(3, dtype=torch.float64)
     for _, frames in tqdm(

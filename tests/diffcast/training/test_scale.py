@@ -39,6 +39,17 @@ def test_residuals_are_those_of_a_trained_backbone(frames):
     assert measured(frames, trained=True, weights=0) == pytest.approx(np.nanstd(residual), rel=0.005)
 
 
+def test_residuals_are_those_of_the_sequences_that_the_training_sees(frames):
+    class Second(InMemory):
+        def order(self, seed, epoch):
+            return np.array([1])
+
+    model = tiny_architecture("simvp", use_diff=True).build()
+    residual = 2 * (frames[1, 5:] - frames[1, 4:5]).numpy().astype(float)
+    found = measured_scale(Accelerator(cpu=True), model, False, Second(frames), 4, seed=0)
+    assert found == pytest.approx(np.nanstd(residual), rel=0.005)
+
+
 @pytest.mark.parametrize("value", [0.5, np.nan])
 def test_frames_without_any_change_are_refused(value):
     with pytest.raises(InputError, match="--residual_scale auto finds no change in the training sequences"):
