@@ -39,6 +39,7 @@ START, STEP = datetime(2023, 5, 1), timedelta(minutes=5)
 PER_DAY, EVENT = 288, 48  # frames of a day and of a storm
 STORM, LIBRARY = 384, 6  # pixels, number of storms that are generated and then turned and placed
 MISSING = 255
+ITEMS = 10  # whose processor time is measured together
 CAVEAT = "The files were written a moment ago and are in memory: a cold disk comes on top."
 
 
@@ -198,10 +199,20 @@ def measure(crops: Crops, folder: Path, args: argparse.Namespace) -> list[dict]:
         for (workers, name), so_far in rates.items():
             batch_size = 1 if name == "complete frames" else args.batch_size  # of 93 MB each, on FMI's grid
             so_far.append(rate(forms[name], batch_size, workers, args.seconds))
+    costs = {name: min(cost(form) for _ in range(args.rounds)) for name, form in forms.items()}
     return [
         {"workers": str(workers), **{f"{name} /s": median(rates[workers, name]) for name in forms}}
         for workers in args.num_workers
-    ]
+    ] + [{"workers": "CPU ms", **{f"{name} /s": 1e3 * seconds for name, seconds in costs.items()}}]
+
+
+def cost(form: Sequences) -> float:
+    """Processor seconds of all threads that an item costs, which other work on the machine hardly changes."""
+    indices = form.order(1, 0)[:ITEMS].tolist()
+    started = time.process_time()
+    for index in indices:
+        form[index]
+    return (time.process_time() - started) / len(indices)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -213,7 +224,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 2, 4], help="processes that load data")
     parser.add_argument("--seconds", type=float, default=4.0, help="time to read for in each turn")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each form and number of workers")
-    parser.add_argument("--folder", type=Path, help="where the archive is made; the default is a temporary folder")
+    parser.add_argument("--folder", help="where the archive is made; the default is a temporary folder")
     return parser
 
 
