@@ -69,7 +69,7 @@ def dataset(name: str, split: str, path: str | Path, like: nn.Module | None = No
         path: folder or file of the data.
         like: the forecaster whose frame size and lengths the items get. The default is the paper's 5 -> 20 frames of
             128 x 128 pixels.
-        options: `stride`, `split_scheme`, `packed_path` or `scale` of `dataset.build_dataset`.
+        options: `stride`, `split_scheme`, `packed_path`, `scale`, `crop` or `crop_by` of `dataset.build_dataset`.
 
     Raises:
         InputError: the name is unknown, or the data cannot be used.
