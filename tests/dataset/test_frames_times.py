@@ -80,7 +80,7 @@ def odim_at(folder, number, **changes):
 
 @pytest.mark.parametrize("number", [-1, 0, 1])
 def test_a_file_may_be_off_its_name_by_an_interval(tmp_path, number):
-    odim_at(tmp_path, number).read(START + number * STEP)
+    assert odim_at(tmp_path, number).read(START + number * STEP).metadata.time == START
 
 
 @pytest.mark.parametrize("number", [-2, 2, 12])
@@ -94,4 +94,4 @@ def test_a_file_of_another_time_than_its_name_is_refused(tmp_path, number):
 
 
 def test_the_right_time_zone_makes_names_and_files_agree(tmp_path):
-    odim_at(tmp_path, 36, timezone="Europe/Helsinki").read(START)
+    assert odim_at(tmp_path, 36, timezone="Europe/Helsinki").read(START).metadata.time == START
