@@ -11,7 +11,7 @@ import pytest
 import run
 from diffcast.commandline.settings import read
 from diffcast.training.settings import describe_length, total_steps
-from tests.tiny import arguments, read_losses, run_py
+from tests.tiny import arguments, read_losses, run_py, tiny_architecture
 from utils.errors import InputError
 from utils.preemption import MARKER
 
@@ -119,7 +119,7 @@ def test_a_wrong_argument_file_is_one_sentence(content, told, tmp_path, monkeypa
     ],
 )
 def test_each_sampler_has_its_own_number_of_steps(words, sampler, steps):
-    settings = settings_of(words).evaluation
+    settings = settings_of(words).evaluation.fitting(tiny_architecture("simvp", use_diff=True).build())
     assert (settings.sampler, settings.sampling_steps) == (sampler, steps)
 
 

@@ -91,7 +91,14 @@ def write_day(path: Path, settings: str, records: np.ndarray, slabs: Iterable[Sl
 
 
 def read_contents(path: Path) -> Contents | None:
-    """Read what a day's file says, None if there is no intact one."""
+    """Read what a day's file says, None if there is no intact one.
+
+    Raises `OSError` if the system refuses to read the file, which is then not at fault.
+    """
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        return None
     with contextlib.suppress(*FAULTS), safe_open(path, framework="numpy") as file:
         records, seen = (file.get_tensor(name) for name in ("records", "seen"))
         shapes = [tuple(file.get_slice(name).get_shape()) for name in ("counts", "bounds")]

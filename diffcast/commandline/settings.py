@@ -89,16 +89,16 @@ class DataSettings:
         choices=tuple(DATASETS),
     )
     data_path: Path | None = option(None, "folder or file of the data set. The default is data/<dataset>")
-    img_size: tuple[int, ...] = option(
-        (128,),
-        "side of a frame in pixels, or its height and width. Frames of other sizes are resized",
-        metavar="PIXELS",
-        at_least=1,
-    )
     crop: int | None = option(
         None,
         "side in pixels of crops of frames at native resolution, in place of --img_size. Training draws random crops, "
         "and evaluation takes tiles that cover the frames",
+        metavar="PIXELS",
+        at_least=1,
+    )
+    img_size: tuple[int, ...] = option(
+        (128,),
+        "side of a frame in pixels, or its height and width. Frames of other sizes are resized",
         metavar="PIXELS",
         at_least=1,
     )
