@@ -12,7 +12,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from dataset.frames.cache import open_cache
+from dataset.frames.cache.cache import open_cache
 from dataset.frames.complete import complete_config
 from dataset.sevir.packed import pack, verify
 from dataset.synthetic.writer import ensure

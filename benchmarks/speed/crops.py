@@ -26,10 +26,10 @@ from torch import Tensor
 
 from benchmarks.speed.data import SEQ_LEN, rate
 from benchmarks.speed.measuring import arguments, check_at_least, table, write_numbers
-from dataset.frames.cache import Cache, open_cache
+from dataset.frames.cache.cache import Cache, open_cache
+from dataset.frames.cache.days import BLOCK, CODEC, DEPTH
 from dataset.frames.complete import complete_config
 from dataset.frames.crops import Crops, open_crops
-from dataset.frames.days import BLOCK, CODEC, DEPTH
 from dataset.frames.packages import has
 from dataset.sequences import Sequences
 from dataset.synthetic.storms import storms

@@ -25,12 +25,12 @@ from dataset.checking import (
     stuck,
 )
 from dataset.exclusions import exclusions_path
-from dataset.frames.archive import archive_of
-from dataset.frames.cache import listed_frames
+from dataset.frames.archive.archive import archive_of
+from dataset.frames.archive.names import frame_id, moment
+from dataset.frames.cache.cache import listed_frames
 from dataset.frames.complete import complete_config, first_frame
 from dataset.frames.config import FramesConfig
 from dataset.frames.description import describe
-from dataset.frames.names import frame_id, moment
 from dataset.frames.reader import Runs, warn_of_shared_days
 from dataset.frames.values import StoredFrame
 from dataset.hdf5 import AccessError

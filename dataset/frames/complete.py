@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from dataset.frames.archive import archive_of
+from dataset.frames.archive.archive import archive_of
+from dataset.frames.archive.names import moment
 from dataset.frames.config import FramesConfig, meaning_of, read_config
-from dataset.frames.names import moment
 from dataset.frames.packages import has
 from dataset.frames.values import StoredFrame
 from dataset.hdf5 import AccessError

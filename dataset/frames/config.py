@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import yaml
 
-from dataset.frames.names import NamePattern, seconds
+from dataset.frames.archive.names import NamePattern, seconds
 from dataset.frames.splits import DAY, ByDays, ByTimes, Split
 from dataset.hdf5 import reason_of
 from dataset.source import VIL, Source

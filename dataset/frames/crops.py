@@ -1,8 +1,8 @@
 """Crops of frames at native resolution: fixed tiles, and random ones that prefer rain.
 
-A crop is a square of whole blocks of pixels (`dataset.frames.days.BLOCK`) in the frames of a window. The probability
-of a random crop is proportional to a weighted sum of its pixels, which the counts of the cache give without reading
-frames. Importance sampling of radar crops: Ravuri et al. 2021, Nature 597, 672-677, Methods.
+A crop is a square of complete blocks of pixels (`dataset.frames.cache.days.BLOCK`) in the frames of a window. The
+probability of a random crop is proportional to a weighted sum of its pixels, which the counts of the cache give without
+reading frames. Importance sampling of radar crops: Ravuri et al. 2021, Nature 597, 672-677, Methods.
 """
 
 import logging
@@ -19,9 +19,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset.frames.cache import Cache, open_cache
+from dataset.frames.cache.cache import Cache, open_cache
+from dataset.frames.cache.days import BLOCK
 from dataset.frames.config import FramesConfig
-from dataset.frames.days import BLOCK
 from dataset.frames.reader import Frames, checked_config
 from utils.errors import InputError
 

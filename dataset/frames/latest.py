@@ -10,12 +10,12 @@ from torch import Tensor
 
 from dataset.checking import DISTINCT
 from dataset.exclusions import exclusions_path, read_exclusions
-from dataset.frames.archive import archive_of
+from dataset.frames.archive.archive import archive_of
+from dataset.frames.archive.names import moment, on_marks, seconds, times_of
+from dataset.frames.cache.encoding import Encoder, Grid
 from dataset.frames.complete import complete_config
 from dataset.frames.config import FramesConfig
-from dataset.frames.encoding import Encoder, Grid
 from dataset.frames.georeference import Georeference
-from dataset.frames.names import moment, on_marks, seconds, times_of
 from dataset.source import Source
 from utils.errors import InputError
 

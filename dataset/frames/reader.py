@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from dataset.frames.cache import Cache, open_cache
+from dataset.frames.archive.names import frame_id, moment
+from dataset.frames.cache.cache import Cache, open_cache
 from dataset.frames.complete import complete_config
 from dataset.frames.config import FramesConfig, meaning_of
-from dataset.frames.names import frame_id, moment
 from dataset.frames.splits import DAY, shared_days
 from dataset.sequences import SPLITS, Sequences, check_split
 from utils.errors import InputError

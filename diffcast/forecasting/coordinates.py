@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import numpy as np
 
+from dataset.frames.archive.names import seconds
 from dataset.frames.config import FramesConfig
 from dataset.frames.georeference import Georeference
 from dataset.frames.latest import Latest
-from dataset.frames.names import seconds
 from utils.netcdf import Variable
 
 EPOCH = {"units": "seconds since 1970-01-01 00:00:00", "calendar": "standard"}

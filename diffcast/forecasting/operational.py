@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dataset.frames.archive.names import seconds
 from dataset.frames.config import FramesConfig
 from dataset.frames.latest import Latest, latest
-from dataset.frames.names import seconds
 from diffcast.evaluation.results import data_differences, describe_source
 from diffcast.forecasting.coordinates import space
 from diffcast.forecasting.forecasts import ForecastSettings, check_members, forecast_all, forecast_bar

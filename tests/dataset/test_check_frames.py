@@ -6,7 +6,7 @@ import torch
 
 from dataset.check import check, main
 from dataset.exclusions import EXCLUSIONS, read_exclusions
-from dataset.frames.names import frame_id, seconds
+from dataset.frames.archive.names import frame_id, seconds
 from tests.dataset.archive import START, STEP, Archive, all_missing, truncated, wrong_size
 from utils.errors import InputError
 

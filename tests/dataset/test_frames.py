@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.demo_sequences import read_sequences
-from dataset.frames import cache as frames_cache
-from dataset.frames import encoding as frames_encoding
-from dataset.frames.encoding import Grid
+from dataset.frames.cache import cache as frames_cache
+from dataset.frames.cache import encoding as frames_encoding
+from dataset.frames.cache.encoding import Grid
 from dataset.frames.reader import Runs
 from dataset.sevir.catalog import SPLITS
 from tests.dataset.archive import START, STEP, Archive

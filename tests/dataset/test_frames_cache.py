@@ -13,10 +13,10 @@ import yaml
 from torch.utils.data import DataLoader
 
 from dataset import pack
-from dataset.frames import cache as frames_cache
-from dataset.frames.cache import open_cache
+from dataset.frames.cache import cache as frames_cache
+from dataset.frames.cache.cache import open_cache
+from dataset.frames.cache.encoding import Encoder
 from dataset.frames.complete import complete_config
-from dataset.frames.encoding import Encoder
 from dataset.frames.reader import open_frames
 from tests.dataset.archive import START, STEP, Archive
 from tests.tiny import ROOT

@@ -12,8 +12,8 @@ import xarray
 from PIL import Image
 
 from dataset.demo_sequences import read_sequences
+from dataset.frames.archive.files import read_frame
 from dataset.frames.config import read_config
-from dataset.frames.files import read_frame
 from dataset.frames.latest import latest
 from tests.dataset.archive import START, Archive
 from utils.errors import InputError

@@ -7,9 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
+from dataset.frames.archive.names import NamePattern
 from dataset.frames.config import FramesConfig, read_config
 from dataset.frames.latest import latest
-from dataset.frames.names import NamePattern
 from tests.dataset.archive import START, STEP, Archive, absurd, all_missing, hostile, truncated, unended, wrong_size
 from tests.tiny import ROOT
 from utils.errors import InputError

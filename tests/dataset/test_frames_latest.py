@@ -5,10 +5,10 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pytest
 
-from dataset.frames.archive import archive_of
+from dataset.frames.archive.archive import archive_of
+from dataset.frames.archive.names import NamePattern, seconds
 from dataset.frames.config import read_config
 from dataset.frames.latest import latest
-from dataset.frames.names import NamePattern, seconds
 from tests.dataset.archive import START, STEP
 from utils.errors import InputError
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset.frames.archive.files import read_frame
 from dataset.frames.complete import complete_config, first_frame
 from dataset.frames.config import read_config
-from dataset.frames.files import read_frame
 from tests.dataset.archive import Archive
 from utils.errors import InputError
 

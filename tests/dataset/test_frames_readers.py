@@ -12,9 +12,9 @@ import xarray
 from PIL import Image
 
 from dataset.check import main
+from dataset.frames.archive.files import read_frame
 from dataset.frames.complete import complete_config, first_frame
 from dataset.frames.config import read_config
-from dataset.frames.files import read_frame
 from tests.dataset.archive import START, Archive
 from utils.errors import InputError
 
@@ -205,7 +205,7 @@ def test_a_gzip_bomb_is_refused_and_a_truncated_file_too(archive, monkeypatch):
     with pytest.raises(InputError, match=f"{path} cannot be used"):
         read_frame(path, config)
     path.write_bytes(content)
-    monkeypatch.setattr("dataset.frames.files.MAX_BYTES", 1000)
+    monkeypatch.setattr("dataset.frames.archive.files.MAX_BYTES", 1000)
     with pytest.raises(InputError, match="larger than 1000 bytes"):
         read_frame(path, config)
 

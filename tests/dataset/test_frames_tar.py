@@ -8,8 +8,8 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from dataset.frames import tars
-from dataset.frames.archive import archive_of
+from dataset.frames.archive import tars
+from dataset.frames.archive.archive import archive_of
 from dataset.frames.config import read_config
 from dataset.frames.latest import latest
 from tests.dataset.archive import START, STEP, Archive

@@ -5,11 +5,11 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from dataset.frames.archive import archive_of
+from dataset.frames.archive.archive import archive_of
+from dataset.frames.archive.names import moment
 from dataset.frames.complete import complete_config
 from dataset.frames.config import read_config
 from dataset.frames.latest import latest
-from dataset.frames.names import moment
 from tests.dataset.archive import START, STEP, Archive
 from tests.dataset.test_frames_readers import write_odim
 from utils.errors import InputError

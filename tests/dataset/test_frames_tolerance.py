@@ -9,9 +9,9 @@ import torch
 
 from dataset.check import check
 from dataset.exclusions import write_exclusions
-from dataset.frames.encoding import Encoder
+from dataset.frames.archive.names import NamePattern
+from dataset.frames.cache.encoding import Encoder
 from dataset.frames.latest import latest
-from dataset.frames.names import NamePattern
 from tests.dataset.archive import START, STEP, Archive, truncated
 from utils.errors import InputError
 

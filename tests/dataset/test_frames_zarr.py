@@ -11,12 +11,12 @@ import torch
 import xarray
 import yaml
 
-from dataset.frames import zarr_array
-from dataset.frames.archive import archive_of
+from dataset.frames.archive import zarr_array
+from dataset.frames.archive.archive import archive_of
+from dataset.frames.archive.names import moment
 from dataset.frames.complete import complete_config
 from dataset.frames.config import read_config
 from dataset.frames.latest import latest
-from dataset.frames.names import moment
 from dataset.frames.reader import open_frames
 from tests.dataset.archive import START, STEP
 from utils.errors import InputError

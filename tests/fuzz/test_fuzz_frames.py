@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import xarray
 
-from dataset.frames.archive import archive_of
+from dataset.frames.archive.archive import archive_of
+from dataset.frames.archive.files import read_frame
+from dataset.frames.archive.names import moment
 from dataset.frames.config import read_config
-from dataset.frames.files import read_frame
-from dataset.frames.names import moment
 from tests.dataset.archive import Archive
 from tests.dataset.test_frames_meteoswiss import write_gif
 from tests.dataset.test_frames_readers import RADOLAN, WRITERS, radolan, write_grib

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset.frames.attributes import parsed_time
 from dataset.frames.georeference import Georeference
+from dataset.frames.readers.attributes import parsed_time
 from dataset.frames.values import Metadata
 
 SHAPE, PIXEL = (640, 710), (1000.0, 1000.0)

@@ -13,12 +13,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from dataset.frames.attributes import number_of, numbers_of, text_of
+from dataset.frames.archive.names import moment, seconds
 from dataset.frames.georeference import wkt_of_cf
-from dataset.frames.names import moment, seconds
 from dataset.frames.packages import has
+from dataset.frames.readers.attributes import number_of, numbers_of, text_of
 from dataset.frames.readers.hdf5 import frame_dataset, opened
-from dataset.frames.turning import direction_of, turned
+from dataset.frames.readers.turning import direction_of, turned
 from dataset.frames.values import CREDITS, Metadata
 from dataset.hdf5 import is_own, own_dataset
 from utils.errors import InputError

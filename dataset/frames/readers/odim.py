@@ -10,9 +10,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from dataset.frames.attributes import number_of, numbers_of, parsed_time, text_of
 from dataset.frames.georeference import Georeference, is_proj_string, projected
 from dataset.frames.packages import has
+from dataset.frames.readers.attributes import number_of, numbers_of, parsed_time, text_of
 from dataset.frames.readers.hdf5 import frame_dataset, opened, own_group
 from dataset.frames.values import Metadata
 

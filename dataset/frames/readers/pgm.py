@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.frames.attributes import parsed_time
 from dataset.frames.georeference import Georeference, projected
 from dataset.frames.packages import has
+from dataset.frames.readers.attributes import parsed_time
 from dataset.frames.readers.limits import check_frame
 from dataset.frames.values import Metadata
 

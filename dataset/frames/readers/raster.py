@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.frames.attributes import parsed_time
 from dataset.frames.georeference import Georeference
 from dataset.frames.packages import needed
+from dataset.frames.readers.attributes import parsed_time
 from dataset.frames.readers.limits import MAX_PIXELS, check_frame
 from dataset.frames.values import Metadata
 

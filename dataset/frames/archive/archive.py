@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.frames.archive.files import read_frame
+from dataset.frames.archive.names import FOUND, local_of, seconds, utc_of
+from dataset.frames.archive.store import Store
+from dataset.frames.archive.tars import Member, is_tar, members_of
 from dataset.frames.config import FramesConfig
-from dataset.frames.files import read_frame
-from dataset.frames.names import FOUND, local_of, seconds, utc_of
-from dataset.frames.store import Store
-from dataset.frames.tars import Member, is_tar, members_of
 from dataset.frames.values import StoredFrame
 from utils.errors import InputError
 

@@ -1,7 +1,7 @@
 """The cache of decoded frames, which training reads in place of files.
 
-It is a folder with a file per day, see `dataset.frames.days`. There are no locks. A day's file says what it was made
-from, appears complete, and is made anew if its frames or the settings have changed. Several processes and machines
+It is a folder with a file per day, see `dataset.frames.cache.days`. There are no locks. A day's file says what it was
+made from, appears complete, and is made anew if its frames or the settings have changed. Several processes and machines
 share the work: each makes the days in an order of its own and leaves out those that others have made meanwhile.
 """
 
@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset.exclusions import exclusions_path, read_exclusions
-from dataset.frames.archive import archive_of
-from dataset.frames.config import FramesConfig
-from dataset.frames.days import (
+from dataset.frames.archive.archive import archive_of
+from dataset.frames.archive.names import moment, on_marks, times_of
+from dataset.frames.cache.days import (
     BLOCK,
     DEPTH,
     RECORD,
@@ -33,8 +33,8 @@ from dataset.frames.days import (
     read_day,
     write_day,
 )
-from dataset.frames.encoding import MISSING, Encoder, Grid, fine_levels
-from dataset.frames.names import moment, on_marks, times_of
+from dataset.frames.cache.encoding import MISSING, Encoder, Grid, fine_levels
+from dataset.frames.config import FramesConfig
 from dataset.frames.splits import DAY
 from dataset.hdf5 import AccessError
 from dataset.parallel import parallel_map

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset.frames.archive import archive_of
+from dataset.frames.archive.archive import archive_of
 from dataset.frames.config import FramesConfig
 from dataset.frames.values import StoredFrame
 from dataset.source import FINE_LEVELS, Source

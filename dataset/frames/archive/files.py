@@ -15,10 +15,10 @@ from typing import IO
 
 import numpy as np
 
+from dataset.frames.archive.tars import Member
 from dataset.frames.config import FramesConfig
 from dataset.frames.readers import READERS, WITH_VARIABLES, format_of
 from dataset.frames.readers.limits import MAX_BYTES
-from dataset.frames.tars import Member
 from dataset.frames.values import Metadata, StoredFrame, agreed, physical
 from dataset.hdf5 import patiently, reason_of
 from utils.errors import InputError

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.frames.inflating import inflated
+from dataset.frames.archive.inflating import inflated
 from dataset.frames.readers.limits import MAX_BYTES
 from dataset.hdf5 import MAX_CHUNK, MAX_CHUNKS
 

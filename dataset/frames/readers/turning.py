@@ -6,8 +6,8 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from dataset.frames.attributes import text_of
 from dataset.frames.georeference import Georeference
+from dataset.frames.readers.attributes import text_of
 from dataset.hdf5 import own_dataset, refuse_bombs
 
 NORTH, EAST = "north", "east"

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from dataset.frames.archive.files import FAULTS, framed
+from dataset.frames.archive.names import FOUND, seconds
+from dataset.frames.archive.zarr_array import ZarrArray, attributes_of_group, open_array
 from dataset.frames.config import FramesConfig
-from dataset.frames.files import FAULTS, framed
-from dataset.frames.names import FOUND, seconds
 from dataset.frames.readers.limits import MAX_PIXELS
 from dataset.frames.readers.netcdf import CREDITS, NEVER, decode_netcdf, seconds_of
 from dataset.frames.values import Metadata, StoredFrame
-from dataset.frames.zarr_array import ZarrArray, attributes_of_group, open_array
 from dataset.hdf5 import reason_of
 from utils.errors import InputError
 

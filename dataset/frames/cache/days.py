@@ -17,7 +17,7 @@ from numcodecs import blosc
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from dataset.frames.encoding import MISSING
+from dataset.frames.cache.encoding import MISSING
 from dataset.hdf5 import reason_of
 from utils.errors import InputError
 from utils.files import replacing

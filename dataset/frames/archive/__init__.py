@@ -1,0 +1,1 @@
+"""Where frames come from: files, tar files and Zarr stores, found by time."""
