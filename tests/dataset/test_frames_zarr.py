@@ -74,7 +74,7 @@ def configure(folder, **changes):
         (3, {"compressors": (codecs.ZstdCodec(), codecs.Crc32cCodec())}),
         (3, {"shards": (4, 40, 60), "chunks": (2, 20, 30)}),
     ],
-    ids=str,
+    ids=[*map(str, range(12))],
 )
 def test_frames_times_and_coordinates_are_those_of_xarray(tmp_path, zarr_format, encoding):
     config = complete_config(write(tmp_path, zarr_format=zarr_format, **encoding))
