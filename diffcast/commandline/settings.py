@@ -275,6 +275,8 @@ def _check_together(settings: RunSettings) -> None:
     """Raise `InputError` for settings that do not fit each other."""
     purpose, architecture, data = settings.purpose, settings.architecture, settings.data
     frames_in, frames_out = architecture.frames_in, architecture.frames_out
+    if architecture.use_diff:
+        settings.evaluation.of_objective(architecture.objective)
     if frames_in + frames_out != data.seq_len:
         raise InputError(
             f"--frames_in {frames_in} + --frames_out {frames_out} is not --seq_len {data.seq_len}; make them add up."

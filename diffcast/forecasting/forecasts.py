@@ -81,17 +81,19 @@ class ForecastSettings:
 
         Raises `InputError` for a sampler that cannot work with the model's weights.
         """
-        if not isinstance(model, DiffCast):
-            return self
-        usual = OBJECTIVES[model.objective]
+        return self.of_objective(model.objective) if isinstance(model, DiffCast) else self
+
+    def of_objective(self, objective: str) -> "ForecastSettings":
+        """Fill in the sampler and the number of evaluations of a key of `OBJECTIVES`, as `fitting` does."""
+        usual = OBJECTIVES[objective]
         sampler = self.sampler or usual.sampler
-        steps = self.sampling_steps or (usual.sampling_steps if sampler == usual.sampler else STEPS[sampler])
-        if model.objective == "crps" and not callable(sampler) and (sampler, steps) != usual[:2]:
+        number = self.sampling_steps or (usual.sampling_steps if sampler == usual.sampler else STEPS[sampler])
+        if objective == "crps" and not callable(sampler) and (sampler, number) != usual[:2]:
             raise InputError(
-                f"sampler {sampler} with {steps} sampling_steps is not possible: the weights were trained with the "
-                f"objective crps, which needs {usual.sampler} with {usual.sampling_steps}; leave out both."
+                f"sampler {sampler} with {number} sampling_steps is not possible: weights of the objective crps need "
+                f"{usual.sampler} with {usual.sampling_steps}; leave out both."
             )
-        return replace(self, sampler=sampler, sampling_steps=steps)
+        return replace(self, sampler=sampler, sampling_steps=number)
 
     @property
     def of_pysteps(self) -> tuple[str, ...]:

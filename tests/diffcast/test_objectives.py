@@ -151,7 +151,7 @@ class TestCommandLine:
         return json.loads((folder / "evaluation_best" / "metrics.json").read_text())["evaluation"]
 
     def test_weights_say_which_sampler_they_are_for(self, storm_folder, tmp_path, capsys):
-        words = ["--use_diff", "--objective", "crps", "--no_eval"]
+        words = ["--use_diff", "--objective", "crps", "--sampling_steps", "1", "--no_eval"]
         run.main(arguments(storm_folder, tmp_path, *words))
         weights = str(tmp_path / "Diffsimvp_sevir" / "checkpoints" / "best.safetensors")
         evaluate = [
@@ -173,7 +173,7 @@ class TestCommandLine:
             lambda: convert.main(["export", weights, str(tmp_path / "official.pt")]),
         ]
         for call, reason in zip(
-            refused, ("objective crps, which needs ddim with 1", "--objective crps / diffusion"), strict=True
+            refused, ("objective crps need ddim with 1", "--objective crps / diffusion"), strict=True
         ):
             with pytest.raises(SystemExit):
                 call()
@@ -196,3 +196,9 @@ class TestCommandLine:
             torch.testing.assert_close(after[name][:, : value.shape[1]] if name in wider else after[name], value)
         added = torch.cat([after[name][:, before[name].shape[1] :].flatten() for name in wider])
         assert added.std().item() == pytest.approx(0.05, rel=0.1)
+
+    def test_a_wrong_sampler_is_refused_before_the_training(self, storm_folder, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            run.main(arguments(storm_folder, tmp_path, "--use_diff", "--objective", "crps", "--sampling_steps", "4"))
+        assert "sampler ddim with 4 sampling_steps is not possible" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []

@@ -40,7 +40,7 @@ def test_two_processes_with_half_the_batch_equal_one(storm_folder, tmp_path, obj
     rows = {}
     for processes in (1, 2):
         words = ["--use_diff", "--augment", "--batch_size", str(4 // processes), "--training_steps", "3"]
-        words += ["--lr", "1e-5", "--objective", objective]
+        words += ["--lr", "1e-5", "--objective", objective, "--sampling_steps", "1"]
         done = run_py(*arguments(storm_folder, tmp_path / str(processes), *words), processes=processes)
         assert done.returncode == 0, done.stderr[-2000:]
         assert f"{processes} process(es)" in done.stdout
