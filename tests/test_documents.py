@@ -105,7 +105,11 @@ def test_own_backbone_trains_in_diffcast(block, storm_folder, tmp_path, monkeypa
     assert (folder / "evaluation_best" / "metrics.json").is_file()
 
 
-@pytest.mark.parametrize("block", SNIPPETS, ids=lambda block: block.document)
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(block, marks=pytest.mark.slow if "from pysteps" in block.code else ()) for block in SNIPPETS],
+    ids=lambda block: block.document,
+)
 def test_python_examples_run(block, storm_folder, tmp_path, monkeypatch):
     if "from pysteps" in block.code:
         pytest.importorskip("pysteps")

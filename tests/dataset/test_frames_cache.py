@@ -113,6 +113,7 @@ def test_a_day_damaged_while_it_is_in_use_is_a_sentence(three_days):
         dataset[0]
 
 
+@pytest.mark.slow
 def test_processes_make_the_same_cache_at_once(three_days):
     command = (
         "import sys; from dataset.frames.reader import open_frames; open_frames('train', sys.argv[1], (40, 70), 4)"

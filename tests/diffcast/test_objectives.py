@@ -150,6 +150,7 @@ class TestCommandLine:
     def evaluated(self, folder):
         return json.loads((folder / "evaluation_best" / "metrics.json").read_text())["evaluation"]
 
+    @pytest.mark.slow
     def test_weights_say_which_sampler_they_are_for(self, storm_folder, tmp_path, capsys):
         words = ["--use_diff", "--objective", "crps", "--sampling_steps", "1", "--no_eval"]
         run.main(arguments(storm_folder, tmp_path, *words))

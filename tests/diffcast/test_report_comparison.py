@@ -71,6 +71,7 @@ def test_a_replicate_scores_the_sequences_it_drew(runs):
         )
 
 
+@pytest.mark.slow
 def test_interval_of_a_mean_agrees_with_the_normal_approximation(runs):
     (found,), _ = differences(entries_of(runs), replicates=1000)
     crps = []
@@ -87,6 +88,7 @@ def test_interval_of_a_mean_agrees_with_the_normal_approximation(runs):
     assert found["crps"].high == pytest.approx(gap.mean() + half, abs=0.1 * half)
 
 
+@pytest.mark.slow
 def test_thresholds_count_from_the_offset_of_the_source(runs, tmp_path):
     (expected,), _ = differences(entries_of(runs), replicates=5)
     low, high = (threshold - 32.0 for threshold in THRESHOLDS)

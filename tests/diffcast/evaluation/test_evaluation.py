@@ -137,6 +137,7 @@ def test_data_of_the_same_names_are_other_data(weights, tmp_path, monkeypatch):
     assert {path.name for path in (tmp_path / "Diffsimvp_sevir").iterdir()} == {"evaluation_best", "evaluation_best_2"}
 
 
+@pytest.mark.slow
 def test_results_tell_where_they_come_from(weights, storm_folder, tmp_path, charts):
     words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--members", "3", "--dress", "--cases", "2"]
     run.main(arguments(storm_folder, tmp_path, *words))
@@ -161,6 +162,7 @@ def test_results_tell_where_they_come_from(weights, storm_folder, tmp_path, char
     assert (folder / "lead_time.csv").read_text().splitlines()[1].startswith("synthetic storms,diffcast_simvp,5.0,")
 
 
+@pytest.mark.slow
 def test_cases_are_chosen_among_sequences_with_rain(weights, storm_folder, tmp_path, monkeypatch):
     crps, rain = [0.1, 0.2, 0.3, 0.4, 0.5], [0.0, 0.06, 0.9, 0.2, 0.04]
     monkeypatch.setattr(Parts, "cases", lambda self, number, name: map(np.array, (range(5), crps, rain)))

@@ -136,7 +136,7 @@ def interrupt_second_validation(patch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "sampling_steps"), [("diffusion", 20), ("crps", None), ("hybrid", None)])
+@pytest.mark.parametrize(("objective", "sampling_steps"), [("diffusion", 20), ("crps", None)])
 def test_diffcast_overfits_two_sequences(storm_folder, tmp_path, objective, sampling_steps):
     torch.manual_seed(0)
     architecture = tiny_architecture("simvp", use_diff=True, objective=objective, residual_scale=0.22)
