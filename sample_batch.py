@@ -75,12 +75,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="refuse to forecast if the newest frame is older than this many intervals (default: %(default)s)",
     )
     newest.add_argument(
-        "--tile",
-        type=int,
-        help="pixels of the overlapping tiles in which weights of crops forecast a map, 0 for one piece "
-        "(default: those of the crops)",
-    )
-    newest.add_argument(
         "--format", choices=tuple(FORMATS), default="netcdf", help="of the forecast files (default: %(default)s)"
     )
     newest.add_argument("--now", help="time to use as the present, such as 2023-05-01T12:00, in UTC by default")
@@ -110,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for options that are impossible or contradict each other."""
     given = {"max_age": args.max_age != Operation.max_age, "now": args.now, "watch": args.watch}
-    given |= {"tile": args.tile is not None, "format": args.format != "netcdf"}
+    given |= {"tile": "tile" in args, "format": args.format != "netcdf"}
     for option, value in given.items():
         if value and args.latest is None:
             raise InputError(f"--{option} belongs to --latest; add that, or leave --{option} out.")

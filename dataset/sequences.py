@@ -49,9 +49,13 @@ class Sequences(Dataset):
         """Crop frames or forecasts `(..., H, W)` to the unpadded part."""
         return frames
 
-    def around(self, index: int) -> tuple[Tensor, tuple[slice, slice]]:
-        """The complete frames `(seq_len, 1, H, W)` that an item is a part of, and its rows and columns there."""
-        return self[index], (slice(None), slice(None))
+    def part_of(self, index: int) -> tuple[int, tuple[slice, slice]]:
+        """Number of the map that an item is a part of, and its rows and columns there."""
+        return index, (slice(None), slice(None))
+
+    def map_frames(self, number: int) -> Tensor:
+        """The frames `(seq_len, 1, H, W)` of a map, which items may be parts of."""
+        return self[number]
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """Indices of the items that an epoch of training sees, in order, an array or what slices like one."""

@@ -4,8 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import run
+from dataset.frames.crops import open_crops
+from models import Advection
 from tests.dataset.archive import Archive
 from tests.diffcast.training.test_training import interrupt_second_validation
 from tests.tiny import NETWORK, read_losses
@@ -66,3 +69,22 @@ def test_crops_that_contradict_other_options_are_a_sentence(archive, tmp_path, c
             run.main(command(archive, tmp_path, words))
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_tiles_are_forecast_by_themselves_or_as_parts_of_the_map(archive, tmp_path, whole):
+    words = f"--eval --backbone advection --dataset frames --data_path {archive.folder} --crop 32 --stride 4 --cases 1 "
+    words += f"--frames_in 2 --frames_out 2 --seq_len 4 --num_workers 0 --exp_dir {tmp_path}"
+    run.main([*words.split(), *(["--whole_map"] if whole else [])])
+    scores = json.loads(next(tmp_path.glob("*/evaluation_*/metrics.json")).read_text())["scores"]
+    dataset = open_crops("test", archive.folder, 32, 4, 4)
+    errors = []
+    for index in range(len(dataset)):
+        number, part = dataset.part_of(index)
+        frames, forecast = dataset.map_frames(number), Advection((1, 32, 32), 2, 2).forecast
+        made = forecast(frames[None, :2].nan_to_num())[0, 0][(..., *part)]
+        if not whole:
+            made = forecast(dataset[index][None, :2].nan_to_num())[0, 0]
+        errors.append((made - dataset[index][2:]).abs())
+    by_frame = torch.stack(errors).nanmean((-3, -2, -1))
+    assert scores["advection"]["mae"] == pytest.approx(255 * by_frame.mean().item(), rel=1e-5)

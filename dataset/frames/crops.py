@@ -84,11 +84,14 @@ class Crops(Frames):
         _, row, column = self.place(index)
         return f"{super().sequence_id(index)}_y{BLOCK * row}_x{BLOCK * column}"
 
-    def around(self, index: int) -> tuple[Tensor, tuple[slice, slice]]:
-        """The complete frames around a crop, padded to blocks, and the crop's rows and columns in them."""
+    def part_of(self, index: int) -> tuple[int, tuple[slice, slice]]:
+        """Window of a crop, and its rows and columns in the complete frames."""
         window, *corner = self.place(index)
-        inside = tuple(slice(BLOCK * first, BLOCK * (first + self.side)) for first in corner)
-        return self._read(self._frames(window), *map(range, self.blocks)), inside
+        return window, tuple(slice(BLOCK * first, BLOCK * (first + self.side)) for first in corner)
+
+    def map_frames(self, number: int) -> Tensor:
+        """The complete frames of a window, padded to blocks."""
+        return self._read(self._frames(number), *map(range, self.blocks))
 
     def describe(self) -> str:
         """Numbers of tiles and sequences, in one line."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,11 @@ class EvaluationSettings(ForecastSettings):
         "number of sequences to draw: those with the best and the worst CRPS, and others between",
         at_least=0,
         rare=True,
+    )
+    whole_map: bool = option(
+        False,
+        "with --crop, forecast complete frames, as in operation, and score their tiles. The default forecasts each "
+        "tile by itself",
     )
     lpips: bool = option(False, "also score the learned perceptual distance, with the package lpips", rare=True)
     num_workers: int = 4
@@ -119,8 +124,14 @@ class Evaluator:
         own = {name: ensemble, "trend": 1} if isinstance(model, DiffCast) else {name: 1}
         own |= {"dressed": ensemble} if dressed else {}
         self.members = own | {baseline: members_of(baseline, ensemble) for baseline in settings.baselines}
-        per_batch = max(1, settings.forecast_batch // settings.members)
-        self.work = split_into_parts([self.chosen[i : i + per_batch] for i in range(0, len(self.chosen), per_batch)])
+        self.work = split_into_parts(self._batches())
+
+    def _batches(self) -> list[list[int]]:
+        """The sequences that are forecast together: those of a map, or as many as `forecast_batch` allows."""
+        if self.settings.whole_map:
+            return [list(of_map) for _, of_map in groupby(self.chosen, lambda index: self.dataset.part_of(index)[0])]
+        size = max(1, self.settings.forecast_batch // self.settings.members)
+        return [self.chosen[i : i + size] for i in range(0, len(self.chosen), size)]
 
     @property
     def pixel_km(self) -> float:
@@ -165,7 +176,8 @@ class Evaluator:
         """Return the settings that this evaluation uses, JSON-ready."""
         machine = {"device": self.accelerator.device.type, "processes": self.accelerator.num_processes}
         how = asdict(self.settings) | machine
-        del how["tile"]  # as the frames of an evaluation have the size of the model's
+        if not self.settings.whole_map:
+            del how["tile"]  # as the frames of an evaluation have the size of the model's
         if isinstance(self.model, DiffCast):
             return how | {"forecast_precision": str(self.precision).removeprefix("torch.")}
         return {key: value for key, value in how.items() if key not in SAMPLING}
@@ -216,13 +228,24 @@ class Evaluator:
         return part
 
     def _forecast(self, indices: list[int], observed: Tensor) -> dict[str, Tensor]:
-        draws = generators(self.accelerator.device, self.settings.seed, 3, indices)
-        dress = None
+        """Forecast the sequences of a batch, each by itself or all as parts of their map."""
+        numbers, parts = indices, None
+        if self.settings.whole_map:
+            numbers, parts = zip(*map(self.dataset.part_of, indices), strict=True)
+            numbers = numbers[:1]
+            observed = self.dataset.map_frames(*numbers)[None, : self.model.frames_in].to(observed.device)
+        draws = generators(self.accelerator.device, self.settings.seed, 3, numbers)
+        forecasts = forecast_all(self.model, observed, self.settings, draws, self.name)
+        if parts:
+            forecasts = {
+                name: torch.stack([maps[(0, ..., *part)] for part in parts]) for name, maps in forecasts.items()
+            }
         if self.dressed is not None:
             residuals = generators(self.accelerator.device, self.settings.seed, 4, indices)
-            dress = partial(self.dressed.dress_trend, members=self.settings.members, generator=residuals)
-        nowcast = partial(self.nowcaster.forecast_sequences, self.dataset, indices, self.model.frames_in)
-        return forecast_all(self.model, observed, self.settings, draws, self.name, dress, nowcast)
+            trend = forecasts.get("trend", forecasts[self.name])[:, 0]
+            forecasts["dressed"] = self.dressed.dress_trend(trend, self.settings.members, residuals)
+        nowcasts = self.nowcaster.forecast_sequences(self.dataset, indices, self.model.frames_in)
+        return forecasts | {name: made.to(observed.device) for name, made in nowcasts.items()}
 
     def scores(self) -> dict[str, dict]:
         """Return the scores of the parts of all processes."""

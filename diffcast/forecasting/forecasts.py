@@ -68,7 +68,13 @@ class ForecastSettings:
         rare=True,
     )
     compile: bool = False  # compile the diffusion networks by torch.compile
-    tile: int | None = None  # pixels of the tiles of maps that are larger than the model's frames, see `Tiles.of`
+    tile: int | None = option(
+        None,
+        "pixels of the overlapping tiles in which weights of crops forecast a map, 0 for one piece. The default is the "
+        "size of the crops",
+        at_least=0,
+        rare=True,
+    )
 
     def __post_init__(self):
         check_values(self)
@@ -160,11 +166,9 @@ def forecast_all(
     settings: ForecastSettings,
     draws: Generators,
     name: str,
-    dress: Callable[[Tensor], Tensor] | None = None,  # makes an ensemble of the trend
-    nowcast: Callable[[], dict[str, Tensor]] = dict,  # makes the baselines of pysteps
     progress: Callable[[float], object] | None = None,  # called with each share of a segment that was made
 ) -> dict[str, Tensor]:
-    """Forecast with the model, its trend and the baselines.
+    """Forecast with the model, its trend and the baselines but for those of pysteps.
 
     Returns forecasts `(B, M, T, C, H, W)` in [0, 1] by name. `name` is that of the model's own.
     """
@@ -172,13 +176,8 @@ def forecast_all(
     forecasts = {name: made.ensemble}
     if isinstance(model, DiffCast):
         forecasts["trend"] = made.trend.clamp(0, 1)[:, None]
-    if dress is not None:
-        forecasts["dressed"] = dress(made.trend)
-    nowcasts = nowcast()
     for baseline in settings.baselines:
-        if baseline in nowcasts:
-            forecasts[baseline] = nowcasts[baseline].to(observed.device)
-        elif baseline not in forecasts:
+        if baseline in BASELINES and baseline not in forecasts:
             simple = build_backbone(baseline, model.frame_shape, model.frames_in, model.frames_out)
             forecasts[baseline] = simple.forecast(without_gaps(observed).float())
     return forecasts

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -90,12 +90,10 @@ class Operation:
         place = space(newest, self.config)  # first, as a package may be missing
         device = next(self.model.parameters()).device
         draws = generators(device, self.settings.seed, 6, [seconds(newest.times[-1])])
-        nowcast = partial(self.nowcasts, newest)
         frames = newest.frames.to(device)[None]
         with forecast_bar(self.model, self.settings.members) as bar:
-            forecasts = forecast_all(
-                self.model, frames, self.settings, draws, self.name, nowcast=nowcast, progress=bar.update
-            )
+            forecasts = forecast_all(self.model, frames, self.settings, draws, self.name, bar.update)
+        forecasts |= self.nowcasts(newest)
         observed = crop(newest.frames)
         valid = ~observed.isnan()
         unseen = ~valid.any(0)

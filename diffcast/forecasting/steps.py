@@ -8,6 +8,7 @@ motion by Lucas and Kanade's method, three observed frames and six cascade level
 import contextlib
 import hashlib
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -77,9 +78,10 @@ class Nowcaster:
         Returns `(B, M, leads, 1, H, W)` in [0, 1] by method.
         """
         each = []
-        for index in indices if self.methods else ():
-            frames, part = sequences.around(index)
-            each.append({name: made[(..., *part)] for name, made in self.forecast(frames[:frames_in]).items()})
+        parts = [sequences.part_of(index) for index in indices] if self.methods else []
+        for number, of_map in itertools.groupby(parts, key=lambda part: part[0]):
+            made = self.forecast(sequences.map_frames(number)[:frames_in])
+            each += [{name: maps[(..., *part)] for name, maps in made.items()} for _, part in of_map]
         return {name: torch.stack([one[name] for one in each]) for name in self.methods}
 
     def _made(self, rates: np.ndarray, seed: int) -> dict[str, Tensor]:

@@ -67,7 +67,8 @@ def test_tiles_cover_the_frames_with_the_least_overlap_except_where_nothing_is_s
         row, column = corner(dataset, index)
         expected = complete(storm, start + 4 * (index // 4))[:, None, row : row + 64, column : column + 64]
         np.testing.assert_array_equal(dataset[index], expected)
-        frames, inside = dataset.around(index)
+        number, inside = dataset.part_of(index)
+        frames = dataset.map_frames(number)
         np.testing.assert_array_equal(frames[..., inside[0], inside[1]], dataset[index])
         assert frames.shape[-2:] == (128, 192)
 

@@ -112,14 +112,17 @@ class Tiles(InMemory):
     def __len__(self):
         return 2 * len(self.frames)
 
-    def around(self, index):
+    def part_of(self, index):
         half = self.frames.shape[-1] // 2
         columns = slice(0, half) if index % 2 == 0 else slice(half, None)
-        return self.frames[index // 2], (slice(None), columns)
+        return index // 2, (slice(None), columns)
+
+    def map_frames(self, number):
+        return self.frames[number]
 
     def __getitem__(self, index):
-        frames, part = self.around(index)
-        return frames[(..., *part)]
+        number, part = self.part_of(index)
+        return self.frames[(number, ..., *part)]
 
 
 @pytest.fixture
