@@ -20,6 +20,7 @@ from dataset.sequences import Sequences
 from diffcast.evaluation.parts import RAINY, Part, Parts, digest_of, split_into_parts
 from diffcast.evaluation.results import describe_source, score_table, warn_of_gaps, write_lead_times, write_metrics
 from diffcast.forecaster import place
+from diffcast.forecasting.domain import observed_part, put_back
 from diffcast.forecasting.dressed import Dressed
 from diffcast.forecasting.forecasts import ForecastSettings, forecast_all
 from diffcast.forecasting.pictures import draw_case
@@ -229,23 +230,27 @@ class Evaluator:
 
     def _forecast(self, indices: list[int], observed: Tensor) -> dict[str, Tensor]:
         """Forecast the sequences of a batch, each by itself or all as parts of their map."""
-        numbers, parts = indices, None
         if self.settings.whole_map:
-            numbers, parts = zip(*map(self.dataset.part_of, indices), strict=True)
-            numbers = numbers[:1]
-            observed = self.dataset.map_frames(*numbers)[None, : self.model.frames_in].to(observed.device)
-        draws = generators(self.accelerator.device, self.settings.seed, 3, numbers)
-        forecasts = forecast_all(self.model, observed, self.settings, draws, self.name)
-        if parts:
-            forecasts = {
-                name: torch.stack([maps[(0, ..., *part)] for part in parts]) for name, maps in forecasts.items()
-            }
+            forecasts = self._forecast_map(indices, observed.device)
+        else:
+            draws = generators(self.accelerator.device, self.settings.seed, 3, indices)
+            forecasts = forecast_all(self.model, observed, self.settings, draws, self.name)
         if self.dressed is not None:
             residuals = generators(self.accelerator.device, self.settings.seed, 4, indices)
             trend = forecasts.get("trend", forecasts[self.name])[:, 0]
             forecasts["dressed"] = self.dressed.dress_trend(trend, self.settings.members, residuals)
         nowcasts = self.nowcaster.forecast_sequences(self.dataset, indices, self.model.frames_in)
         return forecasts | {name: made.to(observed.device) for name, made in nowcasts.items()}
+
+    def _forecast_map(self, indices: list[int], device: torch.device) -> dict[str, Tensor]:
+        """Forecast the map that sequences are parts of, and cut them out."""
+        (number, *_), parts = zip(*map(self.dataset.part_of, indices), strict=True)
+        frames = self.dataset.map_frames(number)[None, : self.model.frames_in].to(device)
+        domain = observed_part(frames)
+        draws = generators(device, self.settings.seed, 3, [number])
+        made = forecast_all(self.model, frames[(..., *domain)], self.settings, draws, self.name)
+        maps = {name: put_back(one[0], domain, frames.shape[-2:]) for name, one in made.items()}
+        return {name: torch.stack([one[(..., *part)] for part in parts]) for name, one in maps.items()}
 
     def scores(self) -> dict[str, dict]:
         """Return the scores of the parts of all processes."""

@@ -23,6 +23,7 @@ from dataset.frames.packages import has
 from dataset.sequences import Sequences
 from dataset.source import Source
 from dataset.units import rain_rate, same_units
+from diffcast.forecasting.domain import observed_part, put_back
 from diffcast.loading import derived_seed
 from utils.errors import InputError
 
@@ -69,7 +70,12 @@ class Nowcaster:
         digest = hashlib.sha256(last.numpy().tobytes()).digest()
         if self._latest[0] != (last.shape, digest):
             seed = derived_seed(self.seed, 8, int.from_bytes(digest[:8], "big")) % 2**32
-            self._latest = (last.shape, digest), self._made(rain_rates(last, self.source), seed)
+            part = observed_part(last)  # padding would change what pysteps estimates from a map
+            made = self._made(rain_rates(last[(..., *part)], self.source), seed)
+            self._latest = (
+                (last.shape, digest),
+                {name: put_back(one, part, last.shape[1:]) for name, one in made.items()},
+            )
         return self._latest[1]
 
     def forecast_sequences(self, sequences: Sequences, indices: Sequence[int], frames_in: int) -> dict[str, Tensor]:
