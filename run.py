@@ -21,6 +21,7 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
+from dataset.sequences import Sequences
 from diffcast.commandline import arguments
 from diffcast.commandline.completion import COURSE, LENGTH
 from diffcast.commandline.settings import RunSettings, read
@@ -202,8 +203,19 @@ def start_evaluation(settings: RunSettings, accelerator: Accelerator, model) -> 
     if architecture.use_diff:
         warn_if_emulated("--forecast_precision", evaluation.forecast_precision, accelerator.device)
     about = {"about": provenance(), "settings": settings.options(), "checkpoint": origin}
-    results = folder / f"evaluation_{label}"
-    evaluate(accelerator, model, test_set, evaluation, results, architecture.label, about, dressed)
+    results, valid_set = folder / f"evaluation_{label}", validation_of_ensembles(settings)
+    evaluate(accelerator, model, test_set, evaluation, results, architecture.label, about, dressed, valid_set)
+
+
+def validation_of_ensembles(settings: RunSettings) -> Sequences | None:
+    """Open the validation split, which chooses the probability of warnings, if there are ensembles and such a split."""
+    if settings.evaluation.members == 1:
+        return None
+    try:
+        return settings.data.open("valid")
+    except InputError as error:
+        LOG.warning("csi_warning of ensembles is left out, as it needs a validation split: %s", error)
+        return None
 
 
 def refuse_other_data(weights: Path, found: dict) -> None:

@@ -2,9 +2,10 @@
 
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -33,7 +34,7 @@ from diffcast.report import write_report
 from utils.claims import own_folder
 from utils.errors import InputError
 from utils.files import Dispensable
-from utils.metrics import PerceptualDistance, ScoreGroup, Scores, load_lpips
+from utils.metrics import ExceedanceScores, PerceptualDistance, Score, Scores, load_lpips
 from utils.options import option
 
 LOG = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ SAMPLING = ("sampler", "sampling_steps", "forecast_precision", "compile")
 MACHINE = ("num_workers", "device", "processes")  # what does the work, and changes nothing
 # What the scores depend on besides checkpoint, evaluation settings and frames, of the settings of the run.
 DECISIVE = ("backbone_options", "dataset", "split", "stride", "scale", "crop")
+# Sequences that choose the probability of warnings: a quarter of the number to score, so that they take little time.
+VALIDATION_SHARE, MOST_VALIDATION = 1 / 4, 128
 # Terms of each sequence that are kept, so that the difference of two runs gets an interval.
 COMPARED = re.compile(r"((ensemble_mean|pm_mean)/)?(categorical|errors|similarity)/|ensemble/")
 
@@ -78,6 +81,7 @@ def evaluate(
     name: str,  # of the forecaster in tables
     about: dict,  # JSON-ready, to be written to metrics.json with the scores
     dressed: Dressed | None = None,  # residuals that make an ensemble of the trend, also scored
+    valid_set: Sequences | None = None,  # chooses the probability of warnings; without it ensembles have no such score
 ) -> dict[str, dict]:
     """Score a forecaster, its trend and the baselines on a data set.
 
@@ -87,12 +91,17 @@ def evaluate(
     Raises `InputError` if the same evaluation is running.
     """
     evaluator = Evaluator(accelerator, model, dataset, settings, name, dressed)
-    identity = decided_by_main(accelerator, partial(evaluator.identity, about))
+    choice = None
+    if valid_set is not None:
+        choice = WarningChoice(accelerator, model, valid_set, settings, name, dressed, len(evaluator.chosen))
+        about = about | {"validation_sequences": len(choice.chosen)}
+    identity = decided_by_main(accelerator, partial(evaluator.identity, about, choice))
     if agreed(accelerator, identity["checkpoint"] != about.get("checkpoint")):
         raise InputError("the processes read different weights, which a training replaces; repeat the command.")
     folder = decided_by_main(accelerator, partial(own_folder, folder, identity))
     with alone_in(folder, accelerator, "wait for its end or stop it"):
-        scores = evaluator.evaluate(folder, identity, about)
+        needed = choice.choose(folder, digest_of(identity)) if choice else {}
+        scores = evaluator.evaluate(folder, digest_of(identity), about, needed)
     accelerator.wait_for_everyone()
     LOG.info("open %s", folder / "report.html")
     return scores
@@ -100,6 +109,8 @@ def evaluate(
 
 class Evaluator:
     """The forecasts of one process, and the scores of all."""
+
+    task = "evaluation"
 
     def __init__(
         self,
@@ -139,27 +150,23 @@ class Evaluator:
         """Width of a pixel."""
         return self.dataset.source.extent / self.model.frame_shape[2]
 
-    def evaluate(self, folder: Path, identity: dict, about: dict) -> dict[str, dict]:
+    def evaluate(self, folder: Path, digest: str, about: dict, needed: dict[str, list[int]]) -> dict[str, dict]:
         """Score the missing parts, and write the results to the folder."""
         self.folder = folder
-        self.parts = Parts(folder / "sequences", digest_of(identity))
-        decided_by_main(self.accelerator, self.parts.prepare)
         LOG.info("forecasting %d of %d sequences with %s", len(self.chosen), len(self.dataset), self.name)
-        self.run()
-        self.accelerator.wait_for_everyone()
-        scores, cases = self.scores(), self.draw_cases()
+        self.run(Parts(folder / "sequences", digest))
+        scores, cases = self.scores(needed), self.draw_cases()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.write(scores, cases, about)
         return scores
 
-    def identity(self, about: dict) -> dict:
+    def identity(self, about: dict, choice: "WarningChoice | None") -> dict:
         """Return what determines the scores.
 
         An evaluation continues another one if this is the same for both.
         """
         settings = {key: value for key, value in about.get("settings", {}).items() if key in DECISIVE}
-        ids = [self.dataset.sequence_id(index) for index in self.chosen]
         return {
             "format": FORMAT,
             "forecaster": self.name,
@@ -169,9 +176,15 @@ class Evaluator:
             "evaluation": {key: value for key, value in self.how().items() if key not in ("cases", *MACHINE)},
             "dressed": self.dressed is not None,
             "source": describe_source(self.dataset.source, self.model),
-            "sequences": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
-            "frames": digest_of_frames(self.dataset, self.chosen),
+            **self.identity_of_data(),
+            "validation": choice and choice.identity_of_data(),
         }
+
+    def identity_of_data(self) -> dict:
+        """Return what distinguishes the chosen sequences from others."""
+        ids = [self.dataset.sequence_id(index) for index in self.chosen]
+        names = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+        return {"sequences": names, "frames": digest_of_frames(self.dataset, self.chosen)}
 
     def how(self) -> dict:
         """Return the settings that this evaluation uses, JSON-ready."""
@@ -195,18 +208,21 @@ class Evaluator:
         with Dispensable("the report"):
             write_report(self.folder)
 
-    def run(self) -> None:
-        """Forecast and score this process's missing parts."""
+    def run(self, parts: Parts) -> None:
+        """Forecast and score this process's missing parts, and wait for those of the others."""
+        self.parts = parts
+        decided_by_main(self.accelerator, parts.prepare)
         share = range(self.accelerator.process_index, len(self.work), self.accelerator.num_processes)
-        todo = [number for number in share if not self.parts.done(number)]
+        todo = [number for number in share if not parts.done(number)]
         if len(todo) < len(share):
             LOG.info("%d of %d parts were scored before; going on", len(share) - len(todo), len(share))
         batches = [batch for number in todo for batch in self.work[number]]
         loader = load_batches(self.dataset, batches, self.settings.num_workers, self.accelerator.device)
         main = self.accelerator.is_main_process
-        with tqdm(total=sum(map(len, batches)), desc="evaluation", unit="seq", disable=not main) as bar:
+        with tqdm(total=sum(map(len, batches)), desc=self.task, unit="seq", disable=not main) as bar:
             for number in todo:
-                self.parts.save(number, self._score(islice(loader, len(self.work[number])), bar))
+                parts.save(number, self._score(islice(loader, len(self.work[number])), bar))
+        self.accelerator.wait_for_everyone()
 
     def _score(self, batches: Iterable[tuple[Tensor, Tensor]], bar: tqdm) -> Part:
         """Forecast and score the batches of one part."""
@@ -252,14 +268,24 @@ class Evaluator:
         maps = {name: put_back(one[0], domain, frames.shape[-2:]) for name, one in made.items()}
         return {name: torch.stack([one[(..., *part)] for part in parts]) for name, one in maps.items()}
 
-    def scores(self) -> dict[str, dict]:
-        """Return the scores of the parts of all processes."""
-        found = {}
-        for name in self.members:
-            scores = self._new_scores(name)
-            scores.load_state(self.parts.total(len(self.work), name))
-            found[name] = scores.compute()
-        return found
+    def totals(self) -> dict[str, Score]:
+        """Return the summed parts of all processes by forecast."""
+        totals = {name: self._new_scores(name) for name in self.members}
+        for name, total in totals.items():
+            total.load_state(self.parts.total(len(self.work), name))
+        return totals
+
+    def scores(self, needed: dict[str, list[int]]) -> dict[str, dict]:
+        """Return the scores by forecast.
+
+        `needed` is the number of members that make a warning, by threshold, of the forecasts that have this score.
+        """
+        single = {name: [1] * len(self.dataset.source.steps) for name, members in self.members.items() if members == 1}
+        needed = needed | single
+        return {
+            name: total.compute() | (total.warnings(needed[name]) if name in needed else {})
+            for name, total in self.totals().items()
+        }
 
     def draw_cases(self) -> list[dict]:
         """Draw sequences with rain: the best and the worst CRPS, and others between.
@@ -305,9 +331,44 @@ class Evaluator:
             files = draw_case(self.folder, name, observed, future, forecasts, source, self.pixel_km)
         return [path.name for path in files]
 
-    def _new_scores(self, name: str) -> ScoreGroup:
+    def _new_scores(self, name: str) -> Score:
         leads = self.model.frames_out
         scores = Scores.of(self.dataset.source, leads, self.members[name])
         if self.perception is not None:
             scores.parts["perception"] = PerceptualDistance(leads, self.perception)
         return scores
+
+
+class WarningChoice(Evaluator):
+    """The choice, on validation sequences, of how many members make a warning."""
+
+    task = "validation"
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        valid_set: Sequences,
+        settings: EvaluationSettings,
+        name: str,
+        dressed: Dressed | None,
+        scored: int,  # number of sequences to be scored
+    ):
+        number = min(MOST_VALIDATION, math.ceil(VALIDATION_SHARE * scored))
+        ensembles = tuple(one for one in settings.baselines if members_of(one, settings.members) > 1)
+        settings = replace(settings, eval_sequences=number, baselines=ensembles, lpips=False)
+        super().__init__(accelerator, model, valid_set, settings, name, dressed)
+
+    def choose(self, folder: Path, digest: str) -> dict[str, list[int]]:
+        """Return the best number of members for each threshold, by forecast.
+
+        The parts of an evaluation's folder and digest that are missing are forecast first.
+        """
+        number, available = len(self.chosen), len(self.dataset)
+        LOG.info("choosing the probability of warnings on %d of %d validation sequences", number, available)
+        self.run(Parts(folder / "validation", digest))
+        return {name: total.best_warnings() for name, total in self.totals().items()}
+
+    def _new_scores(self, name: str) -> ExceedanceScores:
+        source = self.dataset.source
+        return ExceedanceScores(source.scale, source.steps, self.model.frames_out, self.members[name])

@@ -32,6 +32,7 @@ TABLE = [
     "ssim",
     "lpips",
     "crps",
+    "csi_warning",
     "rank_deviation_wet",
 ]
 

@@ -126,6 +126,14 @@ DEFINITIONS = {
         "CRPS that infinitely many members of the same quality would have (Ferro 2014), which compares ensembles of "
         f"different sizes. {PIXEL_MEAN}.",
     ),
+    "csi_warning": Definition(
+        "CSI of warnings",
+        "higher",
+        4,
+        "CSI of the forecast that the threshold is reached wherever at least a share p of the members reach it. For "
+        "each threshold, p was chosen on validation sequences, where it has the highest CSI. p of a single forecast is "
+        f"1, which gives its CSI. {LEAD_MEAN}.",
+    ),
     "spread": Definition(
         "Spread",
         "neither",
@@ -178,6 +186,12 @@ DEFINITIONS = {
         4,
         "Area under the ROC curve: the chance that of two pixels, the one with the event has the higher probability. "
         "A forecast without skill has 0.5 (Mason and Graham 2002).",
+    ),
+    "warning_probability": Definition(
+        "Probability of warnings",
+        "neither",
+        3,
+        "The share p of the members that makes a warning, chosen on validation sequences.",
     ),
 }
 DIAGRAMS = {

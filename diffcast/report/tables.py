@@ -17,7 +17,10 @@ from diffcast.report.svg import GLYPHS, SERIES
 GROUPS = {
     "Events": ("csi", "csi_total", "csi_pool4", "csi_pool16", "hss", "ets", "pod", "far", "bias"),
     "Fields": ("mse", "mae", "rmse", "psnr", "ssim", "spectrum_ratio_high"),
-    "Ensemble": ("crps", "crps_fair", "skill", "spread", "spread_skill_ratio", "rank_deviation", "rank_deviation_wet"),
+    "Ensemble": (
+        *("crps", "crps_fair", "csi_warning", "skill", "spread", "spread_skill_ratio"),
+        *("rank_deviation", "rank_deviation_wet"),
+    ),
 }
 BY_THRESHOLD = {
     "csi": "csi_per_threshold",
@@ -25,6 +28,8 @@ BY_THRESHOLD = {
     "twcrps": "twcrps",
     "brier": "brier",
     "roc_area": "roc_area",
+    "csi_warning": "csi_warning_per_threshold",
+    "warning_probability": "warning_probability",
 }
 
 
@@ -95,7 +100,7 @@ def by_threshold(entries: Sequence[Entry]) -> list[Html]:
 
 def _threshold_table(entries: Sequence[Entry], score: str, key: str) -> list[Html]:
     values = {i: found for i, entry in enumerate(entries) if (found := entry.array(key)) is not None}
-    if score == "csi":
+    if score in ("csi", "csi_warning"):
         values = {i: np.where(_is_empty(entries[i]), np.nan, found) for i, found in values.items()}
     if not values:
         return []
@@ -205,12 +210,14 @@ def _facts(entry: Entry) -> dict[str, object]:
     hash_ = str(checkpoint.get("sha256") or "")
     step = f", step {checkpoint['step']}" if checkpoint.get("step") is not None else ""
     steps = f", {how['sampling_steps']} network evaluations per segment" if how.get("sampling_steps") else ""
+    chosen_on = entry.members > 1 and evaluation.metrics.get("validation_sequences")
     return {
         "Data": source["name"] if source["synthetic"] else f"{how.get('dataset', '')} {source['name']}".strip(),
         "Sequences": evaluation.metrics["sequences"],
         "Frames": f"{source['frames_in']} → {source['frames_out']}, every {source['interval']:g} min",
         "Frame": f"{height_width} pixels of {source['pixel_km']:g} km",
         "Members": entry.members,
+        "Warnings": f"chosen on {chosen_on} validation sequences" if chosen_on else None,
         "Sampler": f"{how['sampler']}{steps}" if how.get("sampler") else None,
         "Seed": how.get("seed"),
         "Checkpoint": f"{checkpoint['label']}{step}" if checkpoint.get("label") else None,

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from utils.metrics.categorical import CategoricalScores
+from utils.metrics.categorical import CategoricalScores, reductions
 from utils.metrics.ensemble import EnsembleScores
 from utils.metrics.errors import FrameErrors
 from utils.metrics.exceedance import ExceedanceScores
@@ -131,6 +131,18 @@ class Scores(_CurvedGroup):
     def compute(self) -> dict:
         """Return the scores of all parts in one dict."""
         return super().compute() | {"missing_forecast_pixels": int(self.missing_forecast.sum())}
+
+    def warnings(self, needed: Sequence[int]) -> dict:
+        """Return scores of the forecast that a threshold is reached wherever `needed` of its members reach it.
+
+        `needed` holds a number of members, 1 to M, for each of the K thresholds. It must come from other data, such as
+        `ExceedanceScores.best_warnings` of a validation split. `csi_warning` and its variants are reduced as `csi` is,
+        and `warning_probability` is the share of the members. The warnings of one member are its events.
+        """
+        exceedance = self.parts.get("exceedance")
+        table = exceedance.warnings(needed) if exceedance else self.parts["categorical"].table
+        members = exceedance.members if exceedance else 1
+        return reductions("csi", table, 0.0, "csi_warning") | {"warning_probability": [i / members for i in needed]}
 
     def state(self) -> dict[str, Tensor]:
         """Return the sums of all parts, and the number of pixels left out."""

@@ -121,13 +121,18 @@ class CategoricalScores(Score):
         counts = Contingency(hits, observed - hits, forecast - hits, negatives)
         return rearrange(list(counts), "count k b t -> b count k t")
 
+    @property
+    def table(self) -> Contingency:
+        """The counts `(K, T)` so far."""
+        return Contingency(*self._sums["counts"])
+
     def compute(self) -> dict:
         """Return the scores of both reductions, the pooled CSI and the counts per threshold and lead time."""
-        table = Contingency(*self._sums["counts"])
+        table = self.table
         scores = {}
         for name in ("csi", "pod", "far", "hss", "ets"):
-            scores |= _reductions(name, table, undefined=0.0)
-        scores |= _reductions("bias", table, undefined=torch.nan)
+            scores |= reductions(name, table, undefined=0.0)
+        scores |= reductions("bias", table, undefined=torch.nan)
         for name, block in self.blocks.items():
             if block > 1:
                 scores |= _pooled_csi(f"csi_pool{block}", Contingency(*self._sums[name]))
@@ -146,15 +151,16 @@ def _max_pool(fields: Tensor | None, block: int) -> Tensor | None:
     return fields
 
 
-def _reductions(name: str, table: Contingency, undefined: float) -> dict:
-    """Reduce the score `name` of tables `(K, T)`: mean over lead times, and total."""
+def reductions(score: str, table: Contingency, undefined: float, name: str = "") -> dict:
+    """Reduce a score of tables `(K, T)`: mean over lead times, and total, under its own or another name."""
+    name = name or score
 
     def defined(ratio: Tensor) -> Tensor:
         return ratio.nan_to_num(nan=undefined, posinf=undefined)
 
-    ratio = getattr(table, name)()
+    ratio = getattr(table, score)()
     cells = defined(ratio)
-    total = defined(getattr(table.sum(dim=1), name)())
+    total = defined(getattr(table.sum(dim=1), score)())
     return {
         name: cells.nanmean(dim=1).nanmean().item(),
         f"{name}_total": total.nanmean().item(),

@@ -1,4 +1,4 @@
-"""Probabilities of exceedance: reliability, Brier score, ROC."""
+"""Probabilities of exceedance: reliability, Brier score, ROC, and warnings made of them."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from utils.metrics.categorical import Contingency
 from utils.metrics.events import Events
 from utils.metrics.score import Score, check_members, frame_histograms, split_missing
 
@@ -74,6 +75,30 @@ class ExceedanceScores(Score):
             "roc_area_per_threshold_lead": torch.trapezoid(*_roc(by_lead)).tolist(),
         }
 
+    def warnings(self, needed: Sequence[int]) -> Contingency:
+        """Tables `(K, T)` of the warnings "at least `needed` members reach the threshold".
+
+        `needed`, 1 to M, has an entry for each of the K thresholds.
+        """
+        each = torch.arange(len(needed))
+        return Contingency(*(counts[torch.tensor(needed) - 1, each] for counts in self._all_warnings()))
+
+    def best_warnings(self) -> list[int]:
+        """Return the number of members whose warnings have the highest CSI, for each threshold.
+
+        The CSI is the mean over lead times, where an undefined one counts as 0. The smallest of equally good numbers
+        is taken, which is 1 if nothing was observed.
+        """
+        csi = self._all_warnings().csi().nan_to_num(0).mean(dim=-1)
+        return (csi.argmax(dim=0) + 1).tolist()
+
+    def _all_warnings(self) -> Contingency:
+        """Tables `(M, K, T)` of the warnings "at least i members", for i = 1 to M."""
+        warned = rearrange(_warned(self._sums["table"]).flip(-2), "k t i o -> o i k t")
+        false_alarms, hits = warned[:, 1:]
+        correct_negatives, misses = warned[:, :1] - warned[:, 1:]
+        return Contingency(hits, misses, false_alarms, correct_negatives)
+
     def _probability(self, table: Tensor) -> Tensor:
         return torch.arange(self.members + 1, dtype=table.dtype, device=table.device) / self.members
 
@@ -87,9 +112,14 @@ class ExceedanceScores(Score):
         return (table * error).sum(dim=(-2, -1)) / total, variance / (self.members - 1)
 
 
+def _warned(table: Tensor) -> Tensor:
+    """Pixels that at least M, M - 1, .. 0 members warn of, of tables `(..., M + 1, 2)`."""
+    return table.flip(-2).cumsum(dim=-2)
+
+
 def _roc(table: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities of detection and of false detection `(..., M + 2)` of tables `(..., M + 1, 2)`."""
-    warned = table.flip(-2).cumsum(dim=-2)  # by at least M, M - 1, .. 0 members
+    warned = _warned(table)
     warned = torch.cat([torch.zeros_like(warned[..., :1, :]), warned], dim=-2)
     pofd, pod = (warned / warned[..., -1:, :]).unbind(-1)
     return pod, pofd
