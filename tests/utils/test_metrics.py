@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -200,3 +201,39 @@ def test_brier_score_and_roc_area_by_lead_time_are_those_of_the_lead_times(data)
         for name in ("brier", "roc_area"):
             found = [of_one[lead] for of_one in computed[f"{name}_per_threshold_lead"]]
             assert found == pytest.approx(alone.compute()[name], rel=1e-12)
+
+
+def test_warnings_are_counted_as_numpy_counts_them(data):
+    scores = scored(*data)
+    forecast, target = (255 * array.numpy()[..., 0, :, :] for array in data)
+    valid = np.isfinite(target) & np.isfinite(forecast).all(axis=1)
+    best = []
+    for k, threshold in enumerate(THRESHOLDS):
+        by_number = []
+        for needed in range(1, MEMBERS + 1):
+            warned = (forecast >= threshold).sum(axis=1) >= needed
+            hits, either = warned & (target >= threshold), warned | (target >= threshold)
+            hits, either = ((mask & valid).sum(axis=(0, 2, 3)) for mask in (hits, either))
+            found = scores.warnings([needed] * len(THRESHOLDS))
+            assert found["csi_warning_per_threshold_lead"][k] == pytest.approx(hits / either)
+            assert found["csi_warning_total_per_threshold"][k] == pytest.approx(hits.sum() / either.sum())
+            assert found["warning_probability"][k] == needed / MEMBERS
+            by_number.append((hits / either).mean())
+        best.append(1 + int(np.argmax(by_number)))
+    assert scores.parts["exceedance"].best_warnings() == best
+    each = [scores.warnings([needed] * 3)["csi_warning_per_threshold"] for needed in range(1, MEMBERS + 1)]
+    assert scores.warnings([2, 4, 1])["csi_warning_per_threshold"] == [each[1][0], each[3][1], each[0][2]]
+
+
+def test_warnings_of_one_member_are_its_events(data):
+    single = Scores(255, THRESHOLDS, LEADS, pools=(4,))
+    single.update(data[0][:, :1], data[1])
+    warnings, events = single.warnings([1, 1, 1]), single.compute()
+    assert warnings.pop("warning_probability") == [1, 1, 1]
+    assert warnings == {name: events[name.replace("_warning", "")] for name in warnings}
+
+
+def test_a_threshold_that_nothing_reaches_needs_one_member():
+    scores = ExceedanceScores(255, THRESHOLDS, LEADS, MEMBERS)
+    scores.update(torch.full((1, MEMBERS, LEADS, 1, 4, 4), 0.3), torch.full((1, LEADS, 1, 4, 4), 0.3))
+    assert scores.best_warnings() == [1, 1, 1]

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
 
 import run
+from dataset.source import VIL
 from dataset.synthetic.writer import write_sevir
+from diffcast.evaluation.loop import EvaluationSettings, evaluate
 from diffcast.evaluation.parts import Parts
-from tests.tiny import arguments, run_py
+from diffcast.forecasting.dressed import Dressed
+from models import Persistence
+from tests.tiny import InMemory, arguments, run_py
 from utils import files
 
 
@@ -58,26 +64,27 @@ def test_two_processes_give_the_scores_of_one(weights, storm_folder, tmp_path, s
 
 
 def test_a_killed_evaluation_goes_on_with_the_same_numbers(weights, storm_folder, tmp_path, monkeypatch):
-    words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--forecast_batch", "1", "--cases", "0"]
+    words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--forecast_batch", "1", "--members", "2"]
+    words += ["--cases", "0", "--sampling_steps", "1"]
     run.main(arguments(storm_folder, tmp_path / "whole", *words))
 
     save, saved = Parts.save, []
 
-    def die_after_two(self, number, part):
-        if len(saved) == 2:
+    def save_or_die(self, number, part):
+        if len(saved) == limit:
             raise KeyboardInterrupt
         save(self, number, part)
-        saved.append(number)
+        saved.append((self.folder.name, number))
 
-    monkeypatch.setattr(Parts, "save", die_after_two)
-    with pytest.raises(SystemExit):
-        run.main(arguments(storm_folder, tmp_path / "killed", *words))
+    monkeypatch.setattr(Parts, "save", save_or_die)
+    for limit in (1, 4):  # in the validation, then in the test
+        with pytest.raises(SystemExit):
+            run.main(arguments(storm_folder, tmp_path / "killed", *words))
+        assert len(saved) == limit
     assert not (tmp_path / "killed/Diffsimvp_sevir/evaluation_best/metrics.json").exists()
-
-    again = []
-    monkeypatch.setattr(Parts, "save", lambda self, number, part: (again.append(number), save(self, number, part)))
+    limit = None
     run.main(arguments(storm_folder, tmp_path / "killed", *words))
-    assert (saved, again) == ([0, 1], [2, 3, 4])
+    assert saved == [*(("validation", number) for number in range(2)), *(("sequences", number) for number in range(5))]
     assert scores(tmp_path / "killed")["scores"] == scores(tmp_path / "whole")["scores"]
 
 
@@ -184,3 +191,50 @@ def test_members_differ_and_seeds_repeat(weights, storm_folder, tmp_path):
         found.append(scores(tmp_path / name)["scores"]["diffcast_simvp"])
     assert found[0] == found[1] != found[2]
     assert found[0]["spread"] > 0
+
+
+def dressed_scores(folder, test, valid):
+    """Scores of dressed persistence.
+
+    Two of its four members reach threshold 133 everywhere, and three on the right. Of `test` and `valid`, pairs of 0
+    or 1 by sequence, the left and right half do.
+    """
+    persistence = Persistence((1, 4, 4), 1, 1)
+    residuals = torch.zeros(4, 1, 1, 4, 4)
+    residuals[:2] = residuals[2, ..., 2:] = 0.3
+    settings = EvaluationSettings(members=4, baselines=(), cases=0, num_workers=0)
+    splits = []
+    for halves in (test, valid):
+        future = 0.3 + 0.3 * torch.tensor(halves).repeat_interleave(2, -1).expand(-1, 4, 4)
+        splits.append(InMemory(torch.stack([torch.full_like(future, 0.3), future], dim=1)[:, :, None]))
+        splits[-1].source = VIL
+    dressed = Dressed(persistence, residuals)
+    return evaluate(Accelerator(cpu=True), persistence, splits[0], settings, folder, "p", {}, dressed, splits[1])
+
+
+def test_the_probability_of_warnings_comes_from_the_validation_split(tmp_path):
+    both, right = [[[1.0, 1.0]]], [[[0.0, 1.0]]]
+    expected = {"both": (0.25, 0.5), "right": (0.75, 1.0)}
+    for name, valid in {"both": both, "right": right}.items():
+        found = dressed_scores(tmp_path / name, right, valid)["dressed"]
+        assert (found["warning_probability"][2], found["csi_warning_per_threshold"][2]) == expected[name]
+
+
+def test_other_validation_sequences_are_another_evaluation(tmp_path):
+    both, right = [[[1.0, 1.0]]], [[[0.0, 1.0]]]
+    for valid in (both, right):
+        dressed_scores(tmp_path / "evaluation", right, valid)
+    assert {path.name for path in tmp_path.iterdir()} == {"evaluation", "evaluation_2"}
+
+
+def test_data_without_a_validation_split_leave_out_the_warnings(weights, tmp_path, capsys):
+    write_sevir(tmp_path / "data", events=3, size=16, resolution=16)
+    catalog = tmp_path / "data/CATALOG.csv"
+    header, train, _, test = catalog.read_text().splitlines()
+    catalog.write_text("\n".join([header, train, test]))
+    words = ["--use_diff", "--eval", "--ckpt_milestone", weights, "--members", "2", "--eval_sequences", "2"]
+    run.main(arguments(tmp_path / "data", tmp_path, *words, "--cases", "0"))
+    assert "csi_warning of ensembles is left out, as it needs a validation split: " in capsys.readouterr().out
+    found = scores(tmp_path)["scores"]
+    assert "csi_warning" not in found["diffcast_simvp"]
+    assert found["trend"]["csi_warning"] == found["trend"]["csi"]
