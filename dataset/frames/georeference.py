@@ -45,6 +45,12 @@ class Georeference:
         return cls(crs, x, y, geographic)
 
     @property
+    def edges(self) -> tuple[float, float, float, float]:
+        """The outer edges of the frame: west, east, south and north."""
+        half_x, half_y = (abs(float(line[-1] - line[0])) / max(1, len(line) - 1) / 2 for line in (self.x, self.y))
+        return self.x[0] - half_x, self.x[-1] + half_x, self.y[-1] - half_y, self.y[0] + half_y
+
+    @property
     def extent_km(self) -> float:
         """Width of the frame; in degrees, at its middle latitude."""
         pixels = len(self.x)

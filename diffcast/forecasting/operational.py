@@ -105,7 +105,7 @@ class Operation:
         )
         with Dispensable(f"pictures of {path}"):
             about = newest.source, _pixel_km(newest), newest.times[-1]
-            draw_case(self.folder, path.stem, observed, None, forecasts, *about, grid=True)
+            draw_case(self.folder, path.stem, observed, None, forecasts, *about, grid=True, place=newest.georeference)
         LOG.info("%d members in %.1f s: %s", len(members), time.monotonic() - begin, path)
 
     def nowcasts(self, newest: Latest) -> dict[str, Tensor]:

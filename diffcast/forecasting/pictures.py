@@ -1,6 +1,7 @@
 """Pictures of forecasts and of the statistics of ensembles."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from dataset.frames.georeference import Georeference
+from dataset.frames.packages import has
 from dataset.source import Source, physical
 from utils.errors import InputError
-from utils.visualize import Coordinates, Style, Styled, draw_animation, draw_strip
+from utils.visualize import Coordinates, Style, Styled, draw_animation, draw_strip, panel_size
 
 SUFFIXES = (".png", ".pdf", ".gif")
 LARGEST = 400  # pixels of a side of the frames that are drawn; of larger ones, every second or third pixel is
@@ -32,7 +35,8 @@ def draw_case(
     source: Source,
     pixel_km: float,
     time: datetime | None = None,  # of the last observed frame in UTC, if frames have dates
-    grid: bool = False,  # draw lines every so many kilometres
+    grid: bool = False,  # draw lines every so many kilometres, unless there is a map
+    place: Georeference | None = None,  # of the frames; with it and cartopy, a map lies over them
 ) -> list[Path]:
     """Draw the first channel of one sequence and of its forecasts.
 
@@ -44,7 +48,8 @@ def draw_case(
     every = -(-max(observed.shape[-2:]) // LARGEST)  # of the pixels of a large map
     observed, target = observed[..., ::every, ::every], None if target is None else target[..., ::every, ::every]
     forecasts = {forecast: frames[..., ::every, ::every] for forecast, frames in forecasts.items()}
-    coordinates = Coordinates(source.interval, every * pixel_km, time, grid)
+    lines = _map(place, every, observed.shape[-2:])
+    coordinates = Coordinates(source.interval, every * pixel_km, time, grid and lines is None, lines)
     inputs = _first_channel(observed)
     future = {} if target is None else {"Target": _first_channel(target)}
     members = {title(forecast): _first_channel(frames) for forecast, frames in forecasts.items()}
@@ -58,6 +63,15 @@ def draw_case(
             files.append(folder / f"{stem}.{suffix}")
             draw(files[-1], inputs, rows, style_of(source), coordinates)
     return files
+
+
+def _map(place: Georeference | None, every: int, size: tuple[int, int]) -> np.ma.MaskedArray | None:
+    """The map over frames of which each so many pixels are drawn, `(H, W)` together."""
+    if place is None or not (place.crs or place.geographic) or not has("cartopy"):
+        return None
+    from diffcast.forecasting.maps import draw_map
+
+    return draw_map(replace(place, x=place.x[::every], y=place.y[::every]), panel_size(size))
 
 
 def draw_forecast(

@@ -306,6 +306,17 @@ def test_frames_of_different_sizes_are_refused(tmp_path):
         draw_strip(tmp_path / "strip.png", storms(2, (9, 9), 0), {"Trend": storms(2, (9, 8), 1)}, STYLE, WHERE)
 
 
+@pytest.mark.parametrize(("draw", "suffix", "panels"), [(draw_strip, "png", 4), (draw_animation, "gif", 1)])
+def test_a_map_lies_over_every_panel_and_over_missing_data(tmp_path, draw, suffix, panels):
+    over = np.ma.masked_all((200, 400), np.uint8)
+    over[100:103, 4] = 0x33, 0x55, 0xEE  # shades that a GIF keeps, where missing data are hatched
+    frames = np.full((2, 50, 100), np.nan)
+    path = tmp_path / f"map.{suffix}"
+    draw(path, frames, {"Trend": frames}, STYLE, replace(WHERE, map=over))
+    above, middle, below = ((rgb(Image.open(path)) == shade).all(-1) for shade in (0x33, 0x55, 0xEE))
+    assert (above[:-2] & middle[1:-1] & below[2:]).sum() == panels
+
+
 def test_lines_stand_a_round_number_of_kilometres_apart():
     coordinates = Coordinates(5, pixel_km=2, grid=True)
     lines = coordinates.lines((120, 100))  # 240 x 200 km

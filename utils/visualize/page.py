@@ -21,6 +21,12 @@ LEGEND_PANELS = 4  # height of a legend in panels at most
 OUTLINE, HATCH = 0x99, 0x7D  # greys
 
 
+def panel_size(frame_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width in pixels of the panel of a frame `(H, W)`."""
+    zoom = max(1, -(-PANEL_SIZE // min(frame_size)))
+    return zoom * frame_size[0], zoom * frame_size[1]
+
+
 class Page:
     """Places panels, text and legends.
 
@@ -30,10 +36,12 @@ class Page:
     """
 
     def __init__(self, frame_size: tuple[int, int], text_share: int, titles: Iterable[str], coordinates: Coordinates):
-        self.zoom = max(1, -(-PANEL_SIZE // min(frame_size)))
-        self.height, self.width = (self.zoom * size for size in frame_size)
+        self.height, self.width = panel_size(frame_size)
+        self.zoom = self.height // frame_size[0]
         self.coordinates = replace(coordinates, pixel_km=coordinates.pixel_km / self.zoom)  # of a panel
-        self.lines = self.coordinates.lines((self.height, self.width))
+        lines = self.coordinates.lines((self.height, self.width))
+        ink = np.full(lines.shape, HATCH, np.uint8)
+        self.over = np.ma.array(ink, mask=~lines) if coordinates.map is None else coordinates.map
         self.text_size = min(max(self.width // text_share, 12), 36)
         self.font = ImageFont.truetype(
             Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), self.text_size
@@ -85,10 +93,10 @@ class Page:
     def panel(self, frame: np.ndarray, style: Style) -> np.ndarray:
         """Paint a frame `(H, W)` as uint8 RGB of a panel's size."""
         rgb = repeat(render(frame, style), "h w rgb -> (h y) (w x) rgb", y=self.zoom, x=self.zoom)
-        rgb[self.lines] = HATCH
-        if not np.isnan(frame).any():
-            return rgb
-        return _hatched(rgb, repeat(np.isnan(frame), "h w -> (h y) (w x)", y=self.zoom, x=self.zoom))
+        if np.isnan(frame).any():
+            rgb = _hatched(rgb, repeat(np.isnan(frame), "h w -> (h y) (w x)", y=self.zoom, x=self.zoom))
+        rgb[~self.over.mask] = self.over.compressed()[:, None]
+        return rgb
 
     def put_legend(self, x: int, top: int, bottom: int, style: Style, missing: bool) -> None:
         """Place a colour bar between two heights, with the units above."""

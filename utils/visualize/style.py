@@ -78,6 +78,7 @@ class Coordinates:
     pixel_km: float
     time: datetime | None = None  # of the last input in UTC, if frames have dates
     grid: bool = False  # whether lines are drawn on the frames, `spacing` kilometres apart
+    map: np.ma.MaskedArray | None = None  # grey levels `(H, W)` of a panel that lie over every frame, masked elsewhere
 
     def spacing(self, width: int) -> float:
         """A round number of kilometres, at least a fifth of a frame of so many pixels."""

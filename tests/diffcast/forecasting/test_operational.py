@@ -84,7 +84,7 @@ def drawn(monkeypatch) -> list[dict]:
     calls = []
     names = ("folder", "name", "observed", "target", "forecasts", "source", "pixel_km", "time")
     monkeypatch.setattr(
-        operational, "draw_case", lambda *words, grid: calls.append(dict(zip(names, words, strict=True)))
+        operational, "draw_case", lambda *words, grid, place: calls.append(dict(zip(names, words, strict=True)))
     )
     return calls
 

@@ -75,7 +75,8 @@ def model():
 @pytest.fixture
 def forecast(model, tmp_path, monkeypatch):
     """Forecast from a folder to a file."""
-    monkeypatch.setattr(operational, "draw_case", lambda *_, **__: None)
+    placed = []  # coordinates of the pictures
+    monkeypatch.setattr(operational, "draw_case", lambda *_, grid, place: placed.append(place))
     (tmp_path / "out").mkdir()
 
     def run(folder, kind="netcdf", native=True):
@@ -85,6 +86,7 @@ def forecast(model, tmp_path, monkeypatch):
         operation = Operation(model, "simvp", config, settings, tmp_path / "out", "tiny.safetensors", **about)
         return operation.run(START + 4 * STEP)
 
+    run.placed = placed
     return run
 
 
@@ -103,6 +105,8 @@ def test_gis_and_xarray_place_the_forecast_where_the_frames_are(place, kind, for
     expected_x, expected_y = values(place)
     np.testing.assert_array_equal(dataset[x], expected_x)
     np.testing.assert_array_equal(dataset[y], expected_y)
+    np.testing.assert_array_equal(forecast.placed[0].x, expected_x)
+    np.testing.assert_array_equal(forecast.placed[0].y, expected_y)
     crs = rasterio.crs.CRS.from_wkt(dataset["crs"].attrs["crs_wkt"])
     assert crs == rasterio.crs.CRS.from_string(PLACES[place][0])
     latitude, longitude = xarray.broadcast(dataset["latitude"], dataset["longitude"])
