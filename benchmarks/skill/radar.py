@@ -23,8 +23,8 @@ from dataset.units import rain_rate
 from utils.errors import InputError
 from utils.files import replacing
 
-FACTOR = 4  # pixels of 1 km along the side of one of ours
-CANVAS = 320, 192  # pixels, on which every domain fits
+KM = 4  # width of a pixel by default
+CANVAS = 1280, 768  # km, on which every domain fits
 STEP, MISSING = 0.5, 255  # dBZ of a stored step, as FMI and MeteoSwiss store them
 SETTINGS = {
     "name": "reflectivity",
@@ -37,6 +37,7 @@ SETTINGS = {
     "thresholds": [20, 30, 40],
 }
 STORM = datetime(2000, 1, 1)  # day of the synthetic frames that validate a training
+STORM_KM = 384  # their width
 # Reflectivity of VIL bytes, only roughly: storms of the benchmark are to look like radar.
 OF_BYTES = {0: 0, 1: 5, 16: 18, 74: 30, 133: 40, 160: 45, 181: 50, 219: 55, 254: 60}
 
@@ -64,8 +65,8 @@ DAYS = {
 }
 
 
-def prepare(radar: Path, folder: Path) -> None:
-    """Write the frames of all days below `radar`, and a description for each left-out day.
+def prepare(radar: Path, folder: Path, km: int) -> None:
+    """Write the frames of all days below `radar` in pixels of `km`, and a description for each left-out day.
 
     Raises `InputError` that names a day without files.
     """
@@ -73,19 +74,19 @@ def prepare(radar: Path, folder: Path) -> None:
     for name, day in DAYS.items():
         done = frames / f"{name}.done"
         if not done.exists():
-            for time, values in _reflectivity(radar, folder, name, day):
-                _write(frames, time, values)
+            for time, values in _reflectivity(radar, folder, name, day, km):
+                _write(frames, time, values, km)
             done.touch()
     if not (frames / "storm.done").exists():
-        for number, values in enumerate(storm_frames(1)[0]):
-            _write(frames, STORM.replace(hour=5 * number // 60, minute=5 * number % 60), values.numpy())
+        for number, values in enumerate(storm_frames(1, STORM_KM // km)[0]):
+            _write(frames, STORM.replace(hour=5 * number // 60, minute=5 * number % 60), values.numpy(), km)
         (frames / "storm.done").touch()
     for name in DAYS:
-        _describe(folder / name, name)
+        _describe(folder / name, name, km)
 
 
-def storm_frames(events: int, seed: int = 0, pixels: int = 96) -> Tensor:
-    """Generate storms of 384 km, reflectivity in dBZ `(events, 49, pixels, pixels)`."""
+def storm_frames(events: int, pixels: int, seed: int = 0) -> Tensor:
+    """Generate storms, reflectivity in dBZ `(events, 49, pixels, pixels)`."""
     values = np.interp(np.arange(256), list(OF_BYTES), list(OF_BYTES.values()))
     return torch.from_numpy(values)[storms(events, size=pixels, seed=seed).long()]
 
@@ -105,7 +106,7 @@ def coarse(reflectivity: np.ndarray, factor: int) -> np.ndarray:
         return np.where(2 * known > factor**2, 10 * np.log10(mean), np.nan)
 
 
-def _reflectivity(radar: Path, folder: Path, name: str, day: Day) -> Iterator[tuple[datetime, np.ndarray]]:
+def _reflectivity(radar: Path, folder: Path, name: str, day: Day, km: int) -> Iterator[tuple[datetime, np.ndarray]]:
     """Yield time and coarse dBZ of each frame of a day."""
     first = next(radar.rglob(day.glob), None)
     if first is None:
@@ -124,22 +125,22 @@ def _reflectivity(radar: Path, folder: Path, name: str, day: Day) -> Iterator[tu
             with np.errstate(divide="ignore"):
                 rate = rain_rate(frame.metadata.units, SETTINGS["interval"]) * np.maximum(values, 0)
                 values = 10 * np.log10(a * rate**b)
-        yield time, coarse(values, FACTOR)
+        yield time, coarse(values, km)
 
 
-def _write(folder: Path, time: datetime, reflectivity: np.ndarray) -> None:
+def _write(folder: Path, time: datetime, reflectivity: np.ndarray, km: int) -> None:
     """Write dBZ `(h, w)` into the upper left corner of the canvas."""
     steps = np.rint(np.clip(reflectivity, 0, SETTINGS["range"][1]) / STEP)
-    canvas = np.full(CANVAS, MISSING, np.uint8)
+    canvas = np.full([side // km for side in CANVAS], MISSING, np.uint8)
     canvas[tuple(map(slice, reflectivity.shape))] = np.where(np.isnan(reflectivity), MISSING, steps)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"{time:%Y%m%d%H%M}.npy") as temporary, temporary.open("wb") as file:
         np.save(file, canvas)
 
 
-def _describe(folder: Path, left_out: str) -> None:
+def _describe(folder: Path, left_out: str, km: int) -> None:
     """Write the `frames.yaml` whose test split is a day."""
     folder.mkdir(parents=True, exist_ok=True)
     split = {"valid": [f"{STORM:%Y-%m-%d}"], "test": [DAYS[left_out].date]}
-    own = {"pattern": "%Y%m%d%H%M.npy", "folder": "../frames", "extent_km": CANVAS[1] * FACTOR, "split": split}
+    own = {"pattern": "%Y%m%d%H%M.npy", "folder": "../frames", "extent_km": CANVAS[1], "split": split}
     (folder / "frames.yaml").write_text(yaml.safe_dump(SETTINGS | own))

@@ -110,8 +110,8 @@ def _known(described: Description, use: str, options: dict, given: dict) -> dict
         if network["use_diff"]:
             raise InputError(f"--backbone_ckpt {described.path} holds a DiffCast; name weights of its backbone alone.")
         return {name: network[name] for name in BACKBONE if name in network}
-    if use == "init_ckpt":  # another objective or frame size has the same weights, or most of them
-        free = {"objective"} | ({"img_size"} & given.keys())
+    if use == "init_ckpt":  # another objective, frame size or scale has the same weights, or most of them
+        free = {"objective"} | ({"img_size", "residual_scale"} & given.keys())
         return {name: value for name, value in network.items() if name not in free}
     course = {"dataset": metadata.get("dataset")} | _dictionary(metadata.get("course"))
     scale = _dictionary(metadata.get("source")).get("scale")

@@ -45,7 +45,8 @@ class Purpose:
     )
     init_ckpt: str | None = option(
         None,
-        "initial weights of the complete network, ours or official, also of another --objective or --img_size",
+        "initial weights of the complete network, ours or official. --objective, --img_size and "
+        "--residual_scale may differ from those of the checkpoint",
         metavar="CHECKPOINT",
     )
     exp_dir: str = option("basic_exps", "folder of the run inside Exps, or an absolute path")
