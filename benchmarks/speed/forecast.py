@@ -29,6 +29,7 @@ EXTRAPOLATED_FROM = 3  # steps per segment
 PRECISIONS = ("float32", "bfloat16")
 DEFAULT = ("dpm", 10, "bfloat16")
 SETTINGS = [DEFAULT, ("dpm", 10, "float32"), ("sde-dpm", 10, "bfloat16"), ("ddim", 20, "bfloat16")]
+ENSEMBLES = [DEFAULT, ("ddim", 1, "float32"), ("ddim", 1, "bfloat16")]  # of several members, the last two by a CRPS
 
 
 def direct(
@@ -160,11 +161,12 @@ def time_official(official: DiffCast, frames: Tensor, forms: dict[str, Form], ro
 def compare_forecasts(official: DiffCast, ours: DiffCast, members: int, rounds: int, full: bool = False) -> list[dict]:
     """Seconds of forecasts of one sequence, by setting, against the official procedure."""
     frames = torch.rand(1, ours.frames_in, *ours.frame_shape, device=device_of(ours))
-    settings = {(*setting, 1): setting for setting in SETTINGS} | {(*DEFAULT, members): DEFAULT}
+    settings = [(*setting, 1) for setting in SETTINGS + ENSEMBLES[1:]] + [(*setting, members) for setting in ENSEMBLES]
     forms = {}
-    for name, (sampler, steps, precision) in settings.items():
-        options = {"members": name[-1], "sampler": sampler, "sampling_steps": steps}
-        forms[name] = partial(ours.forecast, frames, precision=getattr(torch, precision), **options)
+    for setting in settings:
+        sampler, steps, precision, number = setting
+        options = {"members": number, "sampler": sampler, "sampling_steps": steps}
+        forms[setting] = partial(ours.forecast, frames, precision=getattr(torch, precision), **options)
     seconds = time_official(official, frames, forms, rounds, full)
     reference = ("ddim", OFFICIAL_STEPS, "float32", 1)
     official_seconds = seconds.pop("official")
@@ -181,6 +183,32 @@ def compare_forecasts(official: DiffCast, ours: DiffCast, members: int, rounds: 
         rows.append(row)
     rows[0]["form"] = f"official: {rows[0]['form']}" + ", extrapolated" * (not full)
     return rows
+
+
+@torch.no_grad()
+def time_parts(ours: DiffCast, members: int, rounds: int) -> list[dict]:
+    """Seconds of the parts of a forecast whose members take one evaluation per segment, by precision."""
+    device = device_of(ours)
+    frames = 2 * torch.rand(1, ours.frames_in + ours.frames_out, *ours.frame_shape, device=device) - 1
+    noisy = torch.randn(members, ours.segment_length, *ours.frame_shape, device=device)
+    time, segment = torch.full((members,), 999, device=device), torch.tensor([1], device=device)
+    _, context = ours.motion(frames, ours.frames_in)
+    parts = {
+        "backbone": lambda: ours.backbone.trend(frames[:, : ours.frames_in]),
+        "GlobalMotion": lambda: ours.motion(frames, ours.frames_in),
+        f"LocalResidual, a segment of {members}": lambda: ours.residual(noisy, time, noisy, context, segment),
+    }
+    times = {"backbone": 1, "GlobalMotion": 1}
+    forms = {
+        (part, precision): in_precision(precision, form, device)
+        for part, form in parts.items()
+        for precision in (PRECISIONS if part != "backbone" else PRECISIONS[:1])
+    }
+    seconds = in_turn(forms, rounds)
+    return [
+        {"part": part, "precision": precision, **_seconds(taken), "times": times.get(part, ours.segments)}
+        for (part, precision), taken in seconds.items()
+    ]
 
 
 def _seconds(taken: dict[str, float]) -> dict[str, float]:
@@ -209,7 +237,10 @@ def main(argv: list[str] | None = None) -> None:
     forecasts = compare_forecasts(official, ours, args.members, args.rounds, args.full)
     print("\nForecasts of one sequence; times faster: per member")
     print(table(forecasts))
-    write_numbers(args, evaluations=evaluations, forecasts=forecasts)
+    parts = time_parts(ours, args.members, args.rounds)
+    print("\nParts of a forecast with one evaluation per segment")
+    print(table(parts))
+    write_numbers(args, evaluations=evaluations, forecasts=forecasts, parts=parts)
 
 
 if __name__ == "__main__":
