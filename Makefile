@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo benchmark test test-all chaos fuzz lint clean
+.PHONY: demo benchmark benchmark-real test test-all chaos fuzz lint clean
 
 demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and draw its forecasts
 	@echo "1 of 4, up to a minute: 120 synthetic events, and a packed cache of them"
@@ -17,6 +17,9 @@ demo: $(VENV)/ready  ## train a small DiffCast on synthetic storms, score it and
 
 benchmark: $(VENV)/ready  ## what DiffCast adds to each backbone, or to one: make benchmark BACKBONE=simvp
 	$(RUN) -m benchmarks.skill $(if $(BACKBONE),--backbones $(BACKBONE))
+
+benchmark-real: $(VENV)/pysteps  ## forecasts of real radar next to STEPS: make benchmark-real RADAR=pysteps-data/radar HOURS=8
+	$(RUN) -m benchmarks.skill.real --radar $(RADAR) $(if $(KM),--km $(KM)) $(if $(HOURS),--hours $(HOURS))
 
 test: $(VENV)/ready  ## the fast tests, one process per core: minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile

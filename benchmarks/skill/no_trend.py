@@ -7,10 +7,13 @@ from models import Backbone
 
 
 class NoTrend(Backbone):
-    """A dry trend, without weights and gradients. Its residual is the forecast itself."""
+    """A constant trend, without weights and gradients, so that the residual is the forecast itself.
+
+    It lies in the middle of the range, since samplers clip residuals to [-1, 1].
+    """
 
     divisor = 1
 
     def trend(self, observed: Tensor) -> Tensor:
-        """Return zeros, see `Backbone.trend`."""
-        return torch.zeros_like(observed[:, :1]).repeat(1, self.frames_out, 1, 1, 1)
+        """Return 0.5 everywhere, see `Backbone.trend`."""
+        return torch.full_like(observed[:, :1], 0.5).repeat(1, self.frames_out, 1, 1, 1)

@@ -14,6 +14,7 @@ from diffcast.objectives import OBJECTIVES, Segments, crps, crps_loss, hybrid_lo
 from diffcast.process import Schedule, diffuse, v_target
 from tests.tiny import arguments, tiny_architecture
 from utils.errors import InputError
+from utils.weights import load_metadata
 
 EVERYWHERE = torch.ones(3, 2, 1, 6, 4, dtype=torch.bool)
 
@@ -185,6 +186,7 @@ class TestCommandLine:
         run.main(arguments(storm_folder, tmp_path, *words))
         start = tmp_path / "Diffsimvp_sevir" / "checkpoints" / "ckpt-2" / "weights.safetensors"
         words += ["--init_ckpt", str(start), "--objective", "hybrid", "--lr", "0", "--exp_note", "hybrid"]
+        words += ["--residual_scale", "0.5"]
         run.main(arguments(storm_folder, tmp_path, *words))
         before, after = (
             load_file(path)
@@ -197,6 +199,8 @@ class TestCommandLine:
             torch.testing.assert_close(after[name][:, : value.shape[1]] if name in wider else after[name], value)
         added = torch.cat([after[name][:, before[name].shape[1] :].flatten() for name in wider])
         assert added.std().item() == pytest.approx(0.05, rel=0.1)
+        weights = tmp_path / "Diffsimvp_sevir_hybrid" / "checkpoints" / "best.safetensors"
+        assert load_metadata(weights)["architecture"]["residual_scale"] == 0.5
 
     def test_a_wrong_sampler_is_refused_before_the_training(self, storm_folder, tmp_path, capsys):
         with pytest.raises(SystemExit):
