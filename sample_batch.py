@@ -28,7 +28,7 @@ from dataset.demo_sequences import Sequence, read_sequences
 from dataset.frames.complete import complete_config
 from dataset.source import VIL, Source, synthetic
 from diffcast.evaluation.results import score_table
-from diffcast.forecaster import Architecture, describe, load_forecaster, place
+from diffcast.forecaster import Architecture, describe, device_of, load_forecaster, place
 from diffcast.forecasting.forecasts import ForecastSettings, check_members, forecast_all
 from diffcast.forecasting.operational import Operation
 from diffcast.forecasting.output import FORMATS
@@ -175,7 +175,7 @@ def sample(args: argparse.Namespace, settings: ForecastSettings) -> None:
         raise InputError(f"{weights} is for {height} x {width} pixels and --seqs has square frames; use --latest.")
     source = synthetic(VIL) if args.seqs.resolve() == DEMO else VIL
     check_source(settings.of_pysteps, source)
-    device = next(model.parameters()).device
+    device = device_of(model)
     sequences = read_sequences(args.seqs, model.frames_in, model.frames_out, height)
     settings = settings.fitting(model)
     identity = {"weights": weights, "seqs": str(args.seqs.resolve())} | asdict(settings)

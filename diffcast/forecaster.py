@@ -170,6 +170,11 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a forecaster's weights, the processor if it has none, as advection alone."""
+    return next((weight.device for weight in model.parameters()), torch.device("cpu"))
+
+
 def describe(path: Path) -> Description:
     """Describe a weights file by what it says about itself.
 

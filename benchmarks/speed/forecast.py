@@ -14,11 +14,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.speed.measuring import Form, arguments, default_device, in_turn, seconds_of, table, write_numbers
 from diffcast import DiffCast
-from diffcast.forecaster import Architecture, place
+from diffcast.forecaster import Architecture, device_of, place
 from diffcast.layers import LargeKernelAttention, ResidualBlock, Upsample, sinusoidal
 from diffcast.residual import LocalResidual
 from diffcast.samplers import ddim
@@ -75,11 +75,6 @@ def direct_attention(attention: LargeKernelAttention, x: Tensor) -> Tensor:
     spatial = attention.pointwise(attention.dilated(attention.local(u)))
     channel = torch.sigmoid(attention.excite(F.relu(attention.squeeze(u.mean(dim=(2, 3))))))
     return x + normed + attention.project_out(channel[..., None, None] * spatial * u)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's weights."""
-    return next(model.parameters()).device
 
 
 def in_precision(precision: str, form: Form, device: torch.device) -> Form:

@@ -18,6 +18,7 @@ from dataset.frames.archive.names import seconds
 from dataset.frames.config import FramesConfig
 from dataset.frames.latest import Latest, latest
 from diffcast.evaluation.results import data_differences, describe_source
+from diffcast.forecaster import device_of
 from diffcast.forecasting.coordinates import space
 from diffcast.forecasting.forecasts import ForecastSettings, check_members, forecast_all, forecast_bar
 from diffcast.forecasting.output import FORMATS, contents, description, write_forecast
@@ -88,7 +89,7 @@ class Operation:
             LOG.warning("%s", doubt)
         begin, crop = time.monotonic(), newest.grid.crop
         place = space(newest, self.config)  # first, as a package may be missing
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         draws = generators(device, self.settings.seed, 6, [seconds(newest.times[-1])])
         frames = newest.frames.to(device)[None]
         with forecast_bar(self.model, self.settings.members) as bar:

@@ -22,6 +22,7 @@ from diffcast.forecasting import operational, watching
 from diffcast.forecasting.forecasts import ForecastSettings
 from diffcast.forecasting.operational import Operation
 from diffcast.forecasting.watching import watch
+from models import Advection
 from tests.tiny import BACKBONES
 from utils.errors import InputError
 from utils.weights import save_weights
@@ -359,6 +360,16 @@ def test_a_watch_that_starts_again_repeats_nothing(operation, drawn, monkeypatch
 def test_a_backbone_alone_has_no_members(operation, model):
     with pytest.raises(InputError, match=r"SimVP is a backbone alone.*leave out members"):
         Operation(model.backbone, "simvp", operation.config, operation.settings, operation.folder, "tiny.safetensors")
+
+
+def test_advection_alone_makes_operational_forecasts(operation, radar, drawn):
+    settings = ForecastSettings(baselines=())
+    alone = Operation(
+        Advection(ARCHITECTURE.frame_shape, 5, ARCHITECTURE.frames_out),
+        *("advection", operation.config, settings, operation.folder, "none"),
+    )
+    alone.run(now())
+    assert list(drawn[0]["forecasts"]) == ["advection"]
 
 
 @pytest.fixture(scope="module")
