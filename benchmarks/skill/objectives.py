@@ -14,11 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean
 
 from benchmarks.skill import trainings
 from benchmarks.skill.jobs import Runner, add_jobs, run_together
-from benchmarks.skill.tables import interval, number, table_head, table_row
+from benchmarks.skill.tables import interval, mean_of, number, table_head, table_row
 from benchmarks.skill.trainings import Training
 from diffcast.evaluation.results import without_nan
 from diffcast.report.bootstrap import REPLICATES, differences
@@ -140,7 +139,7 @@ def table(results: dict) -> list[str]:
     lines = table_head(["", *(heading for heading, _ in SCORES.values()), "CRPS minus the first, by seed"])
     for name in dict.fromkeys(name for seed in seeds for name in seed["scores"]):
         rows = [seed["scores"][name] for seed in seeds if name in seed["scores"]]
-        scores = [number(mean(row[key] for row in rows), digits) for key, (_, digits) in SCORES.items()]
+        scores = [number(mean_of([row[key] for row in rows]), digits) for key, (_, digits) in SCORES.items()]
         minus = [interval(row["minus_reference"]["crps"]) for row in rows if "minus_reference" in row]
         lines.append(table_row([name, *scores, ", ".join(minus)]))
     return lines

@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.skill import trainings
 from benchmarks.skill.jobs import Runner, add_jobs, run_together
 from benchmarks.skill.radar import DAYS, KM, prepare
-from benchmarks.skill.tables import interval, number, table_head, table_row
+from benchmarks.skill.tables import interval, mean_of, number, table_head, table_row
 from diffcast.evaluation.results import without_nan
 from diffcast.report.bootstrap import REPLICATES, SEED, difference, replicated_scores, resampling_weights
 from diffcast.report.evaluation import Entry, find_entry
@@ -160,10 +160,7 @@ def tables(results: dict) -> list[str]:
         lines += ["", f"Seed {seed}", "", *table_head(["", *headings, *days, "CRPS minus that of STEPS"])]
         for name in dict.fromkeys(name for rows in days.values() for name in rows):
             rows = [rows[name] for rows in days.values() if name in rows]
-            values = [
-                number(np.mean([row[key] for row in rows]), digits) if all(row[key] is not None for row in rows) else ""
-                for key, (_, digits) in SCORES.items()
-            ]
+            values = [number(mean_of([row[key] for row in rows]), digits) for key, (_, digits) in SCORES.items()]
             by_day = [number(of_day[name]["crps"], 4) if name in of_day else "" for of_day in days.values()]
             minus = results["minus_steps"][seed].get(name)
             lines.append(table_row([name, *values, *by_day, interval(minus["mean"]) if minus else ""]))

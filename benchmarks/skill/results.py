@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.skill.pictures import draw_results
-from benchmarks.skill.tables import interval, number, table_head, table_row
+from benchmarks.skill.tables import interval, mean_of, number, table_head, table_row
 from diffcast.evaluation.results import without_nan
 from diffcast.report import write_comparison
 from diffcast.report.bootstrap import REPLICATES, Difference, differences
@@ -137,7 +137,7 @@ def summary(backbones: dict) -> list[str]:
 
 def _score_row(row: str, label: str, seeds: dict) -> str:
     each = [seed["scores"][label] for seed in seeds.values()]
-    means = {key: _mean_of([scores[key] for scores in each]) for key in SCORES}
+    means = {key: mean_of([scores[key] for scores in each]) for key in SCORES}
     return table_row([row, *(number(mean, DIGITS.get(key, 3)) for key, mean in means.items())])
 
 
@@ -215,11 +215,7 @@ def _cost(seeds: dict) -> str:
 
 
 def _mean(values: list[float | None]) -> str:
-    mean = _mean_of(values)
+    mean = mean_of(values)
     if mean is None:
         return ""
     return f"{mean:.4f}" + (f" ({max(abs(value - mean) for value in values):.4f})" if len(values) > 1 else "")
-
-
-def _mean_of(values: list[float | None]) -> float | None:
-    return None if any(value is None for value in values) else statistics.mean(values)

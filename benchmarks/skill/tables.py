@@ -1,5 +1,8 @@
 """Tables in Markdown."""
 
+import statistics
+from collections.abc import Sequence
+
 
 def table_head(cells: list[str]) -> list[str]:
     """The first two lines of a table."""
@@ -14,6 +17,11 @@ def table_row(cells: list[str]) -> str:
 def number(value: float | None, digits: int) -> str:
     """Format a number; a missing value is empty."""
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """The mean, None if a value is missing."""
+    return None if any(value is None for value in values) else statistics.mean(values)
 
 
 def interval(difference: dict, factor: float = 1, digits: int = 4) -> str:

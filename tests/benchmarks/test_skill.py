@@ -12,7 +12,7 @@ import matplotlib.figure
 import pytest
 
 from benchmarks.skill import __main__ as skill
-from benchmarks.skill import choices, trainings
+from benchmarks.skill import choices, objectives, trainings
 from benchmarks.skill import results as skill_results
 from benchmarks.skill.jobs import Runner, run_together
 from benchmarks.skill.pictures import draw_results
@@ -45,6 +45,21 @@ def folder(tmp_path_factory):
                 "scratch": choices.Choice("other", 1, "--diffusion_weight 0.9", start=False, frozen=False),
                 "scale": choices.Choice("other", 2, "--residual_scale 1.5"),
             },
+        },
+        objectives: {
+            "REPLICATES": 20,
+            "ARMS": {
+                "diffusion": objectives.Arm("diffusion", 1, samplings=(("dpm", 2), ("ddim", 1))),
+                "tuned": objectives.Arm(
+                    "then CRPS",
+                    1,
+                    "--objective crps --sampler ddim --sampling_steps 1",
+                    start="diffusion",
+                    samplings=(("ddim", 1),),
+                ),
+                "no_trend": objectives.Arm("no trend", 2, network=objectives.NO_TREND, samplings=(("dpm", 2),)),
+            },
+            "REFERENCE": ("diffusion", ("dpm", 2)),
         },
         skill_results: {"REPLICATES": 20},
         bootstrap: {"REPLICATES": 20},
@@ -150,6 +165,25 @@ def test_choices_differ_from_the_benchmarks_training_in_what_they_say(folder, ca
     out = capsys.readouterr().out
     assert "diffcast_5: started" not in out
     assert f"| {crps['scale']:.4f} |" in out
+
+
+@pytest.mark.slow
+def test_objectives_are_compared_with_diffusion_at_its_usual_steps(folder, capsys):
+    words = ["--seeds", "5", "--jobs", "1"]
+    objectives.main(words)
+    seed = json.loads((folder / "objectives" / "objectives.json").read_text())["seeds"]["5"]
+    rows = seed["scores"]
+    assert list(rows) == ["diffusion, dpm 2", "diffusion, ddim 1", "then CRPS, ddim 1", "no trend, dpm 2"]
+    crps = {name: row["crps"] for name, row in rows.items()}
+    assert len(set(crps.values())) == 3
+    assert crps["then CRPS, ddim 1"] == crps["diffusion, ddim 1"]  # whose weights it starts from, at a rate of 0
+    for name, row in list(rows.items())[1:]:
+        minus = row["minus_reference"]["crps"]["value"]
+        assert minus == pytest.approx(row["crps"] - rows["diffusion, dpm 2"]["crps"], abs=1e-6), name
+    assert all(seconds > 0 for seconds in seed["cpu_seconds"].values())
+    capsys.readouterr()
+    objectives.main(words)
+    assert "started" not in capsys.readouterr().out
 
 
 def test_a_failure_names_its_log_and_stops_the_others(runner, tmp_path):
