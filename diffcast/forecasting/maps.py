@@ -67,10 +67,8 @@ def _axes(place: Georeference, size: tuple[int, int]) -> GeoAxes:
     """Axes without a frame that cover a picture of a panel's size."""
     west, east, south, north = place.edges
     projection = Projection(place.crs)
-    projection.bounds, projection.threshold = (
-        place.edges,
-        (east - west) / size[1] / 4,
-    )  # lines bend within a quarter pixel
+    projection.bounds = place.edges
+    projection.threshold = (east - west) / size[1] / 4  # lines bend within a quarter pixel
     figure = Figure((size[1] / DPI, size[0] / DPI), dpi=DPI, facecolor="none")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), projection=projection, facecolor="none", aspect="auto")
