@@ -36,7 +36,7 @@ PARSERS = {
     "diffcast.convert": convert.build_parser,
     "diffcast.report": report.build_parser,
 }
-FOREIGN = {"pip", "conda", "cp", "tensorboard", "wandb"}
+FOREIGN = {"pip", "conda", "cp", "git", "tensorboard", "wandb"}
 
 
 class Block(NamedTuple):

@@ -145,7 +145,9 @@ def test_progress_adds_up_to_the_segments_of_all_members(model, observed):
     assert len(shares) > 2 * 2 * model.segments
 
 
-@pytest.mark.parametrize(("tile", "message"), [(15, "multiple of 2 pixels .* not 15"), (-2, "must be 0 or a multiple")])
+@pytest.mark.parametrize(
+    ("tile", "message"), [(15, "multiple of 2 pixels .* not 15"), (-2, "tile must be at least 0, not -2")]
+)
 def test_impossible_tiles_are_refused(tile, message, model, observed):
     with pytest.raises(InputError, match=message):
         forecast(model, observed, tile=tile)
