@@ -96,9 +96,10 @@ def crps(errors: Tensor, fairness: float = 1.0) -> Tensor:
 
 
 def pooled_crps(errors: Tensor, valid: Tensor, fairness: float, scales: Sequence[int]) -> Tensor:
-    """Mean CRPS `(N,)` of errors `(N, M, L, C, H, W)` and of their means over squares, with equal weight of all scales.
+    """Mean CRPS `(N,)` of errors `(N, M, L, C, H, W)` over scales.
 
-    A square of `scale * scale` pixels counts by its share of valid pixels.
+    A scale is the side of the squares over which errors are averaged. All scales have equal weight. A square of
+    `scale * scale` pixels counts by its share of valid pixels.
     """
     errors = torch.where(valid[:, None], errors, 0)
     found = 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.skill import trainings
 from benchmarks.skill.jobs import Runner, add_jobs, run_together
-from benchmarks.skill.tables import interval, mean_of, number, table_head, table_row
+from benchmarks.skill.tables import SCORES, interval, mean_of, number, table_head, table_row
 from benchmarks.skill.trainings import Training
 from diffcast.evaluation.results import without_nan
 from diffcast.report.bootstrap import REPLICATES, differences
@@ -58,16 +58,6 @@ ARMS = {
     "no_trend": Arm("diffusion without a trend", 2990, network=NO_TREND, samplings=(("dpm", 10),)),
 }
 REFERENCE = ("diffusion", ("dpm", 10))
-SCORES = {  # key -> heading, digits
-    "crps": ("CRPS", 4),
-    "crps_fair": ("fair", 4),
-    "csi": ("CSI-M", 3),
-    "csi_pool4": ("CSI-pool4", 3),
-    "spread_skill_ratio": ("spread / skill", 2),
-    "rank_deviation": ("RI", 2),
-    "rank_deviation_wet": ("RI, wet", 2),
-    "spectrum_ratio_high": ("octave", 2),
-}
 
 
 def training_of(arm: str, seed: int) -> Training:

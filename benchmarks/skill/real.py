@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.skill import trainings
 from benchmarks.skill.jobs import Runner, add_jobs, run_together
 from benchmarks.skill.radar import DAYS, KM, prepare
-from benchmarks.skill.tables import interval, mean_of, number, table_head, table_row
+from benchmarks.skill.tables import SCORES, interval, mean_of, number, table_head, table_row
 from diffcast.evaluation.results import without_nan
 from diffcast.report.bootstrap import REPLICATES, SEED, difference, replicated_scores, resampling_weights
 from diffcast.report.evaluation import Entry, find_entry
@@ -40,14 +40,6 @@ BASELINES = ("persistence", "advection", "extrapolation", "sprog", "steps")
 REFERENCE = "steps"
 CROP = 256  # km
 SEEDS = [0, 1]
-SCORES = {  # key -> heading, digits
-    "crps": ("CRPS", 4),
-    "csi": ("CSI-M", 3),
-    "csi_pool4": ("CSI-pool4", 3),
-    "spread_skill_ratio": ("spread / skill", 2),
-    "rank_deviation_wet": ("RI, wet", 2),
-    "spectrum_ratio_high": ("octave", 2),
-}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,17 @@
 import statistics
 from collections.abc import Sequence
 
+SCORES = {  # of ensembles: key -> heading, digits
+    "crps": ("CRPS", 4),
+    "crps_fair": ("fair", 4),
+    "csi": ("CSI-M", 3),
+    "csi_pool4": ("CSI-pool4", 3),
+    "spread_skill_ratio": ("spread / skill", 2),
+    "rank_deviation": ("RI", 2),
+    "rank_deviation_wet": ("RI, wet", 2),
+    "spectrum_ratio_high": ("octave", 2),
+}
+
 
 def table_head(cells: list[str]) -> list[str]:
     """The first two lines of a table."""

@@ -103,7 +103,10 @@ class ExceedanceScores(Score):
         return torch.arange(self.members + 1, dtype=table.dtype, device=table.device) / self.members
 
     def _brier(self, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Brier scores `(...)` of tables `(..., M + 1, 2)`, and what of each is due to the number of members."""
+        """Brier scores `(...)` of tables `(..., M + 1, 2)`.
+
+        Also returns what of each is due to the number of members.
+        """
         probability = self._probability(table)
         pixels = table.sum(dim=-1)
         error = torch.stack([probability, probability - 1], dim=-1).square()

@@ -109,7 +109,10 @@ def check_members(forecast: Tensor, members: int) -> None:
 
 
 def split_missing(target: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Separate a target from its missing pixels: 0 in place of NaN, and their mask, None if there are none."""
+    """Separate a target from its missing pixels.
+
+    Returns it with 0 in place of NaN, and the mask of the missing pixels, None if there are none.
+    """
     if not torch.isnan(target.sum()):  # several times faster than looking at every pixel
         return target, None
     missing = torch.isnan(target)

@@ -92,7 +92,10 @@ def _ssim(forecast: Tensor, target: Tensor) -> Tensor:
 
 
 def _incomplete_windows(missing: Tensor) -> Tensor:
-    """Mask the windows of frames `(N, H, W)` with a missing pixel, `(H - 10, W - 10, 1, N)`."""
+    """Mask the windows of frames `(N, H, W)` with a missing pixel.
+
+    Returns `(H - 10, W - 10, 1, N)`.
+    """
     touched = rearrange(missing, "n h w -> h w 1 n")
     for _ in ("rows", "columns"):
         for shift in (1, 2, 4, WINDOW - 8):  # 2, 4, 8, then WINDOW pixels in a row

@@ -116,7 +116,10 @@ class Page:
             self.write(right, edge, label)
 
     def put_scale(self, x: int, y: int) -> None:
-        """Place a scale bar at most half as wide as a panel, and say how far apart the lines of the grid are."""
+        """Place a scale bar, and say how far apart the lines of the grid are.
+
+        The bar is at most half as wide as a panel.
+        """
         pixel_km = self.coordinates.pixel_km
         half = pixel_km * self.width / 2
         power = 10.0 ** math.floor(math.log10(half))
